@@ -1,0 +1,1 @@
+"""Which parts of a model do two tasks share, and what happens without them?"""

@@ -1,0 +1,268 @@
+"""The dataset of facts: people, their biographies and their questions, as JSON lines on disk.
+
+A dataset is a folder with ``people.jsonl``, ``bio.jsonl``, ``qa.jsonl`` and ``dataset.json`` (settings, counts, the
+version and the fingerprint). One row of ``bio.jsonl`` is a sentence or a whole biography; one row of ``qa.jsonl`` a
+question with its answer. Rows say where the subject, the relation and the answers stand, in characters.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, Literal
+
+from circuits.datasets.people import MAX_PEOPLE, Person, draw_index, make_people, permutation
+from circuits.datasets.wordings import ATTRIBUTES, BIOGRAPHY, QUESTIONS, Sentence, fill
+from circuits.errors import CircuitsError
+from circuits.storage import atomic_folder, digest, library_version, read_json, write_json
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas
+
+Row = dict[str, Any]
+
+#: The splits that a task can be made of.
+SPLITS: tuple[str, ...] = ("bio", "qa_id", "qa_ood", "qa_id_unseen", "qa_ood_unseen")
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """What a dataset is made from.
+
+    Attributes:
+        people: number of people, 2 to 144,000.
+        qa_id_fraction: share of people whose questions are in training.
+        biographies: biographies of each person.
+        wordings: sentences for each attribute that biographies draw from, 1 to 5.
+        order: ``permuted`` or ``fixed`` order of the sentences of a biography.
+        mention: ``name`` in every sentence, or the ``pronoun`` after the first one.
+        row: one ``sentence`` or one whole ``biography`` a row.
+        seed: seed of every draw.
+    """
+
+    people: int = 200
+    qa_id_fraction: float = 0.5
+    biographies: int = 3
+    wordings: int = 5
+    order: Literal["permuted", "fixed"] = "permuted"
+    mention: Literal["name", "pronoun"] = "name"
+    row: Literal["sentence", "biography"] = "sentence"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        most = min(len(wordings) for wordings in BIOGRAPHY.values())
+        if not 2 <= self.people <= MAX_PEOPLE:
+            raise CircuitsError(f"the number of people is {self.people}: it must be from 2 to {MAX_PEOPLE}")
+        if not 0 < self.qa_id_fraction < 1:
+            raise CircuitsError(f"the QA-ID fraction is {self.qa_id_fraction}: it must lie between 0 and 1")
+        if self.biographies < 1:
+            raise CircuitsError(f"there are {self.biographies} biographies for each person: 1 is the least")
+        if not 1 <= self.wordings <= most:
+            raise CircuitsError(f"the number of wordings is {self.wordings}: it must be from 1 to {most}")
+        for name, choices in {
+            "order": ("permuted", "fixed"),
+            "mention": ("name", "pronoun"),
+            "row": ("sentence", "biography"),
+        }.items():
+            if getattr(self, name) not in choices:
+                raise CircuitsError(f"{name} is {getattr(self, name)!r}: it must be {' or '.join(choices)}")
+        if self.mention == "pronoun" and self.row == "sentence":
+            raise CircuitsError(
+                "a sentence with a pronoun alone names nobody: with mention=pronoun, row must be biography"
+            )
+
+
+def _row(
+    person: Person, kind: str, wording: int, attributes: list[str], sentences: list[Sentence]
+) -> Row:
+    """Join sentences with spaces; their spans move along."""
+    row: Row = {
+        "person": person.person,
+        "name": person.name,
+        "format": kind,
+        "split": person.split,
+        "wording": wording,
+        "text": "",
+        "attributes": attributes,
+        "subject": [],
+        "relation": [],
+        "answer": [],
+    }
+    for sentence in sentences:
+        start = len(row["text"]) + 1 if row["text"] else 0
+        row["text"] = f"{row['text']} {sentence.text}".lstrip()
+        for role, spans in {
+            "subject": [sentence.subject],
+            "relation": sentence.relation,
+            "answer": [sentence.answer],
+        }.items():
+            row[role] += [[start + left, start + right] for left, right in spans]
+    return row
+
+
+def biography_rows(person: Person, settings: DatasetSettings) -> Iterator[Row]:
+    """The biographies of one person.
+
+    ``wording`` of a row is the number of the wording for a sentence, and the number of the biography for a whole one.
+    """
+    for biography in range(settings.biographies):
+        random = Random(f"{settings.seed}/biography/{person.person}/{biography}")
+        chosen = {attribute: draw_index(random, settings.wordings) for attribute in ATTRIBUTES}
+        order = permutation(random, len(ATTRIBUTES)) if settings.order == "permuted" else range(len(ATTRIBUTES))
+        sentences: dict[str, Sentence] = {}
+        for attribute in (ATTRIBUTES[index] for index in order):
+            subject = person.pronoun if sentences and settings.mention == "pronoun" else person.name
+            sentences[attribute] = fill(BIOGRAPHY[attribute][chosen[attribute]], subject, person.facts[attribute])
+        if settings.row == "biography":
+            yield _row(person, "bio", biography, list(sentences), list(sentences.values()))
+        else:
+            for attribute, sentence in sentences.items():
+                yield _row(person, "bio", chosen[attribute], [attribute], [sentence])
+
+
+def question_rows(person: Person) -> Iterator[Row]:
+    """The questions of one person: each attribute in every form; ``wording`` 0 is the form used in training."""
+    for attribute in ATTRIBUTES:
+        for wording, question in enumerate(QUESTIONS[attribute]):
+            sentence = fill(question, person.name, person.facts[attribute])
+            yield _row(person, "qa", wording, [attribute], [sentence])
+
+
+def make_dataset(folder: str | Path, settings: DatasetSettings | None = None) -> "FactDataset":
+    """Make people up, write their biographies and questions to ``folder``, and open it.
+
+    People are written one after another, so that memory does not grow with their number. The files are the same to
+    the byte for the same settings and version.
+
+    Args:
+        folder: where the dataset goes; an older dataset there is replaced.
+        settings: what to make; the default is the study's.
+
+    Raises:
+        CircuitsError: the folder holds something that is no dataset.
+
+    Example:
+        >>> import tempfile
+        >>> dataset = make_dataset(tempfile.mkdtemp() + "/facts", DatasetSettings(people=50))
+        >>> dataset.counts["qa_ood"]
+        150
+    """
+    folder, settings = Path(folder), settings or DatasetSettings()
+    if folder.exists() and not (folder / "dataset.json").is_file() and any(folder.iterdir()):
+        raise CircuitsError(f"{folder} holds something that is no dataset: choose another folder")
+    counts = dict.fromkeys(SPLITS, 0)
+    with atomic_folder(folder) as temporary:
+        with (
+            (temporary / "people.jsonl").open("w", encoding="utf-8", newline="\n") as people,
+            (temporary / "bio.jsonl").open("w", encoding="utf-8", newline="\n") as bio,
+            (temporary / "qa.jsonl").open("w", encoding="utf-8", newline="\n") as qa,
+        ):
+            for person in make_people(settings.people, settings.seed, settings.qa_id_fraction):
+                people.write(json.dumps(asdict(person), ensure_ascii=False) + "\n")
+                for row in biography_rows(person, settings):
+                    bio.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    counts["bio"] += len(row["attributes"])
+                for row in question_rows(person):
+                    qa.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    counts[person.split + ("_unseen" if row["wording"] else "")] += 1
+        write_json(
+            temporary / "dataset.json",
+            {
+                "kind": "facts",
+                "version": library_version(),
+                "settings": asdict(settings),
+                "counts": counts,
+                "fingerprint": _fingerprint(temporary),
+            },
+        )
+    return FactDataset(folder)
+
+
+def _fingerprint(folder: Path) -> str:
+    parts = []
+    for name in ("people.jsonl", "bio.jsonl", "qa.jsonl"):
+        with (folder / name).open("rb") as file:
+            while block := file.read(1 << 20):
+                parts.append(digest(block))
+    return digest(*parts)
+
+
+class FactDataset:
+    """A dataset of facts on disk.
+
+    Args:
+        folder: what `make_dataset` or ``circuits data`` wrote.
+
+    Attributes:
+        folder: the folder.
+        settings: what it was made from.
+        counts: answers in each split.
+        fingerprint: names its content.
+
+    Raises:
+        CircuitsError: the folder is missing, is no dataset, is empty, or its files were changed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise CircuitsError(f"there is no folder {self.folder}: make a dataset with 'circuits data --out DIR'")
+        if not (self.folder / "dataset.json").is_file():
+            raise CircuitsError(f"{self.folder} is no dataset: it has no dataset.json")
+        card = read_json(self.folder / "dataset.json")
+        for name in ("people.jsonl", "bio.jsonl", "qa.jsonl"):
+            if not (self.folder / name).is_file() or (self.folder / name).stat().st_size == 0:
+                raise CircuitsError(f"the dataset {self.folder} is empty: {name} is missing or has no rows")
+        self.settings = DatasetSettings(**card["settings"])
+        self.counts: dict[str, int] = card["counts"]
+        self.fingerprint: str = card["fingerprint"]
+        if _fingerprint(self.folder) != self.fingerprint:
+            raise CircuitsError(f"the files of the dataset {self.folder} were changed after it was made: make it again")
+
+    def __repr__(self) -> str:
+        return f"FactDataset({str(self.folder)!r}, people={self.settings.people}, fingerprint={self.fingerprint})"
+
+    def people(self) -> "pandas.DataFrame":
+        """One row for each person: ``person``, ``name``, ``pronoun``, ``split`` and the six attributes."""
+        import pandas
+
+        people = pandas.read_json(self.folder / "people.jsonl", lines=True, convert_dates=False)
+        facts = pandas.DataFrame(people.pop("facts").tolist())
+        return pandas.concat([people, facts], axis="columns")
+
+    def rows(self, split: str, people: Iterable[int] | None = None) -> Iterator[Row]:
+        """The rows of a split, read one at a time.
+
+        Args:
+            split: ``bio`` (all biographies), ``qa_id`` and ``qa_ood`` (questions in the form used in training),
+                ``qa_id_unseen`` and ``qa_ood_unseen`` (forms never trained on).
+            people: only these people.
+
+        Raises:
+            CircuitsError: there is no such split, or a person is not in the dataset.
+        """
+        if split not in SPLITS:
+            raise CircuitsError(f"there is no split {split!r}: choose from {', '.join(SPLITS)}")
+        wanted = None if people is None else set(people)
+        for person in wanted or ():
+            if not 0 <= person < self.settings.people:
+                raise CircuitsError(
+                    f"there is no person {person} in {self.folder}: it has people 0 to {self.settings.people - 1}"
+                )
+        with (self.folder / f"{split.split('_')[0]}.jsonl").open(encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                unseen = "_unseen" if row["format"] == "qa" and row["wording"] else ""
+                if (split == "bio" or row["split"] + unseen == split) and (wanted is None or row["person"] in wanted):
+                    yield row
+
+    def stream(self, kind: Literal["bio", "qa"]) -> "datasets.IterableDataset":
+        """All rows of one format as a streaming `datasets.IterableDataset`, for data larger than memory."""
+        import datasets
+
+        stream = datasets.load_dataset(
+            "json", data_files=str(self.folder / f"{kind}.jsonl"), split="train", streaming=True
+        )
+        return stream

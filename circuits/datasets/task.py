@@ -1,0 +1,253 @@
+"""A task: tokenised examples that know which token is subject, relation and answer.
+
+1. Each row's text is tokenised once, as a whole, by a fast tokenizer with its offset mapping.
+2. A token has the role of the characters it covers, surrounding white space apart; where roles meet, answer goes
+   before subject before relation.
+3. An answer's tokens must cover the answer and nothing else. A token that also covers characters before or after it
+   is glued to its neighbour; the row is refused, because no position would predict exactly the answer.
+4. Rows are padded on the right; padding has its own role, so that nothing counts it as a token.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pandas
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from circuits.datasets.facts import FactDataset, Row
+from circuits.errors import CircuitsError
+from circuits.storage import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Role(IntEnum):
+    """What a token is in its sentence."""
+
+    OTHER = 0
+    SUBJECT = 1
+    RELATION = 2
+    ANSWER = 3
+    PADDING = 4
+
+
+def _covering(spans: Sequence[Sequence[int]], start: int, end: int) -> bool:
+    return any(start < right and left < end for left, right in spans)
+
+
+def tokenise_row(row: Row, encoding: Any, index: int) -> dict[str, Any]:
+    """Token roles and answer positions of one encoded row; see the module's text."""
+    text: str = row["text"]
+    roles = []
+    spans: list[list[int]] = [[] for _ in row["answer"]]
+    for position, (start, end) in enumerate(encoding["offset_mapping"][index]):
+        while start < end and text[start].isspace():
+            start += 1
+        while start < end and text[end - 1].isspace():
+            end -= 1
+        role = Role.OTHER
+        for number, (left, right) in enumerate(row["answer"]):
+            if start < right and left < end:
+                if start < left or end > right:
+                    raise CircuitsError(
+                        f"the tokenizer glues the answer {text[left:right]!r} to its neighbour in {text!r} "
+                        f"(token {text[start:end]!r}): use wordings that set the answer apart"
+                    )
+                role = Role.ANSWER
+                spans[number].append(position)
+        if role is Role.OTHER and _covering(row["subject"], start, end):
+            role = Role.SUBJECT
+        elif role is Role.OTHER and _covering(row["relation"], start, end):
+            role = Role.RELATION
+        roles.append(int(role))
+    for number, positions in enumerate(spans):
+        if not positions or positions[0] == 0:
+            left, right = row["answer"][number]
+            raise CircuitsError(f"no token before the answer {text[left:right]!r} can predict it in {text!r}")
+    return {
+        "tokens": encoding["input_ids"][index],
+        "roles": roles,
+        "answers": [[positions[0], positions[-1] + 1] for positions in spans],
+    }
+
+
+def tokenise(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> list[dict[str, Any]]:
+    """Tokenise rows: for each its ``tokens``, ``roles``, and the ``[start, end)`` token positions of its ``answers``.
+
+    Raises:
+        CircuitsError: the tokenizer is not a fast one, or glues an answer to its neighbour.
+    """
+    if not tokenizer.is_fast:
+        raise CircuitsError(f"{type(tokenizer).__name__} is no fast tokenizer: token roles need its offset mapping")
+    encoding = tokenizer([row["text"] for row in rows], return_offsets_mapping=True)
+    return [tokenise_row(row, encoding, index) for index, row in enumerate(rows)]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Tokenised examples of one task, padded on the right.
+
+    Attributes:
+        name: the split, such as ``bio`` or ``qa_ood``.
+        tokens: token ids, ``Int[example pos]``.
+        roles: the `Role` of every token, ``Int[example pos]``; padding is ``Role.PADDING``.
+        answers: one row for each answer: ``example``, ``person``, ``attribute``, ``value``, ``start``, ``end``: the
+            answer's tokens are ``tokens[example, start:end]``, each predicted at the position before it.
+        texts: the text of every example.
+        provenance: dataset fingerprint and tokenizer.
+    """
+
+    name: str
+    tokens: Int[Tensor, "example pos"]
+    roles: Int[Tensor, "example pos"]
+    answers: pandas.DataFrame
+    texts: list[str]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_rows(
+        cls,
+        name: str,
+        rows: Iterable[Row],
+        tokenizer: "PreTrainedTokenizerBase",
+        provenance: dict[str, Any] | None = None,
+    ) -> Self:
+        """Tokenise rows of a dataset.
+
+        Raises:
+            CircuitsError: there are no rows, the tokenizer is not a fast one, or it glues an answer to its neighbour.
+
+        Example:
+            >>> from circuits.datasets import fill, word_tokenizer
+            >>> sentence = fill("{name} was [born in] {value}.", "Priscilla Oakley", "Paris")
+            >>> row = {"person": 0, "attributes": ["birth_city"], "text": sentence.text,
+            ...        "subject": [sentence.subject], "relation": sentence.relation, "answer": [sentence.answer]}
+            >>> task = Task.from_rows("bio", [row], word_tokenizer())
+            >>> [Role(role).name for role in task.roles[0].tolist()]
+            ['OTHER', 'SUBJECT', 'SUBJECT', 'OTHER', 'RELATION', 'RELATION', 'ANSWER', 'OTHER']
+        """
+        rows = list(rows)
+        if not rows:
+            raise CircuitsError(f"the task {name} is empty: no rows were selected")
+        examples = tokenise(rows, tokenizer)
+        length = max(len(example["tokens"]) for example in examples)
+        tokens = torch.full((len(rows), length), tokenizer.pad_token_id or 0)
+        roles = torch.full((len(rows), length), int(Role.PADDING))
+        answers = []
+        for index, (row, example) in enumerate(zip(rows, examples, strict=True)):
+            tokens[index, : len(example["tokens"])] = torch.tensor(example["tokens"])
+            roles[index, : len(example["roles"])] = torch.tensor(example["roles"])
+            for attribute, (left, right), (start, end) in zip(
+                row["attributes"], row["answer"], example["answers"], strict=True
+            ):
+                answers.append((index, row["person"], attribute, row["text"][left:right], start, end))
+        columns = ["example", "person", "attribute", "value", "start", "end"]
+        return cls(
+            name,
+            tokens,
+            roles,
+            pandas.DataFrame(answers, columns=columns),
+            [row["text"] for row in rows],
+            {"tokenizer": type(tokenizer).__name__, "vocabulary": len(tokenizer), **(provenance or {})},
+        )
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: FactDataset,
+        split: str,
+        tokenizer: "PreTrainedTokenizerBase",
+        people: Iterable[int] | None = None,
+    ) -> Self:
+        """A split of a dataset as a task; biographies that say the same sentence twice count it once.
+
+        Raises:
+            CircuitsError: there is no such split or person, or the tokenizer does not fit.
+        """
+        rows = {row["text"]: row for row in dataset.rows(split, people)}.values()
+        return cls.from_rows(split, rows, tokenizer, {"dataset": dataset.fingerprint, "split": split})
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        return f"Task({self.name!r}, examples={len(self)}, answers={len(self.answers)}, pos={self.tokens.shape[1]})"
+
+    @property
+    def attention_mask(self) -> Bool[Tensor, "example pos"]:
+        """True at tokens, False at padding."""
+        return self.roles != Role.PADDING
+
+    @property
+    def answer_mask(self) -> Bool[Tensor, "example pos"]:
+        """True at the tokens of answers."""
+        return self.roles == Role.ANSWER
+
+    def select(self, examples: Sequence[int] | Int[Tensor, " chosen"]) -> Self:
+        """The task with only these examples, in this order, padded no further than they need.
+
+        Raises:
+            CircuitsError: no examples are selected, or one does not exist.
+        """
+        chosen = torch.as_tensor(examples, dtype=torch.long)
+        if len(chosen) == 0:
+            raise CircuitsError(f"the task {self.name} is empty: no examples were selected")
+        if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
+            raise CircuitsError(f"the task {self.name} has examples 0 to {len(self) - 1}, not {int(chosen.max())}")
+        length = int(self.attention_mask[chosen].sum(1).max())
+        by_example = self.answers.groupby("example").indices
+        answers = pandas.concat(
+            self.answers.iloc[by_example[old]].assign(example=new) for new, old in enumerate(chosen.tolist())
+        ).reset_index(drop=True)
+        return type(self)(
+            self.name,
+            self.tokens[chosen, :length],
+            self.roles[chosen, :length],
+            answers,
+            [self.texts[index] for index in chosen.tolist()],
+            self.provenance,
+        )
+
+    def batches(self, size: int) -> Iterator[Self]:
+        """The task in parts of ``size`` examples, in order."""
+        for start in range(0, len(self), size):
+            yield self.select(range(start, min(start + size, len(self))))
+
+    def sample(self, count: int, seed: int = 0) -> Self:
+        """``count`` examples drawn without replacement, in their old order; all of them if there are fewer."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.select(order[:count].sort().values)
+
+    def save(self, path: str | Path) -> None:
+        """Save as safetensors."""
+        metadata = {
+            "kind": "task",
+            "name": self.name,
+            "texts": self.texts,
+            "answers": self.answers.to_dict("list"),
+            "provenance": self.provenance,
+        }
+        write_tensors(Path(path), {"tokens": self.tokens, "roles": self.roles}, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Load what `save` wrote.
+
+        Raises:
+            CircuitsError: the file is missing, damaged or holds something else.
+        """
+        tensors, metadata = read_tensors(Path(path), "task")
+        return cls(
+            metadata["name"],
+            tensors["tokens"],
+            tensors["roles"],
+            pandas.DataFrame(metadata["answers"]),
+            metadata["texts"],
+            metadata["provenance"],
+        )

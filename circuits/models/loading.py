@@ -1,0 +1,310 @@
+"""Checkpoint → `HookedTransformer` and back.
+
+1. The Hugging Face config and weights are read from a local folder or taken from a model in memory; the folder's name
+   plays no part, nothing is fetched, and every tensor the config asks for must be there in the right shape.
+2. The hooked model is configured from the Hugging Face config. Its parameters are views of the checkpoint's tensors:
+   nothing is folded or centred, tied embeddings stay tied, and memory holds the weights once.
+3. Both models read the same random tokens; their logits must agree (1e-4 in float32). If they do not, the residual
+   streams are compared and the first layer that departs is named.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from circuits.errors import CircuitsError
+from circuits.models.architectures import ParameterSource, architecture_of, checkpoint_tensors
+from circuits.models.quiet import quiet
+from circuits.storage import atomic_folder, digest, write_json
+from circuits.units import ModelShape
+
+with quiet():
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+#: How far logits may lie apart: absolute in float32, relative to the largest logit in half precision, where
+#: the two libraries round attention scores at different places.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a hooked model was loaded from; found at ``model.checkpoint``.
+
+    Attributes:
+        source: the folder, or ``memory``.
+        config: the Hugging Face config.
+        sources: which tensor of the checkpoint each parameter is.
+    """
+
+    source: str
+    config: "PreTrainedConfig"
+    sources: tuple[ParameterSource, ...]
+
+
+def load_huggingface(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a local Hugging Face checkpoint, refusing one that is incomplete.
+
+    Raises:
+        CircuitsError: the folder is missing or is no checkpoint, a weight file is damaged, or a tensor is missing, has
+            another shape or is not expected.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CircuitsError(f"there is no folder {folder}: give the path of a checkpoint on this machine")
+    if not (folder / "config.json").is_file():
+        raise CircuitsError(f"{folder} is no checkpoint: it has no config.json")
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        raise CircuitsError(f"{folder / 'config.json'} cannot be read: {_first_line(error)}") from None
+    architecture_of(config)
+    try:
+        with quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # safetensors and transformers raise many kinds; each means the weights cannot be read
+        raise CircuitsError(f"the weights in {folder} are missing or damaged: {_first_line(error)}") from None
+    for kind, meaning in {
+        "mismatched_keys": "has another shape than config.json says",
+        "missing_keys": "is missing from the weights",
+        "unexpected_keys": "is in the weights but not in the model that config.json describes",
+    }.items():
+        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[kind])
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise CircuitsError(f"the checkpoint {folder} does not fit its config: {names[0]} {meaning}{more}")
+    return model.eval()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a local checkpoint; it pads on the right.
+
+    Raises:
+        CircuitsError: there is none, or it is not a fast one.
+    """
+    if not Path(folder).is_dir():
+        raise CircuitsError(f"there is no folder {folder}: give the path of a checkpoint on this machine")
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(Path(folder), local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        raise CircuitsError(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from None
+    if not tokenizer.is_fast:
+        raise CircuitsError(f"the tokenizer in {folder} is no fast tokenizer: token roles need its offset mapping")
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_model(
+    source: str | Path | PreTrainedModel,
+    dtype: str = "float32",
+    device: str | torch.device | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> HookedTransformer:
+    """Load a checkpoint into a `HookedTransformer`, unprocessed, and check that both give the same logits.
+
+    Args:
+        source: a local Hugging Face folder, or a Hugging Face model in memory (which is copied).
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        device: where the model goes; CUDA if there is any, else the CPU.
+        tokenizer: for a model in memory; a folder brings its own.
+
+    Returns:
+        The model in evaluation mode, without gradients on parameters that TransformerLens invents. It has
+        ``model.checkpoint`` (a `Checkpoint`) and ``model.tokenizer``.
+
+    Raises:
+        CircuitsError: the checkpoint is missing, damaged or not supported, or its logits differ.
+
+    Example:
+        >>> from circuits.training import new_model
+        >>> from circuits.datasets import word_tokenizer
+        >>> model = load_model(new_model("tiny-llama", word_tokenizer()))
+        >>> model.cfg.n_layers, model.cfg.n_key_value_heads
+        (4, 2)
+    """
+    if dtype not in DTYPES:
+        raise CircuitsError(f"the dtype {dtype!r} is not supported: choose from {', '.join(DTYPES)}")
+    chosen = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(source, PreTrainedModel):
+        name, reference = "memory", copy.deepcopy(source).to(dtype=DTYPES[dtype]).eval()
+    else:
+        name, reference = str(source), load_huggingface(source, DTYPES[dtype])
+        if tokenizer is None and any((Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+            tokenizer = load_tokenizer(source)
+    reference = reference.to(chosen)
+    model = _hooked(name, reference, tokenizer)
+    _check_parity(model, reference)
+    return model
+
+
+def _hooked(name: str, reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> HookedTransformer:
+    config = reference.config
+    architecture = architecture_of(config)
+    sources = architecture.sources(config)
+    settings = architecture.settings(config)
+    with quiet():
+        model = HookedTransformer(
+            HookedTransformerConfig(
+                **settings,
+                dtype=reference.dtype,
+                device=str(reference.device),
+                original_architecture=architecture.name,
+                default_prepend_bos=False,
+                init_weights=False,
+            )
+        )
+    tensors = dict(reference.named_parameters(remove_duplicate=False))
+    parameters = dict(model.named_parameters())
+    for source in sources:
+        if source.checkpoint not in tensors:
+            raise CircuitsError(f"the checkpoint {name} has no tensor {source.checkpoint}")
+        value = source.to_hooked(tensors[source.checkpoint].detach())
+        if value.shape != parameters[source.hooked].shape:
+            raise CircuitsError(f"{source.checkpoint} has shape {tuple(value.shape)} in {name}, which does not fit")
+        parameters[source.hooked].data = value
+    taken = {source.checkpoint for source in sources}
+    for left in sorted(set(tensors) - taken):
+        raise CircuitsError(f"the checkpoint {name} has a tensor {left} that HookedTransformer cannot represent")
+    for invented in parameters.keys() - {source.hooked for source in sources}:
+        parameters[invented].data = torch.zeros_like(parameters[invented])
+        parameters[invented].requires_grad_(False)
+    model.checkpoint = Checkpoint(name, config, tuple(sources))
+    if tokenizer is not None:
+        model.tokenizer = tokenizer
+        prepends = len(tokenizer("").input_ids) > 0
+        model.cfg.tokenizer_prepends_bos = model.cfg.default_prepend_bos = prepends
+    return model.eval()
+
+
+@torch.no_grad()
+def _check_parity(model: HookedTransformer, reference: PreTrainedModel) -> None:
+    vocabulary = int(model.cfg.d_vocab)
+    tokens = torch.randint(vocabulary, (2, 12), generator=torch.Generator().manual_seed(0)).to(reference.device)
+    with quiet():
+        expected = reference(tokens, output_hidden_states=True, use_cache=False)
+        logits, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_resid_pre"))
+    dtype = reference.dtype
+    scale = 1.0 if dtype == torch.float32 else float(expected.logits.abs().max())
+    allowed = _TOLERANCE[dtype] * scale
+    difference = float((logits - expected.logits).abs().max())
+    if difference <= allowed:
+        return
+    departed = next(
+        (
+            f"layer {layer - 1}" if layer else "the embedding"
+            for layer in range(model.cfg.n_layers)
+            if not torch.allclose(
+                cache[f"blocks.{layer}.hook_resid_pre"], expected.hidden_states[layer], atol=allowed, rtol=1e-3
+            )
+        ),
+        "the last layer, the final norm or the unembedding",
+    )
+    raise CircuitsError(
+        f"the hooked model's logits differ from the checkpoint's by {difference:.2g} ({allowed:.2g} is allowed): "
+        f"they first depart at {departed}"
+    )
+
+
+def checkpoint_of(model: nn.Module) -> Checkpoint:
+    """What a hooked model was loaded from.
+
+    Raises:
+        CircuitsError: it was not loaded with `load_model`.
+    """
+    checkpoint = getattr(model, "checkpoint", None)
+    if not isinstance(checkpoint, Checkpoint):
+        raise CircuitsError("this model was not loaded by circuits: load it with circuits.load_model(folder)")
+    return checkpoint
+
+
+def parameters_of(model: HookedTransformer) -> dict[str, nn.Parameter]:
+    """The parameters that the checkpoint has, under their names in the hooked model.
+
+    Raises:
+        CircuitsError: the model was not loaded with `load_model`.
+    """
+    named = dict(model.named_parameters())
+    return {source.hooked: named[source.hooked] for source in checkpoint_of(model).sources}
+
+
+def shape_of(model: HookedTransformer) -> ModelShape:
+    """How many layers, heads, key/value groups and neurons a hooked model has."""
+    cfg = model.cfg
+    return ModelShape(cfg.n_layers, cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads, cfg.d_mlp)
+
+
+def fingerprint(model: HookedTransformer) -> str:
+    """Sixteen hexadecimal characters that name a model by the content of its parameters.
+
+    Example:
+        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.training import new_model
+        >>> one, two = (load_model(new_model("tiny-llama", word_tokenizer(), seed)) for seed in (0, 1))
+        >>> fingerprint(one) == fingerprint(one) != fingerprint(two)
+        True
+    """
+    parts: list[Any] = [type(checkpoint_of(model).config).__name__]
+    for name, parameter in parameters_of(model).items():
+        value = parameter.detach().cpu().contiguous()
+        parts += [f"{name} {value.dtype} {tuple(value.shape)}", value.view(torch.uint8).numpy().data]
+    return digest(*parts)
+
+
+def save_model(model: HookedTransformer, folder: str | Path, facts: dict[str, Any] | None = None) -> None:
+    """Save a hooked model as an ordinary Hugging Face checkpoint, tokenizer included.
+
+    Args:
+        model: loaded with `load_model`, its parameters changed at will.
+        folder: where the checkpoint goes.
+        facts: provenance for ``circuits.json`` in the folder.
+
+    Raises:
+        CircuitsError: the embeddings are tied in the config, but were given different values.
+    """
+    checkpoint = checkpoint_of(model)
+    parameters: dict[str, Tensor] = {name: value.detach() for name, value in parameters_of(model).items()}
+    tensors = checkpoint_tensors(list(checkpoint.sources), parameters)
+    if checkpoint.config.tie_word_embeddings:
+        embedding, unembedding = parameters["embed.W_E"], parameters["unembed.W_U"]
+        if not torch.equal(embedding, unembedding.T):
+            raise CircuitsError("the checkpoint ties its embeddings, but W_E and W_U differ: change both alike")
+    with quiet():
+        target = AutoModelForCausalLM.from_config(checkpoint.config).to(model.cfg.dtype)
+        with torch.no_grad():
+            for name, parameter in target.named_parameters(remove_duplicate=False):
+                parameter.copy_(tensors[name])
+        with atomic_folder(Path(folder)) as temporary:
+            target.save_pretrained(temporary)
+            if model.tokenizer is not None:
+                model.tokenizer.save_pretrained(temporary)
+            write_json(temporary / "circuits.json", facts or {})
+
+

@@ -1,0 +1,175 @@
+"""Saved results: where they came from, and how they reach the disk whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.errors import CircuitsError
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import Tensor
+
+DISTRIBUTION = "fact-circuits"
+
+
+@cache
+def library_version() -> str:
+    """The version of this library."""
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@cache
+def git_commit() -> str:
+    """The commit of the checkout this library runs from, ``-dirty`` if it was changed; ``unknown`` outside one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return "unknown"
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def provenance(**facts: Any) -> dict[str, Any]:
+    """Where a result came from: library version, git commit, and the given facts.
+
+    Args:
+        facts: model and dataset fingerprints, settings, seed, dtype, device; must be JSON.
+
+    Example:
+        >>> sorted(provenance(seed=0))
+        ['git_commit', 'library_version', 'seed']
+    """
+    return {"library_version": library_version(), "git_commit": git_commit(), **facts}
+
+
+def digest(*parts: bytes | str) -> str:
+    """Sixteen hexadecimal characters that name a content.
+
+    Example:
+        >>> digest("people", "seed 0") == digest("people", "seed 0") != digest("people", "seed 1")
+        True
+    """
+    hashed = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        hashed.update(len(data).to_bytes(8, "little"))
+        hashed.update(data)
+    return hashed.hexdigest()
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place if the block succeeds and vanishes if it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Like `atomic_file`, for a folder; an older folder of that name is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CircuitsError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CircuitsError(f"there is no file {path}") from None
+    except ValueError as error:
+        raise CircuitsError(f"{path} is not a JSON file: {error}") from None
+
+
+def write_table(path: Path, table: "pandas.DataFrame", csv: bool = False) -> None:
+    """Write a result table as parquet (``path``) and, if asked, as CSV beside it, atomically."""
+    with atomic_file(path) as temporary:
+        table.to_parquet(temporary, index=False)
+    if csv:
+        with atomic_file(path.with_suffix(".csv")) as temporary:
+            table.to_csv(temporary, index=False)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, Any]) -> None:
+    """Write tensors as safetensors with ``metadata`` as JSON in the header, atomically."""
+    from safetensors.torch import save_file
+
+    with atomic_file(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            {"circuits": json.dumps(metadata)},
+        )
+
+
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    """Read what `write_tensors` wrote.
+
+    Args:
+        path: the safetensors file.
+        kind: what the file must hold: the metadata's ``kind``.
+
+    Raises:
+        CircuitsError: the file is missing, damaged, or holds something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise CircuitsError(f"there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("circuits", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        raise CircuitsError(f"{path} is damaged or is not a safetensors file: {error}") from None
+    if metadata.get("kind") != kind:
+        raise CircuitsError(f"{path} holds {metadata.get('kind', 'no result of circuits')}, not a {kind}")
+    return tensors, metadata

@@ -1,0 +1,200 @@
+"""Units: attention heads, key/value groups and MLP neurons, their names, and the parameters they own.
+
+A unit is written as the paper writes it: ``L21H17`` is head 17 of layer 21, ``L21N512`` neuron 512, and ``L21G5``
+key/value group 5 of a model with grouped-query attention. Layers, heads, groups and neurons count from 0.
+
+This file and ``circuits.models`` are the only ones that know how TransformerLens names and lays out parameters.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from circuits.errors import CircuitsError
+
+
+@dataclass(frozen=True, order=True)
+class ModelShape:
+    """The sizes that say which units a model has and which parameters belong to them.
+
+    Attributes:
+        n_layers: number of layers.
+        n_heads: query heads in a layer.
+        n_key_value_heads: key/value groups in a layer; equals ``n_heads`` without grouped-query attention.
+        d_mlp: neurons in a layer.
+    """
+
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    d_mlp: int
+
+    @property
+    def grouped(self) -> bool:
+        """Whether several query heads share one key/value head."""
+        return self.n_key_value_heads != self.n_heads
+
+    def heads(self) -> Iterator["Head"]:
+        """All heads, layer by layer.
+
+        Example:
+            >>> [str(head) for head in ModelShape(2, 2, 2, 8).heads()]
+            ['L0H0', 'L0H1', 'L1H0', 'L1H1']
+        """
+        return (Head(layer, head) for layer in range(self.n_layers) for head in range(self.n_heads))
+
+
+@dataclass(frozen=True, order=True)
+class _Unit:
+    layer: int
+    index: int
+
+    LETTER: ClassVar[str]
+    NOUN: ClassVar[str]
+
+    def __str__(self) -> str:
+        return f"L{self.layer}{self.LETTER}{self.index}"
+
+    @classmethod
+    def parse(cls, text: str, shape: ModelShape | None = None) -> Self:
+        """Read a unit's name; with ``shape``, also check that the model has it.
+
+        Raises:
+            CircuitsError: the text is not such a name, or the model has no such unit.
+        """
+        match = re.fullmatch(rf"L(\d+){cls.LETTER}(\d+)", text.strip(), re.IGNORECASE)
+        if match is None:
+            raise CircuitsError(
+                f"{text!r} is not a {cls.NOUN}: write layer and {cls.NOUN} as in {cls(21, 17)}"
+            )
+        unit = cls(int(match[1]), int(match[2]))
+        if shape is not None:
+            unit.check(shape)
+        return unit
+
+    def check(self, shape: ModelShape) -> None:
+        """Raise a `CircuitsError` unless a model of this shape has the unit."""
+        count = self.count(shape)
+        if self.layer >= shape.n_layers:
+            raise CircuitsError(
+                f"there is no {self.NOUN} {self}: the model has layers 0 to {shape.n_layers - 1}"
+            )
+        if self.index >= count:
+            raise CircuitsError(
+                f"there is no {self.NOUN} {self}: each layer has {self.NOUN}s 0 to {count - 1}"
+            )
+
+    @classmethod
+    def count(cls, shape: ModelShape) -> int:
+        """How many units of this kind each layer has."""
+        raise NotImplementedError
+
+
+class Head(_Unit):
+    """An attention head, written ``L21H17``.
+
+    Example:
+        >>> Head.parse("L21H17")
+        Head(layer=21, index=17)
+        >>> str(Head(2, 1))
+        'L2H1'
+    """
+
+    LETTER = "H"
+    NOUN = "head"
+
+    @classmethod
+    def count(cls, shape: ModelShape) -> int:
+        return shape.n_heads
+
+
+class KVGroup(_Unit):
+    """A key/value group of grouped-query attention, written ``L21G5``.
+
+    Example:
+        >>> str(KVGroup.parse("L21G5"))
+        'L21G5'
+    """
+
+    LETTER = "G"
+    NOUN = "group"
+
+    @classmethod
+    def count(cls, shape: ModelShape) -> int:
+        return shape.n_key_value_heads
+
+
+class Neuron(_Unit):
+    """An MLP neuron, written ``L21N512``.
+
+    Example:
+        >>> str(Neuron.parse("L21N512"))
+        'L21N512'
+    """
+
+    LETTER = "N"
+    NOUN = "neuron"
+
+    @classmethod
+    def count(cls, shape: ModelShape) -> int:
+        return shape.d_mlp
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """To whom the entries of one parameter belong.
+
+    Attributes:
+        unit: the kind of unit that owns slices of the parameter; None if it belongs to no unit.
+        axis: the axis of the parameter that counts the units.
+    """
+
+    unit: type[_Unit] | None
+    axis: int = 0
+
+
+_HEAD, _GROUP = ParameterLayout(Head), ParameterLayout(KVGroup)
+_LAYOUTS: dict[str, ParameterLayout] = {
+    "attn.W_Q": _HEAD,
+    "attn.b_Q": _HEAD,
+    "attn.W_O": _HEAD,
+    "attn.W_K": _HEAD,
+    "attn.W_V": _HEAD,
+    "attn.b_K": _HEAD,
+    "attn.b_V": _HEAD,
+    "attn._W_K": _GROUP,
+    "attn._W_V": _GROUP,
+    "attn._b_K": _GROUP,
+    "attn._b_V": _GROUP,
+    "mlp.W_in": ParameterLayout(Neuron, 1),
+    "mlp.W_gate": ParameterLayout(Neuron, 1),
+    "mlp.b_in": ParameterLayout(Neuron),
+    "mlp.W_out": ParameterLayout(Neuron),
+}
+_NO_UNIT = ParameterLayout(None)
+
+
+def layer_of(parameter: str) -> int | None:
+    """The layer a parameter lies in, or None for the embedding, the unembedding and the final norm.
+
+    Example:
+        >>> layer_of("blocks.3.attn.W_Q"), layer_of("embed.W_E")
+        (3, None)
+    """
+    match = re.match(r"blocks\.(\d+)\.", parameter)
+    return int(match[1]) if match else None
+
+
+def layout_of(parameter: str) -> ParameterLayout:
+    """Which kind of unit owns slices of a parameter, and along which axis they are counted.
+
+    Biases added to the residual stream (``b_O``, ``b_out``), embeddings and norms belong to no unit (METHOD, section 1).
+
+    Example:
+        >>> layout_of("blocks.3.attn.W_Q").unit.__name__, layout_of("blocks.3.mlp.W_in").axis
+        ('Head', 1)
+        >>> layout_of("blocks.3.attn.b_O").unit is None
+        True
+    """
+    return _LAYOUTS.get(re.sub(r"^blocks\.\d+\.", "", parameter), _NO_UNIT)
