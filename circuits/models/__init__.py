@@ -17,6 +17,7 @@ from circuits.models.loading import (
     save_model,
     shape_of,
 )
+from circuits.models.projections import Projection, Recording, recording, unit_projections
 from circuits.models.quiet import quiet
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "HookPoints",
     "HookedTransformer",
     "ParameterSource",
+    "Projection",
+    "Recording",
     "answer_logits",
     "architecture_of",
     "capture",
@@ -35,7 +38,9 @@ __all__ = [
     "load_tokenizer",
     "parameters_of",
     "quiet",
+    "recording",
     "save_model",
     "shape_of",
     "unembed",
+    "unit_projections",
 ]

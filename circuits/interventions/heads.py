@@ -1,0 +1,270 @@
+"""Acting on the output of attention heads, at ``attn.hook_z``: ablation and patching.
+
+1. A head's output z is overwritten before W_O: with zero, with its mean over a reference set, or with its own value
+   from another run. Zero is the same as zeroing that head's rows of W_O.
+2. Patching takes z from the source run at the source's positions and writes it at the matching positions of the run
+   that is changed. Positions match by themselves if both runs have the same roles at the same places (two people in
+   one template); otherwise by role: subject tokens from the last backwards, relation tokens from the last backwards,
+   and the token that predicts the answer.
+3. Hooks leave with the ``with`` block. A hook that did not fire is an error.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.datasets import Role, Task
+from circuits.errors import CircuitsError
+from circuits.models import HookedTransformer, HookPoints, capture, shape_of
+from circuits.units import Head
+
+#: Values to put in the place of heads' outputs: head → something that broadcasts to ``[example, pos, d_head]``.
+Replacement = dict[Head, Tensor]
+
+ABLATIONS: tuple[str, ...] = ("zero", "mean")
+
+
+@torch.no_grad()
+def mean_head_outputs(
+    model: HookedTransformer, reference: Task, batch_size: int = 256
+) -> Float[Tensor, "layer head d_head"]:
+    """Mean output z of every head over all tokens of a reference set; padding is not counted.
+
+    Args:
+        model: loaded with `circuits.load_model`.
+        reference: the set that stands for ordinary input.
+        batch_size: examples in one pass.
+    """
+    names = [HookPoints(layer).z for layer in range(model.cfg.n_layers)]
+    total, count = torch.zeros(0), 0
+    for batch in reference.batches(batch_size):
+        outputs = capture(model, batch.tokens, names)
+        mask = batch.attention_mask
+        summed = torch.stack([outputs[name][mask.to(outputs[name].device)].double().sum(0).cpu() for name in names])
+        total = total + summed if total.numel() else summed
+        count += int(mask.sum())
+    return (total / count).to(model.cfg.device, model.cfg.dtype)
+
+
+@contextmanager
+def replace_heads(model: HookedTransformer, values: Replacement) -> Iterator[None]:
+    """Inside the block, the outputs z of these heads are the given values in every forward pass.
+
+    Args:
+        model: loaded with `circuits.load_model`.
+        values: head → tensor that broadcasts to ``[example, pos, d_head]``; NaN entries keep the head's own value.
+
+    Raises:
+        CircuitsError: the model has no such head, or the model was not run in the block.
+    """
+    shape = shape_of(model)
+    for head in values:
+        head.check(shape)
+    fired: set[Head] = set()
+
+    def overwrite(z: Tensor, hook: Any) -> Tensor:
+        z = z.clone()
+        for head, value in values.items():
+            if HookPoints(head.layer).z == hook.name:
+                own = z[:, :, head.index]
+                new = value.to(z.device, z.dtype).expand_as(own)
+                z[:, :, head.index] = torch.where(new.isnan(), own, new)
+                fired.add(head)
+        return z
+
+    with model.hooks(fwd_hooks=[(HookPoints(layer).z, overwrite) for layer in sorted({h.layer for h in values})]):
+        yield
+    for head in values.keys() - fired:
+        raise CircuitsError(f"{head} was to be replaced, but its layer was never run inside the block")
+
+
+def ablate_heads(
+    model: HookedTransformer,
+    heads: Iterable[Head],
+    mode: str = "zero",
+    means: Float[Tensor, "layer head d_head"] | None = None,
+) -> Any:
+    """Inside the block, these heads put out nothing of their own.
+
+    Args:
+        model: loaded with `circuits.load_model`.
+        heads: which.
+        mode: ``zero``, or ``mean``: the mean output given.
+        means: from `mean_head_outputs`.
+
+    Raises:
+        CircuitsError: the model has no such head, there is no such mode, or the means are missing.
+
+    Source:
+        METHOD, section 6; ``zero`` equals zeroing the head's W_O.
+
+    Example:
+        >>> from circuits import Head, evaluate, load_model, Task
+        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.training import new_model
+        >>> import tempfile
+        >>> tokenizer = word_tokenizer()
+        >>> task = Task.from_dataset(make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)), "bio", tokenizer)
+        >>> model = load_model(new_model("tiny-llama", tokenizer))
+        >>> with ablate_heads(model, [Head(2, 1)]):
+        ...     ablated = evaluate(model, task)
+    """
+    if mode not in ABLATIONS:
+        raise CircuitsError(f"there is no ablation {mode!r}: choose from {', '.join(ABLATIONS)}")
+    if mode == "zero":
+        nothing = torch.zeros(model.cfg.d_head, device=model.cfg.device)
+        return replace_heads(model, dict.fromkeys(heads, nothing))
+    if means is None:
+        raise CircuitsError("mean ablation needs the mean outputs: give means=mean_head_outputs(model, reference)")
+    shape = shape_of(model)
+    chosen = list(heads)
+    for head in chosen:
+        head.check(shape)
+    return replace_heads(model, {head: means[head.layer, head.index] for head in chosen})
+
+
+def matching_positions(source: Task, target: Task) -> Int[Tensor, "match 3"]:
+    """Which position of the source matches which of the target: rows of ``example, source position, target position``.
+
+    Args:
+        source: the run that values are taken from.
+        target: the run that is changed, with as many examples.
+
+    Raises:
+        CircuitsError: the tasks have different numbers of examples, or an example has several answers.
+    """
+    if len(source) != len(target):
+        raise CircuitsError(f"patching pairs examples: the source has {len(source)}, the target {len(target)}")
+    for task in (source, target):
+        if len(task.answers) != len(task):
+            raise CircuitsError(f"patching needs one answer in each example, but {task.name} has biographies of several")
+    rows = []
+    for example in range(len(target)):
+        roles, other = target.roles[example].tolist(), source.roles[example].tolist()
+        last, last_other = roles.index(Role.ANSWER) - 1, other.index(Role.ANSWER) - 1
+        if roles[: last + 1] == other[: last_other + 1]:
+            pairs = [(position, position) for position in range(last + 1)]
+        else:
+            pairs = []
+            for role in (Role.SUBJECT, Role.RELATION):
+                theirs = [position for position, found in enumerate(other[:last_other]) if found == role]
+                ours = [position for position, found in enumerate(roles[:last]) if found == role]
+                pairs += zip(reversed(theirs), reversed(ours), strict=False)
+            pairs.append((last_other, last))
+        rows += [(example, theirs, ours) for theirs, ours in pairs]
+    return torch.tensor(rows)
+
+
+@torch.no_grad()
+def patched_outputs(
+    model: HookedTransformer, source: Task, target: Task
+) -> Float[Tensor, "layer example pos head d_head"]:
+    """Every head's output in the source run, at the positions of the target run; NaN where nothing matches.
+
+    Slices of it are values for `replace_heads`: ``outputs[layer, :, :, head]`` patches one head.
+
+    Args:
+        model: loaded with `circuits.load_model`.
+        source: the run that values are taken from: another person's, or the same person's in the other format.
+        target: the run that is changed.
+
+    Raises:
+        CircuitsError: the tasks cannot be paired.
+    """
+    names = [HookPoints(layer).z for layer in range(model.cfg.n_layers)]
+    outputs = capture(model, source.tokens, names)
+    example, theirs, ours = matching_positions(source, target).T
+    cfg = model.cfg
+    patched = torch.full(
+        (cfg.n_layers, *target.tokens.shape, cfg.n_heads, cfg.d_head), float("nan"), dtype=cfg.dtype, device=cfg.device
+    )
+    for layer, name in enumerate(names):
+        patched[layer, example, ours] = outputs[name][example, theirs]
+    return patched
+
+
+def patch_heads(model: HookedTransformer, heads: Iterable[Head], source: Task, target: Task) -> Any:
+    """Inside the block, these heads put out in the target's run what they put out in the source's run.
+
+    Args:
+        model: loaded with `circuits.load_model`.
+        heads: which.
+        source: the run that values are taken from.
+        target: the run that is changed; only its tokens may be run inside the block.
+
+    Raises:
+        CircuitsError: the model has no such head, or the tasks cannot be paired.
+
+    Source:
+        METHOD, section 6 (activation patching).
+
+    Example:
+        >>> from circuits import Head, evaluate, load_model, Task
+        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.training import new_model
+        >>> import tempfile
+        >>> tokenizer = word_tokenizer()
+        >>> task = Task.from_dataset(make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)), "qa_id", tokenizer)
+        >>> model = load_model(new_model("tiny-llama", tokenizer))
+        >>> with patch_heads(model, [Head(2, 1)], source=task, target=task):
+        ...     same = evaluate(model, task)
+    """
+    shape = shape_of(model)
+    chosen = list(heads)
+    for head in chosen:
+        head.check(shape)
+    outputs = patched_outputs(model, source, target)
+    return replace_heads(model, {head: outputs[head.layer, :, :, head.index] for head in chosen})
+
+
+def pair_formats(task: Task, source: Task) -> Task:
+    """The examples of ``source`` that tell the same fact of the same person as those of ``task``, in its order.
+
+    Raises:
+        CircuitsError: a fact is not in the source.
+    """
+    known = {
+        (answer.person, answer.attribute): answer.example for answer in reversed(list(source.answers.itertuples()))
+    }
+    wanted = list(zip(task.answers["person"], task.answers["attribute"], strict=True))
+    for person, attribute in wanted:
+        if (person, attribute) not in known:
+            raise CircuitsError(f"{source.name} does not tell the {attribute} of person {person}")
+    return source.select([known[fact] for fact in wanted])
+
+
+def pair_people(task: Task, seed: int = 0) -> Task:
+    """For each example one about another person, the same attribute in the same wording: the corrupted run.
+
+    Raises:
+        CircuitsError: an example has no partner of the same form and length with another answer.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    answers = task.answers
+    forms = [
+        (answer.attribute, tuple(task.roles[answer.example].tolist()), _frame(task, answer.example))
+        for answer in answers.itertuples()
+    ]
+    groups: dict[Any, list[int]] = {}
+    for row, form in enumerate(forms):
+        groups.setdefault(form, []).append(row)
+    chosen = []
+    for row, form in enumerate(forms):
+        partners = [other for other in groups[form] if answers["value"][other] != answers["value"][row]]
+        if not partners:
+            raise CircuitsError(
+                f"nobody else is asked in the words of {task.texts[answers['example'][row]]!r}: take more people"
+            )
+        pick = int(torch.randint(len(partners), (1,), generator=generator))
+        chosen.append(int(answers["example"][partners[pick]]))
+    return task.select(chosen)
+
+
+def _frame(task: Task, example: int) -> tuple[int, ...]:
+    """The tokens that are neither subject nor answer."""
+    kept = (task.roles[example] != Role.SUBJECT) & (task.roles[example] != Role.ANSWER)
+    return tuple(task.tokens[example][kept].tolist())

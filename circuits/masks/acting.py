@@ -1,0 +1,188 @@
+"""Acting with a mask on a model's weights: revert, zero, mean, graft; and what that does to accuracy.
+
+1. Inside the ``with`` block the masked entries hold other values: those of θ_pre (`revert`), zero (`zero`), or the
+   mean of their tensor (`mean`). `graft` does the opposite of `revert`: θ_pre with the masked entries of θ_ft.
+2. When the block ends, also by an exception, every tensor holds its old values again, bit for bit.
+3. An ablation is compared with random masks that have the same count in each tensor (METHOD, section 3).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import pandas
+import torch
+from torch import Tensor
+
+from circuits.datasets import Task
+from circuits.errors import CircuitsError
+from circuits.masks.mask import ParameterMask
+from circuits.metrics import evaluate
+from circuits.models import HookedTransformer, checkpoint_of, parameters_of
+from circuits.progress import track
+
+MODES: tuple[str, ...] = ("revert", "zero", "mean")
+
+
+@contextmanager
+def _replaced(
+    model: HookedTransformer, mask: ParameterMask, value: Callable[[str, Tensor], Tensor | float]
+) -> Iterator[None]:
+    parameters = parameters_of(model)
+    touched = {name: entries for name, entries in mask.masks.items() if entries.any()}
+    before = {name: parameters[name].detach().clone() for name in touched}
+    try:
+        with torch.no_grad():
+            for name, entries in touched.items():
+                where = entries.to(parameters[name].device)
+                new = torch.as_tensor(value(name, before[name]), dtype=before[name].dtype, device=before[name].device)
+                parameters[name].copy_(torch.where(where, new, before[name]))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, old in before.items():
+                parameters[name].copy_(old)
+
+
+def revert(
+    model: HookedTransformer, mask: ParameterMask, pre: HookedTransformer
+) -> AbstractContextManager[None]:
+    """Inside the block, the masked parameters of ``model`` are back at their values before fine-tuning.
+
+    Args:
+        model: θ_ft.
+        mask: made for ``model``.
+        pre: θ_pre, of the same shape.
+
+    Raises:
+        CircuitsError: the mask was made for another model, or ``pre`` has other parameters.
+
+    Source:
+        arXiv 2505.16178, Fig. 2b.
+    """
+    mask.check(model)
+    others = _same_parameters(model, pre)
+    return _replaced(model, mask, lambda name, _: others[name])
+
+
+def zero(model: HookedTransformer, mask: ParameterMask) -> AbstractContextManager[None]:
+    """Inside the block, the masked parameters are zero.
+
+    Raises:
+        CircuitsError: the mask was made for another model.
+    """
+    mask.check(model)
+    return _replaced(model, mask, lambda _, __: 0.0)
+
+
+def mean(model: HookedTransformer, mask: ParameterMask) -> AbstractContextManager[None]:
+    """Inside the block, the masked parameters hold the mean of their tensor.
+
+    Raises:
+        CircuitsError: the mask was made for another model.
+    """
+    mask.check(model)
+    return _replaced(model, mask, lambda _, old: old.float().mean().item())
+
+
+def graft(
+    pre: HookedTransformer, mask: ParameterMask, fine_tuned: HookedTransformer
+) -> AbstractContextManager[None]:
+    """Inside the block, ``pre`` is the grafted model θ_pre + γ ⊙ (θ_ft − θ_pre), γ the mask.
+
+    Args:
+        pre: θ_pre, which is changed.
+        mask: γ, made for ``fine_tuned``.
+        fine_tuned: θ_ft.
+
+    Raises:
+        CircuitsError: the mask was made for another model, or ``pre`` has other parameters.
+
+    Source:
+        arXiv 2505.16178, Fig. 3; Panigrahi et al. 2023 (arXiv 2302.06600).
+    """
+    mask.check(fine_tuned)
+    others = _same_parameters(fine_tuned, pre, values_of=fine_tuned)
+    return _replaced(pre, mask, lambda name, _: others[name])
+
+
+def _same_parameters(
+    model: HookedTransformer, other: HookedTransformer, values_of: HookedTransformer | None = None
+) -> dict[str, Tensor]:
+    """The parameters of ``values_of`` (default ``other``), after checking that both models have the same ones."""
+    one, two = parameters_of(model), parameters_of(other)
+    for name in sorted(one.keys() | two.keys()):
+        if name not in one or name not in two or one[name].shape != two[name].shape:
+            raise CircuitsError(
+                f"{checkpoint_of(model).source} and {checkpoint_of(other).source} are not the same kind of model: "
+                f"{name} has another shape or is missing in one of them"
+            )
+    return {name: value.detach() for name, value in parameters_of(values_of or other).items()}
+
+
+def ablate_mask(
+    model: HookedTransformer,
+    mask: ParameterMask,
+    tasks: Sequence[Task],
+    pre: HookedTransformer | None = None,
+    mode: str = "revert",
+    draws: int = 5,
+    seed: int = 0,
+) -> pandas.DataFrame:
+    """Accuracy before and after ablating a mask, and after ablating random masks of the same size.
+
+    Args:
+        model: θ_ft.
+        mask: made for ``model``.
+        tasks: what to evaluate.
+        pre: θ_pre, needed to revert.
+        mode: ``revert``, ``zero`` or ``mean``.
+        draws: random masks.
+        seed: of the random masks.
+
+    Returns:
+        One row for each ``condition`` (``none``, ``shared``, ``random``), ``draw`` and ``task``: ``mode``,
+        ``parameters`` ablated, ``exact_match`` and ``log_prob``, means over answers.
+
+    Raises:
+        CircuitsError: the mask was made for another model, there is no such mode, or ``pre`` is missing.
+
+    Source:
+        arXiv 2505.16178, Fig. 2b.
+    """
+    if mode not in MODES:
+        raise CircuitsError(f"there is no mode {mode!r}: choose from {', '.join(MODES)}")
+    if mode == "revert" and pre is None:
+        raise CircuitsError("reverting needs the model before fine-tuning: give pre")
+    conditions = [("none", 0, None), ("shared", 0, mask)]
+    conditions += [("random", draw, mask.random(seed + draw)) for draw in range(draws)]
+    rows = []
+    for condition, draw, chosen in track(conditions, f"{mode} masks", len(conditions), "mask"):
+        with _acting(model, chosen, pre, mode):
+            for task in tasks:
+                scores = evaluate(model, task)
+                rows.append(
+                    {
+                        "condition": condition,
+                        "draw": draw,
+                        "mode": mode,
+                        "task": task.name,
+                        "parameters": 0 if chosen is None else chosen.size,
+                        "exact_match": float(scores["exact_match"].mean()),
+                        "log_prob": float(scores["log_prob"].mean()),
+                    }
+                )
+    return pandas.DataFrame(rows)
+
+
+@contextmanager
+def _acting(
+    model: HookedTransformer, mask: ParameterMask | None, pre: HookedTransformer | None, mode: str
+) -> Iterator[None]:
+    if mask is None:
+        yield
+    elif mode == "revert" and pre is not None:
+        with revert(model, mask, pre):
+            yield
+    else:
+        with zero(model, mask) if mode == "zero" else mean(model, mask):
+            yield

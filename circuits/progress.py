@@ -1,0 +1,26 @@
+"""Progress that a person sees: a bar in a terminal and in Jupyter, nothing in a log file."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+
+def bar(description: str, total: int, unit: str = "it") -> Any:
+    """A tqdm bar with rate and time left; it vanishes when done, and is silent where nobody looks."""
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc=description, unit=unit, disable=None, leave=False, dynamic_ncols=True)
+
+
+def track(items: Iterable[Item], description: str, total: int, unit: str = "it") -> Iterator[Item]:
+    """Go through items with a bar.
+
+    Example:
+        >>> sum(track(range(4), "adding", 4))
+        6
+    """
+    with bar(description, total, unit) as shown:
+        for item in items:
+            yield item
+            shown.update()
