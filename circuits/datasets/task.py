@@ -14,6 +14,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy
 import pandas
 import torch
 from jaxtyping import Bool, Int
@@ -202,9 +203,9 @@ class Task:
             raise CircuitsError(f"the task {self.name} has examples 0 to {len(self) - 1}, not {int(chosen.max())}")
         length = int(self.attention_mask[chosen].sum(1).max())
         by_example = self.answers.groupby("example").indices
-        answers = pandas.concat(
-            self.answers.iloc[by_example[old]].assign(example=new) for new, old in enumerate(chosen.tolist())
-        ).reset_index(drop=True)
+        rows = [by_example[old] for old in chosen.tolist()]
+        answers = self.answers.iloc[numpy.concatenate(rows)].reset_index(drop=True)
+        answers["example"] = numpy.repeat(numpy.arange(len(rows)), [len(row) for row in rows])
         return type(self)(
             self.name,
             self.tokens[chosen, :length],

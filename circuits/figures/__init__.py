@@ -1,0 +1,22 @@
+"""Plotly figures from result tables; the attention study; the report page."""
+
+from circuits.figures.attention import Rectangle, attention_figure, found_rectangles
+from circuits.figures.charts import LABELS, ablation_figure, accuracy_figure, curves_figure, heads_figure
+from circuits.figures.report import Section, write_report
+from circuits.figures.saving import FORMATS, check_format, save_figure
+
+__all__ = [
+    "FORMATS",
+    "LABELS",
+    "Rectangle",
+    "Section",
+    "ablation_figure",
+    "accuracy_figure",
+    "attention_figure",
+    "check_format",
+    "curves_figure",
+    "found_rectangles",
+    "heads_figure",
+    "save_figure",
+    "write_report",
+]

@@ -1,0 +1,266 @@
+"""The attention study of one head: its pattern over the same fact in two formats, side by side (Fig. 5).
+
+1. Each prompt gives one heat map: rows are the tokens that attend, columns the tokens attended to. Axis labels carry
+   the colour of the token's role.
+2. Rectangles mark subject linking (later tokens attend to the subject) and relation focusing (the last token attends
+   to the words that name the relation). Found from roles, a rectangle is solid if the head attends there more than
+   uniform attention would in every format shown, and dotted if it does not; one given by hand is solid.
+3. Below, the head's own reading: its output at the last token through the final norm and the unembedding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from circuits.datasets import Role
+from circuits.errors import CircuitsError
+from circuits.rankings import BEHAVIOURS, HeadReading, behaviour_masks
+
+_COLOURS = {"subject_linking": "#d62728", "relation_focusing": "#2ca02c"}
+_BY_HAND = "#9467bd"
+_ROLE_COLOURS = {Role.SUBJECT: _COLOURS["subject_linking"], Role.RELATION: _COLOURS["relation_focusing"]}
+_CELL = 34
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """A rectangle drawn on a pattern by hand.
+
+    Attributes:
+        panel: which of the readings, from 0.
+        queries: first and last query position.
+        keys: first and last key position.
+        label: what it marks; shown in the legend.
+        shown: whether the head does it (solid) or not (dotted).
+    """
+
+    panel: int
+    queries: tuple[int, int]
+    keys: tuple[int, int]
+    label: str
+    shown: bool = True
+
+
+def found_rectangles(readings: Sequence[HeadReading]) -> list[Rectangle]:
+    """Where the behaviours lie on each pattern, found from token roles.
+
+    A behaviour counts as shown if its attention exceeds what uniform attention would give in every reading.
+    """
+    found = []
+    for name in BEHAVIOURS:
+        scores = [reading.scores[name] for reading in readings if name in reading.scores]
+        shown = len(scores) == len(readings) and all(score > uniform for score, uniform in scores)
+        for panel, reading in enumerate(readings):
+            if name not in reading.scores:
+                continue
+            cells = behaviour_masks(reading.roles)[name]
+            queries = cells.any(1).nonzero().flatten().tolist()
+            for first, last in _runs(cells.any(0).nonzero().flatten().tolist()):
+                found.append(Rectangle(panel, (queries[0], queries[-1]), (first, last), name, shown))
+    return found
+
+
+def _runs(positions: list[int]) -> list[tuple[int, int]]:
+    """Neighbouring positions joined: ``[1, 2, 5]`` is ``(1, 2)`` and ``(5, 5)``."""
+    runs: list[tuple[int, int]] = []
+    for position in positions:
+        if runs and position == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], position)
+        else:
+            runs.append((position, position))
+    return runs
+
+
+def attention_figure(
+    readings: Sequence[HeadReading], rectangles: Sequence[Rectangle] | None = None, subtitle: str = ""
+) -> go.Figure:
+    """Draw the attention study of one head.
+
+    Args:
+        readings: of the same head, usually over a BIO and a QA prompt of one person, from `circuits.read_head`.
+        rectangles: by hand; found from token roles if not given.
+        subtitle: a line under the title, such as the model's name.
+
+    Raises:
+        CircuitsError: there is nothing to draw, the readings are of different heads, or a rectangle lies outside.
+
+    Source:
+        arXiv 2505.16178, Fig. 5.
+    """
+    if not readings:
+        raise CircuitsError("an attention figure needs at least one reading")
+    if len({reading.head for reading in readings}) > 1:
+        raise CircuitsError(
+            f"an attention figure shows one head, not {' and '.join(str(reading.head) for reading in readings)}"
+        )
+    drawn = found_rectangles(readings) if rectangles is None else list(rectangles)
+    columns = len(readings)
+    longest = max(len(reading.tokens) for reading in readings)
+    side = max(300, _CELL * longest)
+    bars, between = 220, 150
+    height = side + bars + between + 190
+    figure = make_subplots(
+        rows=2,
+        cols=columns,
+        row_heights=[side, bars],
+        vertical_spacing=between / (side + bars + between),
+        horizontal_spacing=0.16 if columns > 1 else 0,
+    )
+    for column, reading in enumerate(readings, start=1):
+        _draw_pattern(figure, reading, column, columns)
+        _draw_reading(figure, reading, column)
+    _draw_rectangles(figure, drawn, readings)
+    figure.update_layout(
+        title={
+            "text": f"<b>{readings[0].head}</b>" + (f"<br><sup>{escape(subtitle)}</sup>" if subtitle else ""),
+            "x": 0.02,
+            "y": 1 - 24 / height,
+            "yref": "container",
+            "yanchor": "top",
+        },
+        width=columns * (side + 150) + 70,
+        height=height,
+        margin={"l": 120, "r": 90, "t": 120, "b": 70},
+        template="plotly_white",
+        legend={
+            "orientation": "h",
+            "x": 0.98,
+            "xref": "container",
+            "xanchor": "right",
+            "y": 1 - 16 / height,
+            "yref": "container",
+            "yanchor": "top",
+        },
+        font={"size": 13},
+    )
+    return figure
+
+
+def _axis(number: int, letter: str) -> str:
+    return letter if number == 1 else f"{letter}{number}"
+
+
+def _draw_pattern(figure: go.Figure, reading: HeadReading, column: int, columns: int) -> None:
+    length = len(reading.tokens)
+    labels = [
+        f'<span style="color:{_ROLE_COLOURS.get(Role(role), "#444")}">{escape(token)}</span>'
+        for token, role in zip(reading.tokens, reading.roles, strict=True)
+    ]
+    weights = [
+        [float(reading.pattern[query, key]) if key <= query else None for key in range(length)]
+        for query in range(length)
+    ]
+    figure.add_trace(
+        go.Heatmap(
+            z=weights,
+            zmin=0,
+            zmax=1,
+            colorscale="Blues",
+            xgap=1,
+            ygap=1,
+            showscale=column == columns,
+            colorbar={"title": {"text": "attention", "font": {"size": 13}}, "len": 0.45, "y": 0.77, "thickness": 14},
+            customdata=[[(query, key) for key in reading.tokens] for query in reading.tokens],
+            hovertemplate="%{customdata[0]} → %{customdata[1]}: %{z:.3f}<extra></extra>",
+        ),
+        row=1,
+        col=column,
+    )
+    ticks = {"tickvals": list(range(length)), "ticktext": labels, "showgrid": False, "zeroline": False}
+    figure.update_xaxes(
+        **ticks, tickangle=-55, title={"text": "attended to", "font": {"size": 13}, "standoff": 8}, constrain="domain", range=[-0.5, length - 0.5], row=1, col=column
+    )
+    figure.update_yaxes(
+        **ticks,
+        range=[length - 0.5, -0.5],
+        title={"text": "attends" if column == 1 else "", "font": {"size": 13}},
+        scaleanchor=_axis(column, "x"),
+        constrain="domain",
+        row=1,
+        col=column,
+    )
+    scores = " · ".join(
+        f"{name.replace('_', ' ')} {score:.2f} (uniform {uniform:.2f})"
+        for name, (score, uniform) in reading.scores.items()
+    )
+    figure.add_annotation(
+        text=f"<b>{escape(reading.title)}</b>  {escape(reading.text)}<br><sup>{scores or '&nbsp;'}</sup>",
+        x=0.5,
+        y=1,
+        xref=f"{_axis(column, 'x')} domain",
+        yref=f"{_axis(column, 'y')} domain",
+        yanchor="bottom",
+        yshift=6,
+        showarrow=False,
+        font={"size": 13},
+    )
+
+
+def _draw_reading(figure: go.Figure, reading: HeadReading, column: int) -> None:
+    tokens, logits = zip(*reversed(reading.top_tokens), strict=True)
+    figure.add_trace(
+        go.Bar(
+            x=logits,
+            y=list(range(len(tokens))),
+            orientation="h",
+            marker_color="#4c78a8",
+            text=[f"{logit:.2f}" for logit in logits],
+            textposition="outside",
+            cliponaxis=False,
+            showlegend=False,
+            hovertext=list(tokens),
+            hovertemplate="%{hovertext}: %{x:.3f}<extra></extra>",
+        ),
+        row=2,
+        col=column,
+    )
+    last = escape(reading.tokens[-1])
+    figure.update_yaxes(
+        tickvals=list(range(len(tokens))), ticktext=[escape(token) for token in tokens], row=2, col=column
+    )
+    figure.update_xaxes(
+        title={"text": f"logit of the head's output at “{last}”, top {len(tokens)} tokens", "font": {"size": 13}},
+        range=[min(0.0, min(logits) * 1.2), max(logits) * 1.2 if max(logits) > 0 else 0.0],
+        row=2,
+        col=column,
+    )
+
+
+def _draw_rectangles(figure: go.Figure, rectangles: list[Rectangle], readings: Sequence[HeadReading]) -> None:
+    for rectangle in rectangles:
+        if not 0 <= rectangle.panel < len(readings):
+            raise CircuitsError(f"the rectangle {rectangle.label!r} is for panel {rectangle.panel}: there is no such panel")
+        length = len(readings[rectangle.panel].tokens)
+        if not all(0 <= position < length for position in (*rectangle.queries, *rectangle.keys)):
+            raise CircuitsError(f"the rectangle {rectangle.label!r} lies outside the {length} tokens of its panel")
+        colour = _COLOURS.get(rectangle.label, _BY_HAND)
+        figure.add_shape(
+            type="rect",
+            x0=rectangle.keys[0] - 0.5,
+            x1=rectangle.keys[1] + 0.5,
+            y0=rectangle.queries[0] - 0.5,
+            y1=rectangle.queries[1] + 0.5,
+            line={"color": colour, "width": 3 if rectangle.shown else 2, "dash": "solid" if rectangle.shown else "dot"},
+            row=1,
+            col=rectangle.panel + 1,
+        )
+    for label, shown in dict.fromkeys((rectangle.label, rectangle.shown) for rectangle in rectangles):
+        figure.add_trace(
+            go.Scatter(
+                x=[None],
+                y=[None],
+                mode="markers",
+                marker={
+                    "symbol": "square-open",
+                    "size": 13,
+                    "color": _COLOURS.get(label, _BY_HAND),
+                    "line": {"width": 3},
+                },
+                name=label.replace("_", " ") + ("" if shown else " (dotted: not above uniform)"),
+            ),
+            row=1,
+            col=1,
+        )

@@ -1,0 +1,214 @@
+"""Charts of result tables: accuracy, training curves, ablations, and heat maps over layers and heads."""
+
+import plotly.graph_objects as go
+from pandas import DataFrame
+from plotly.subplots import make_subplots
+
+from circuits.errors import CircuitsError
+
+#: Names and colours of what is compared.
+LABELS = {
+    "mixed": "mixed",
+    "two_stage": "two-stage",
+    "two_stage_gentle": "two-stage, small second rate",
+    "stage_1": "after stage 1 (BIO only)",
+    "bio": "BIO",
+    "qa_id": "QA-ID",
+    "qa_ood": "QA-OOD",
+    "qa_id_unseen": "QA-ID, unseen wording",
+    "qa_ood_unseen": "QA-OOD, unseen wording",
+    "none": "whole model",
+    "shared": "shared parameters ablated",
+    "random": "random parameters ablated",
+}
+_COLOURS = {
+    "mixed": "#1f77b4",
+    "two_stage": "#ff7f0e",
+    "two_stage_gentle": "#bbbbbb",
+    "bio": "#7f7f7f",
+    "qa_id": "#2ca02c",
+    "qa_ood": "#9467bd",
+    "none": "#1f77b4",
+    "shared": "#d62728",
+    "random": "#c7c7c7",
+}
+
+
+def _label(name: str) -> str:
+    return LABELS.get(name, name)
+
+
+def _need(table: DataFrame, *columns: str) -> None:
+    missing = [column for column in columns if column not in table.columns]
+    if missing or table.empty:
+        raise CircuitsError(f"the table has no {missing[0] if missing else 'rows'}: it has {', '.join(table.columns)}")
+
+
+def accuracy_figure(table: DataFrame) -> go.Figure:
+    """Exact match of each model on each split.
+
+    Args:
+        table: columns ``model``, ``split``, ``exact_match`` (0 to 1).
+
+    Raises:
+        CircuitsError: a column is missing or there are no rows.
+
+    Source:
+        arXiv 2505.16178, Fig. 1a.
+    """
+    _need(table, "model", "split", "exact_match")
+    figure = go.Figure()
+    for model in table["model"].unique():
+        rows = table[table["model"] == model]
+        figure.add_bar(
+            name=_label(model),
+            x=[_label(split) for split in rows["split"]],
+            y=rows["exact_match"],
+            text=[f"{value:.1%}" for value in rows["exact_match"]],
+            textposition="outside",
+            cliponaxis=False,
+            marker_color=_COLOURS.get(model),
+        )
+    figure.update_layout(
+        barmode="group",
+        template="plotly_white",
+        height=420,
+        margin={"t": 70, "b": 50},
+        legend={"orientation": "h", "y": 1.18},
+    )
+    figure.update_yaxes(title="exact match", tickformat=".0%", range=[0, 1.05])
+    return figure
+
+
+def curves_figure(table: DataFrame) -> go.Figure:
+    """Exact match along training, one panel for each arm.
+
+    Args:
+        table: columns ``model``, ``step`` and the splits ``bio``, ``qa_id``, ``qa_ood``.
+
+    Raises:
+        CircuitsError: a column is missing or there are no rows.
+    """
+    _need(table, "model", "step", "bio", "qa_id", "qa_ood")
+    models = list(table["model"].unique())
+    figure = make_subplots(cols=len(models), shared_yaxes=True, subplot_titles=[_label(model) for model in models])
+    for column, model in enumerate(models, start=1):
+        rows = table[table["model"] == model]
+        for split in ("bio", "qa_id", "qa_ood"):
+            figure.add_scatter(
+                x=rows["step"],
+                y=rows[split],
+                name=_label(split),
+                legendgroup=split,
+                showlegend=column == 1,
+                line_color=_COLOURS[split],
+                row=1,
+                col=column,
+            )
+    figure.update_layout(
+        template="plotly_white", height=380, margin={"t": 90, "b": 60}, legend={"orientation": "h", "y": 1.32}
+    )
+    figure.update_xaxes(title="step")
+    figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.05])
+    figure.update_yaxes(title="exact match", col=1)
+    return figure
+
+
+def ablation_figure(table: DataFrame) -> go.Figure:
+    """Exact match with shared parameters ablated against random ones, one panel for each model.
+
+    Args:
+        table: columns ``model``, ``condition``, ``draw``, ``task``, ``exact_match``.
+
+    Raises:
+        CircuitsError: a column is missing or there are no rows.
+
+    Source:
+        arXiv 2505.16178, Fig. 2b.
+    """
+    _need(table, "model", "condition", "draw", "task", "exact_match")
+    models = list(table["model"].unique())
+    figure = make_subplots(cols=len(models), shared_yaxes=True, subplot_titles=[_label(model) for model in models])
+    for column, model in enumerate(models, start=1):
+        for condition in ("none", "shared", "random"):
+            rows = table[(table["model"] == model) & (table["condition"] == condition)]
+            by_task = rows.groupby("task", sort=False)["exact_match"].agg(["mean", "min", "max"])
+            figure.add_bar(
+                name=_label(condition),
+                legendgroup=condition,
+                showlegend=column == 1,
+                x=[_label(task) for task in by_task.index],
+                y=by_task["mean"],
+                error_y={
+                    "array": by_task["max"] - by_task["mean"],
+                    "arrayminus": by_task["mean"] - by_task["min"],
+                    "visible": condition == "random",
+                },
+                text=[f"{value:.0%}" for value in by_task["mean"]],
+                textposition="inside",
+                insidetextanchor="start",
+                textangle=0,
+                marker_color=_COLOURS[condition],
+                row=1,
+                col=column,
+            )
+    figure.update_layout(
+        barmode="group",
+        template="plotly_white",
+        height=420,
+        margin={"t": 90, "b": 50},
+        legend={"orientation": "h", "y": 1.28},
+    )
+    figure.update_yaxes(tickformat=".0%", range=[0, 1.05])
+    figure.update_yaxes(title="exact match", col=1)
+    return figure
+
+
+def heads_figure(table: DataFrame, value: str, facet: str = "model", title: str = "", digits: int = 2) -> go.Figure:
+    """A number for every head as heat maps of layers × heads, one panel for each value of a column.
+
+    Args:
+        table: columns ``layer``, ``index``, ``value`` and ``facet``; one row for each head and panel.
+        value: the column that is shown.
+        facet: the column that makes the panels.
+        title: what the colour means.
+        digits: digits after the point in the cells.
+
+    Raises:
+        CircuitsError: a column is missing, there are no rows, or a head has several rows in one panel.
+    """
+    _need(table, "layer", "index", value, facet)
+    if table.duplicated([facet, "layer", "index"]).any():
+        raise CircuitsError(f"the table has several rows for one head and {facet}: select one mode and task first")
+    panels = list(table[facet].unique())
+    largest = float(table[value].abs().max()) or 1.0
+    signed = bool((table[value] < 0).any())
+    layers, heads = int(table["layer"].max()) + 1, int(table["index"].max()) + 1
+    figure = make_subplots(
+        cols=len(panels), shared_yaxes=True, subplot_titles=[_label(str(panel)) for panel in panels]
+    )
+    for column, panel in enumerate(panels, start=1):
+        grid = table[table[facet] == panel].pivot(index="layer", columns="index", values=value)
+        figure.add_trace(
+            go.Heatmap(
+                z=grid.to_numpy(),
+                zmin=-largest if signed else 0,
+                zmax=largest,
+                colorscale="RdBu" if signed else "Blues",
+                xgap=1,
+                ygap=1,
+                showscale=column == len(panels),
+                colorbar={"title": title.replace(", ", ",<br>"), "thickness": 14},
+                texttemplate=f"%{{z:.{digits}f}}" if heads <= 12 and layers <= 12 else None,
+                customdata=[[f"L{layer}H{head}" for head in grid.columns] for layer in grid.index],
+                hovertemplate="%{customdata}: %{z:.4f}<extra></extra>",
+            ),
+            row=1,
+            col=column,
+        )
+    ticks = 1 if max(heads, layers) <= 16 else 4
+    figure.update_xaxes(title="head", dtick=ticks)
+    figure.update_yaxes(autorange="reversed", dtick=ticks)
+    figure.update_yaxes(title="layer", col=1)
+    figure.update_layout(template="plotly_white", height=max(320, 26 * layers + 160), margin={"t": 60, "b": 60})
+    return figure

@@ -1,0 +1,57 @@
+"""Figures to files: interactive pages always, static images when a browser is there."""
+
+from pathlib import Path
+from typing import Literal
+
+import plotly.graph_objects as go
+
+from circuits.errors import CircuitsError
+from circuits.storage import atomic_file
+
+FORMATS: tuple[str, ...] = (".html", ".png", ".svg", ".pdf")
+
+
+def check_format(path: Path) -> None:
+    """Raise a `CircuitsError` unless a figure can be saved under this name."""
+    if path.suffix not in FORMATS:
+        raise CircuitsError(f"a figure cannot be saved as {path.name}: end the name in {', '.join(FORMATS)}")
+
+
+def save_figure(figure: go.Figure, path: str | Path, library: Literal["inside", "beside"] = "inside") -> None:
+    """Save a figure by the ending of its name.
+
+    Args:
+        figure: what to save.
+        path: ``.html`` is interactive and opens offline; ``.png``, ``.svg`` and ``.pdf`` need Chrome or Chromium.
+        library: plotly.js goes ``inside`` the page (4.5 MB), or ``beside`` it, once for all pages of the folder.
+
+    Raises:
+        CircuitsError: the ending is another one, or an image was asked for and no browser was found.
+    """
+    path = Path(path)
+    check_format(path)
+    with atomic_file(path) as temporary:
+        if path.suffix == ".html":
+            figure.write_html(temporary, include_plotlyjs=library == "inside" or "plotly.min.js")
+            script = path.parent / "plotly.min.js"
+            if library == "beside" and not script.exists():
+                from plotly.offline import get_plotlyjs
+
+                with atomic_file(script) as text:
+                    text.write_text(get_plotlyjs(), encoding="utf-8")
+            return
+        try:
+            import kaleido  # noqa: F401
+            from choreographer.errors import BrowserFailedError, ChromeNotFoundError
+        except ImportError:
+            raise CircuitsError(
+                f"{path.name} needs the package kaleido: install fact-circuits[figures], or save as .html"
+            ) from None
+        try:
+            figure.write_image(temporary, scale=2)
+        except (ChromeNotFoundError, BrowserFailedError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "hrome" not in str(error):
+                raise
+            raise CircuitsError(
+                f"{path.name} needs Chrome or Chromium, and none could be started: install one, or save as .html"
+            ) from None
