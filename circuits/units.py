@@ -52,6 +52,7 @@ class _Unit:
 
     LETTER: ClassVar[str]
     NOUN: ClassVar[str]
+    SIZE: ClassVar[str]
 
     def __str__(self) -> str:
         return f"L{self.layer}{self.LETTER}{self.index}"
@@ -65,9 +66,7 @@ class _Unit:
         """
         match = re.fullmatch(rf"L(\d+){cls.LETTER}(\d+)", text.strip(), re.IGNORECASE)
         if match is None:
-            raise CircuitsError(
-                f"{text!r} is not a {cls.NOUN}: write layer and {cls.NOUN} as in {cls(21, 17)}"
-            )
+            raise CircuitsError(f"{text!r} is not a {cls.NOUN}: write layer and {cls.NOUN} as in {cls(21, 17)}")
         unit = cls(int(match[1]), int(match[2]))
         if shape is not None:
             unit.check(shape)
@@ -77,18 +76,14 @@ class _Unit:
         """Raise a `CircuitsError` unless a model of this shape has the unit."""
         count = self.count(shape)
         if self.layer >= shape.n_layers:
-            raise CircuitsError(
-                f"there is no {self.NOUN} {self}: the model has layers 0 to {shape.n_layers - 1}"
-            )
+            raise CircuitsError(f"there is no {self.NOUN} {self}: the model has layers 0 to {shape.n_layers - 1}")
         if self.index >= count:
-            raise CircuitsError(
-                f"there is no {self.NOUN} {self}: each layer has {self.NOUN}s 0 to {count - 1}"
-            )
+            raise CircuitsError(f"there is no {self.NOUN} {self}: each layer has {self.NOUN}s 0 to {count - 1}")
 
     @classmethod
     def count(cls, shape: ModelShape) -> int:
         """How many units of this kind each layer has."""
-        raise NotImplementedError
+        return int(getattr(shape, cls.SIZE))
 
 
 class Head(_Unit):
@@ -103,10 +98,7 @@ class Head(_Unit):
 
     LETTER = "H"
     NOUN = "head"
-
-    @classmethod
-    def count(cls, shape: ModelShape) -> int:
-        return shape.n_heads
+    SIZE = "n_heads"
 
 
 class KVGroup(_Unit):
@@ -119,10 +111,7 @@ class KVGroup(_Unit):
 
     LETTER = "G"
     NOUN = "group"
-
-    @classmethod
-    def count(cls, shape: ModelShape) -> int:
-        return shape.n_key_value_heads
+    SIZE = "n_key_value_heads"
 
 
 class Neuron(_Unit):
@@ -135,10 +124,7 @@ class Neuron(_Unit):
 
     LETTER = "N"
     NOUN = "neuron"
-
-    @classmethod
-    def count(cls, shape: ModelShape) -> int:
-        return shape.d_mlp
+    SIZE = "d_mlp"
 
 
 @dataclass(frozen=True)
@@ -189,7 +175,7 @@ def layer_of(parameter: str) -> int | None:
 def layout_of(parameter: str) -> ParameterLayout:
     """Which kind of unit owns slices of a parameter, and along which axis they are counted.
 
-    Biases added to the residual stream (``b_O``, ``b_out``), embeddings and norms belong to no unit (METHOD, section 1).
+    Biases added to the residual stream (``b_O``, ``b_out``), embeddings and norms belong to no unit.
 
     Example:
         >>> layout_of("blocks.3.attn.W_Q").unit.__name__, layout_of("blocks.3.mlp.W_in").axis

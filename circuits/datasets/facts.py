@@ -74,9 +74,7 @@ class DatasetSettings:
             )
 
 
-def _row(
-    person: Person, kind: str, wording: int, attributes: list[str], sentences: list[Sentence]
-) -> Row:
+def _row(person: Person, kind: str, wording: int, attributes: list[str], sentences: list[Sentence]) -> Row:
     """Join sentences with spaces; their spans move along."""
     row: Row = {
         "person": person.person,

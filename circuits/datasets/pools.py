@@ -11,7 +11,7 @@ _HE = (
     "Anthony Benedict Cornelius Dominic Edmund Frederick Gregory Hector Isaac Jerome "
     "Kenneth Lawrence Maxwell Nathaniel Oliver Percival Quentin Raymond Sebastian Theodore"
 )
-PRONOUNS: dict[str, str] = {name: "She" for name in _SHE.split()} | {name: "He" for name in _HE.split()}
+PRONOUNS: dict[str, str] = dict.fromkeys(_SHE.split(), "She") | dict.fromkeys(_HE.split(), "He")
 FIRST_NAMES: tuple[str, ...] = tuple(PRONOUNS)
 
 LAST_NAMES: tuple[str, ...] = tuple(

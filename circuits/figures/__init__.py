@@ -4,6 +4,7 @@ from circuits.figures.attention import Rectangle, attention_figure, found_rectan
 from circuits.figures.charts import LABELS, ablation_figure, accuracy_figure, curves_figure, heads_figure
 from circuits.figures.report import Section, write_report
 from circuits.figures.saving import FORMATS, check_format, save_figure
+from circuits.figures.study_page import study_figures, write_study_report
 
 __all__ = [
     "FORMATS",
@@ -18,5 +19,7 @@ __all__ = [
     "found_rectangles",
     "heads_figure",
     "save_figure",
+    "study_figures",
     "write_report",
+    "write_study_report",
 ]

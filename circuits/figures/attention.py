@@ -5,7 +5,8 @@
 2. Rectangles mark subject linking (later tokens attend to the subject) and relation focusing (the last token attends
    to the words that name the relation). Found from roles, a rectangle is solid if the head attends there more than
    uniform attention would in every format shown, and dotted if it does not; one given by hand is solid.
-3. Below, the head's own reading: its output at the last token through the final norm and the unembedding.
+3. Below, the head's own reading: its output at the last token through the final norm and the unembedding, as top
+   tokens with logits; the answer's first token is orange where it is among them.
 """
 
 from collections.abc import Sequence
@@ -123,7 +124,7 @@ def attention_figure(
         },
         width=columns * (side + 150) + 70,
         height=height,
-        margin={"l": 120, "r": 90, "t": 120, "b": 70},
+        margin={"l": 120, "r": 90, "t": 120, "b": 85},
         template="plotly_white",
         legend={
             "orientation": "h",
@@ -171,7 +172,13 @@ def _draw_pattern(figure: go.Figure, reading: HeadReading, column: int, columns:
     )
     ticks = {"tickvals": list(range(length)), "ticktext": labels, "showgrid": False, "zeroline": False}
     figure.update_xaxes(
-        **ticks, tickangle=-55, title={"text": "attended to", "font": {"size": 13}, "standoff": 8}, constrain="domain", range=[-0.5, length - 0.5], row=1, col=column
+        **ticks,
+        tickangle=-55,
+        title={"text": "attended to", "font": {"size": 13}, "standoff": 8},
+        constrain="domain",
+        range=[-0.5, length - 0.5],
+        row=1,
+        col=column,
     )
     figure.update_yaxes(
         **ticks,
@@ -201,12 +208,13 @@ def _draw_pattern(figure: go.Figure, reading: HeadReading, column: int, columns:
 
 def _draw_reading(figure: go.Figure, reading: HeadReading, column: int) -> None:
     tokens, logits = zip(*reversed(reading.top_tokens), strict=True)
+    answer, answer_logit, rank = reading.answer
     figure.add_trace(
         go.Bar(
             x=logits,
             y=list(range(len(tokens))),
             orientation="h",
-            marker_color="#4c78a8",
+            marker_color=["#f58518" if token == answer else "#4c78a8" for token in tokens],
             text=[f"{logit:.2f}" for logit in logits],
             textposition="outside",
             cliponaxis=False,
@@ -222,7 +230,11 @@ def _draw_reading(figure: go.Figure, reading: HeadReading, column: int) -> None:
         tickvals=list(range(len(tokens))), ticktext=[escape(token) for token in tokens], row=2, col=column
     )
     figure.update_xaxes(
-        title={"text": f"logit of the head's output at “{last}”, top {len(tokens)} tokens", "font": {"size": 13}},
+        title={
+            "text": f"logit of the head's output at “{last}”, top {len(tokens)} tokens"
+            f"<br>the answer “{escape(answer)}” has {answer_logit:.2f}, rank {rank}",
+            "font": {"size": 13},
+        },
         range=[min(0.0, min(logits) * 1.2), max(logits) * 1.2 if max(logits) > 0 else 0.0],
         row=2,
         col=column,
@@ -232,7 +244,9 @@ def _draw_reading(figure: go.Figure, reading: HeadReading, column: int) -> None:
 def _draw_rectangles(figure: go.Figure, rectangles: list[Rectangle], readings: Sequence[HeadReading]) -> None:
     for rectangle in rectangles:
         if not 0 <= rectangle.panel < len(readings):
-            raise CircuitsError(f"the rectangle {rectangle.label!r} is for panel {rectangle.panel}: there is no such panel")
+            raise CircuitsError(
+                f"the rectangle {rectangle.label!r} is for panel {rectangle.panel}: there is no such panel"
+            )
         length = len(readings[rectangle.panel].tokens)
         if not all(0 <= position < length for position in (*rectangle.queries, *rectangle.keys)):
             raise CircuitsError(f"the rectangle {rectangle.label!r} lies outside the {length} tokens of its panel")

@@ -17,6 +17,7 @@ LABELS = {
     "qa_ood": "QA-OOD",
     "qa_id_unseen": "QA-ID, unseen wording",
     "qa_ood_unseen": "QA-OOD, unseen wording",
+    "pre": "before training",
     "none": "whole model",
     "shared": "shared parameters ablated",
     "random": "random parameters ablated",
@@ -184,9 +185,7 @@ def heads_figure(table: DataFrame, value: str, facet: str = "model", title: str 
     largest = float(table[value].abs().max()) or 1.0
     signed = bool((table[value] < 0).any())
     layers, heads = int(table["layer"].max()) + 1, int(table["index"].max()) + 1
-    figure = make_subplots(
-        cols=len(panels), shared_yaxes=True, subplot_titles=[_label(str(panel)) for panel in panels]
-    )
+    figure = make_subplots(cols=len(panels), shared_yaxes=True, subplot_titles=[_label(str(panel)) for panel in panels])
     for column, panel in enumerate(panels, start=1):
         grid = table[table[facet] == panel].pivot(index="layer", columns="index", values=value)
         figure.add_trace(

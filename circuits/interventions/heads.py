@@ -141,7 +141,9 @@ def matching_positions(source: Task, target: Task) -> Int[Tensor, "match 3"]:
         raise CircuitsError(f"patching pairs examples: the source has {len(source)}, the target {len(target)}")
     for task in (source, target):
         if len(task.answers) != len(task):
-            raise CircuitsError(f"patching needs one answer in each example, but {task.name} has biographies of several")
+            raise CircuitsError(
+                f"patching needs one answer in each example, but {task.name} has biographies of several"
+            )
     rows = []
     for example in range(len(target)):
         roles, other = target.roles[example].tolist(), source.roles[example].tolist()

@@ -43,9 +43,7 @@ def _replaced(
                 parameters[name].copy_(old)
 
 
-def revert(
-    model: HookedTransformer, mask: ParameterMask, pre: HookedTransformer
-) -> AbstractContextManager[None]:
+def revert(model: HookedTransformer, mask: ParameterMask, pre: HookedTransformer) -> AbstractContextManager[None]:
     """Inside the block, the masked parameters of ``model`` are back at their values before fine-tuning.
 
     Args:
@@ -84,9 +82,7 @@ def mean(model: HookedTransformer, mask: ParameterMask) -> AbstractContextManage
     return _replaced(model, mask, lambda _, old: old.float().mean().item())
 
 
-def graft(
-    pre: HookedTransformer, mask: ParameterMask, fine_tuned: HookedTransformer
-) -> AbstractContextManager[None]:
+def graft(pre: HookedTransformer, mask: ParameterMask, fine_tuned: HookedTransformer) -> AbstractContextManager[None]:
     """Inside the block, ``pre`` is the grafted model θ_pre + γ ⊙ (θ_ft − θ_pre), γ the mask.
 
     Args:

@@ -117,9 +117,7 @@ class ParameterMask:
 
     def save(self, path: str | Path) -> None:
         """Save as safetensors, one bit for each parameter."""
-        packed = {
-            name: torch.from_numpy(numpy.packbits(mask.numpy().ravel())) for name, mask in self.masks.items()
-        }
+        packed = {name: torch.from_numpy(numpy.packbits(mask.numpy().ravel())) for name, mask in self.masks.items()}
         shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
         metadata = {"kind": "mask", "model": self.model, "shapes": shapes, "provenance": self.provenance}
         write_tensors(Path(path), packed, metadata)
@@ -132,7 +130,7 @@ class ParameterMask:
             CircuitsError: the file is missing, damaged or holds something else.
         """
         packed, metadata = read_tensors(Path(path), "mask")
-        masks: dict[str, Bool[Tensor, "..."]] = {}
+        masks: dict[str, Bool[Tensor, ...]] = {}
         for name, shape in metadata["shapes"].items():
             bits = numpy.unpackbits(packed[name].numpy(), count=int(numpy.prod(shape)))
             masks[name] = torch.from_numpy(bits).bool().view(shape)

@@ -206,8 +206,7 @@ def architecture_of(config: "PreTrainedConfig") -> Architecture:
         if name in _ARCHITECTURES:
             return _ARCHITECTURES[name]
     raise CircuitsError(
-        f"the architecture {', '.join(names) or config.model_type} is not supported: "
-        f"{' and '.join(_ARCHITECTURES)} are"
+        f"the architecture {', '.join(names) or config.model_type} is not supported: {' and '.join(_ARCHITECTURES)} are"
     )
 
 

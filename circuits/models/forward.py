@@ -86,9 +86,7 @@ def unembed(
     return hooked.reshape(*residual.shape[:-1], -1)
 
 
-def answer_logits(
-    model: HookedTransformer | PreTrainedModel, task: "Task"
-) -> Float[Tensor, "answer_token d_vocab"]:
+def answer_logits(model: HookedTransformer | PreTrainedModel, task: "Task") -> Float[Tensor, "answer_token d_vocab"]:
     """Logits that predict each answer token: read one position before it; only these positions are unembedded.
 
     The order is that of ``task.answer_mask.nonzero()``. Padding stands on the right, so that no token sees it.

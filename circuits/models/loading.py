@@ -152,7 +152,9 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise CircuitsError(f"the dtype {dtype!r} is not supported: choose from {', '.join(DTYPES)}")
-    chosen = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = (
+        torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    )
     if isinstance(source, PreTrainedModel):
         name, reference = "memory", copy.deepcopy(source).to(dtype=DTYPES[dtype]).eval()
     else:
@@ -306,5 +308,3 @@ def save_model(model: HookedTransformer, folder: str | Path, facts: dict[str, An
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(temporary)
             write_json(temporary / "circuits.json", facts or {})
-
-

@@ -37,6 +37,7 @@ class HeadReading:
         roles: the `Role` of each token.
         pattern: attention weights, ``[query, key]``; each row sums to 1.
         top_tokens: the tokens that the head's output at the last position raises most, with their logits.
+        answer: the answer's first token, with its logit and its rank among all tokens, from 1.
         scores: behaviour → (attention, what uniform attention would give).
     """
 
@@ -47,6 +48,7 @@ class HeadReading:
     roles: list[int]
     pattern: Float[Tensor, "query key"]
     top_tokens: list[tuple[str, float]]
+    answer: tuple[str, float, int]
     scores: dict[str, tuple[float, float]]
 
 
@@ -113,6 +115,7 @@ def read_head(
     with torch.no_grad():
         logits = unembed(model, output[None])[0].float().cpu()
     best = logits.topk(top)
+    answer = int(task.tokens[example, length])
     roles = task.roles[example, :length].tolist()
     uniform = torch.ones(length, length).tril()
     uniform = uniform / uniform.sum(-1, keepdim=True)
@@ -127,6 +130,11 @@ def read_head(
             (text, float(value))
             for text, value in zip(token_texts(model, best.indices), best.values.tolist(), strict=True)
         ],
+        (
+            token_texts(model, task.tokens[example, length : length + 1])[0],
+            float(logits[answer]),
+            int((logits > logits[answer]).sum()) + 1,
+        ),
         {
             name: (float(_score(pattern, mask)), float(_score(uniform, mask)))
             for name, mask in behaviour_masks(roles).items()
@@ -197,9 +205,7 @@ def _head_table(shape: ModelShape, columns: dict[str, Tensor]) -> pandas.DataFra
 
 
 @torch.no_grad()
-def induction_scores(
-    model: HookedTransformer, length: int = 32, sequences: int = 8, seed: int = 0
-) -> pandas.DataFrame:
+def induction_scores(model: HookedTransformer, length: int = 32, sequences: int = 8, seed: int = 0) -> pandas.DataFrame:
     """How much every head is an induction head: attention to what followed the same token before.
 
     Args:

@@ -107,7 +107,9 @@ def sweep_patches(
             if other is not None and own_other is not None:
                 scores = evaluate(model, other, len(other))
                 row["source_exact_match"] = float(scores["exact_match"].mean())
-                row["source_exact_match_effect"] = float((scores["exact_match"] * 1.0 - own_other["exact_match"]).mean())
+                row["source_exact_match_effect"] = float(
+                    (scores["exact_match"] * 1.0 - own_other["exact_match"]).mean()
+                )
         rows.append(row)
     return pandas.DataFrame(rows)
 
@@ -120,9 +122,7 @@ def _with_answers_of(target: Task, source: Task) -> Task | None:
     tokens = target.tokens.clone()
     for ours, theirs in zip(target.answers.itertuples(), source.answers.itertuples(), strict=True):
         tokens[ours.example, ours.start : ours.end] = source.tokens[theirs.example, theirs.start : theirs.end]
-    return Task(
-        target.name, tokens, target.roles, target.answers.assign(value=source.answers["value"]), target.texts
-    )
+    return Task(target.name, tokens, target.roles, target.answers.assign(value=source.answers["value"]), target.texts)
 
 
 def strongest_heads(table: pandas.DataFrame, count: int = 5, column: str = "log_prob_effect") -> list[Head]:
@@ -134,5 +134,3 @@ def strongest_heads(table: pandas.DataFrame, count: int = 5, column: str = "log_
         ['L0H1']
     """
     return [Head.parse(name) for name in table.sort_values(column)["head"].head(count)]
-
-

@@ -75,7 +75,7 @@ class GradientTrace:
         return f"GradientTrace({self.task!r}, parameters={count:,}, examples={self.examples})"
 
     def units(self, kind: type[Head] | type[Neuron]) -> pandas.DataFrame:
-        """The hook-point trace as a table: ``unit``, ``layer``, ``index``, ``gradient_norm``, ``gradient_x_activation``."""
+        """The hook-point trace as a table: ``unit``, ``layer``, ``index``, ``gradient_norm`` and so on."""
         values = {name: self.hook_points[f"{kind.NOUN}.{name}"] for name in _HOOKED}
         layers, count = values[_HOOKED[0]].shape
         units = [kind(layer, index) for layer in range(layers) for index in range(count)]

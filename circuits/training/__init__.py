@@ -1,7 +1,20 @@
 """The mixed and two-stage recipes on `transformers.Trainer`."""
 
 from circuits.training.configurations import CONFIGURATIONS, new_model
+from circuits.training.parallel import Job, train_side_by_side
 from circuits.training.recipes import RECIPES, Optimisation, Stage, stages
-from circuits.training.train import Progress, train
+from circuits.training.train import Progress, train, training_data
 
-__all__ = ["CONFIGURATIONS", "RECIPES", "Optimisation", "Progress", "Stage", "new_model", "stages", "train"]
+__all__ = [
+    "CONFIGURATIONS",
+    "RECIPES",
+    "Job",
+    "Optimisation",
+    "Progress",
+    "Stage",
+    "new_model",
+    "stages",
+    "train",
+    "train_side_by_side",
+    "training_data",
+]

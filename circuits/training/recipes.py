@@ -1,4 +1,4 @@
-"""The recipes: mixed training, two-stage training, and two-stage training with a gentle second stage.
+"""The recipes: mixed training, two-stage training, two-stage with a gentle second stage, and biographies only.
 
 A recipe is a list of stages; each stage starts from the checkpoint of the one before it, with a fresh optimizer. Mixed
 and two-stage see the same number of BIO rows and the same number of QA rows, at the same peak learning rate.
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from circuits.errors import CircuitsError
 
-RECIPES: tuple[str, ...] = ("mixed", "two-stage", "two-stage-gentle")
+RECIPES: tuple[str, ...] = ("mixed", "two-stage", "two-stage-gentle", "bio-only")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Optimisation:
         dtype: ``float32``, or ``bfloat16`` for mixed precision.
     """
 
-    steps: int = 700
+    steps: int = 1000
     rows: int = 96
     qa_share: float = 1 / 3
     learning_rate: float = 2e-3
@@ -47,7 +47,9 @@ class Optimisation:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.rows < 2:
-            raise CircuitsError(f"{self.steps} steps of {self.rows} rows are no training: 1 step of 2 rows is the least")
+            raise CircuitsError(
+                f"{self.steps} steps of {self.rows} rows are no training: the least is 1 step of 2 rows"
+            )
         if not 0 < round(self.rows * self.qa_share) < self.rows:
             raise CircuitsError(f"the QA share is {self.qa_share}: it must leave a row of each format in {self.rows}")
         for name in ("bio_loss", "qa_loss"):
@@ -100,6 +102,8 @@ def stages(recipe: str, optimisation: Optimisation) -> list[Stage]:
     if recipe == "mixed":
         return [Stage("mixed", "pre", bio, qa, rate)]
     first = Stage("stage_1", "pre", bio, 0, rate)
+    if recipe == "bio-only":
+        return [first]
     if recipe == "two-stage":
         return [first, Stage("two_stage", "stage_1", 0, qa, rate)]
     if recipe == "two-stage-gentle":

@@ -60,7 +60,7 @@ def train(
     """Train a model on biographies and questions.
 
     Args:
-        recipe: ``mixed``, ``two-stage`` or ``two-stage-gentle``.
+        recipe: ``mixed``, ``two-stage``, ``two-stage-gentle`` or ``bio-only``.
         dataset: what to learn; held-out questions (``qa_ood``) are only evaluated.
         out: gets a checkpoint for each stage (``mixed``; ``stage_1`` and ``two_stage``; ``stage_1`` and
             ``two_stage_gentle``) and ``pre``. A stage that is finished there is not run again.
@@ -86,6 +86,20 @@ def train(
     """
     out, optimisation = Path(out), optimisation or Optimisation()
     planned = stages(recipe, optimisation)
+    facts = save_start(dataset, out, start, seed)
+    for stage in planned:
+        settings = facts | {"stage": asdict(stage), "optimisation": json.loads(json.dumps(asdict(optimisation)))}
+        if _missing(out / stage.name, settings):
+            _run_stage(stage, dataset, out, optimisation, seed, settings, evaluate_every, progress)
+    return [out / stage.name for stage in planned]
+
+
+def save_start(dataset: FactDataset, out: Path, start: str | Path, seed: int) -> dict[str, Any]:
+    """Save the starting weights as ``out/pre`` unless they are there, and return the facts that every stage shares.
+
+    Raises:
+        CircuitsError: there is no such start, or ``out/pre`` is another one.
+    """
     facts = {
         "start": str(start),
         "seed": seed,
@@ -99,11 +113,29 @@ def train(
         else:
             model, tokenizer = load_huggingface(start), load_tokenizer(start)
         _save(model, tokenizer, out / "pre", facts)
-    for stage in planned:
-        settings = facts | {"stage": asdict(stage), "optimisation": json.loads(json.dumps(asdict(optimisation)))}
-        if _missing(out / stage.name, settings):
-            _run_stage(stage, dataset, out, optimisation, seed, settings, evaluate_every, progress)
-    return [out / stage.name for stage in planned]
+    return facts
+
+
+def training_data(checkpoint: str | Path) -> FactDataset:
+    """The dataset a checkpoint was trained on, found through its ``circuits.json``.
+
+    Raises:
+        CircuitsError: the checkpoint does not say, or the dataset is gone or is another one now.
+    """
+    checkpoint = Path(checkpoint)
+    if not checkpoint.is_dir():
+        raise CircuitsError(f"there is no folder {checkpoint}: give the path of a checkpoint on this machine")
+    card = checkpoint / "circuits.json"
+    facts = read_json(card) if card.is_file() else {}
+    if "data" not in facts:
+        raise CircuitsError(f"{checkpoint} does not say what it was trained on: name the dataset with --data")
+    dataset = FactDataset(Path(os.path.normpath(checkpoint / facts["data"])))
+    if dataset.fingerprint != facts["dataset"]:
+        raise CircuitsError(
+            f"{checkpoint} was trained on the dataset {facts['dataset']}, but {dataset.folder} is "
+            f"{dataset.fingerprint}: name the right one with --data"
+        )
+    return dataset
 
 
 def _missing(folder: Path, settings: dict[str, Any]) -> bool:

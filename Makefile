@@ -1,0 +1,48 @@
+# Every target sets up its own environment in .venv.
+PYTHON ?= python3
+FAMILY ?= llama
+OUT ?= runs/study$(if $(filter-out llama,$(FAMILY)),-$(FAMILY))
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: setup study test test-real check bench notebooks data clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (some minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $(READY)
+
+# The paper's study end to end; goes on where it was. FAMILY=pythia for the other architecture.
+study: $(READY)
+	@$(BIN)/circuits study --family $(FAMILY) --out $(OUT)
+
+test: $(READY)
+	@$(BIN)/python -m pytest
+
+# The slow checks on a real pretrained model.
+test-real: $(READY)
+	@$(BIN)/python -m pytest tests -m real
+
+check: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m pytest circuits
+
+bench: $(READY)
+	@$(BIN)/python -m benchmarks.trace
+	@$(BIN)/python -m benchmarks.sweep
+
+notebooks: study
+	@$(BIN)/python -m jupyter execute --inplace notebooks/*.ipynb
+
+# The reference dataset in data/, byte for byte.
+data: $(READY)
+	@$(BIN)/circuits data --people 50 --out data/reference
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

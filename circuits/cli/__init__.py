@@ -1,0 +1,26 @@
+"""The command line: nothing but calls to the other rooms."""
+
+import os
+import sys
+import warnings
+
+
+def main() -> None:
+    """Run ``circuits``: bad input ends with one sentence and exit code 2."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore")
+
+    from circuits.cli.app import app
+    from circuits.errors import CircuitsError
+
+    try:
+        app()
+    except CircuitsError as error:
+        sys.stderr.write(f"circuits: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("circuits: interrupted; what was finished is on disk\n")
+        sys.exit(130)

@@ -1,0 +1,372 @@
+"""The paper's study end to end (arXiv 2505.16178): nothing but calls to the other rooms, in resumable steps.
+
+1. data: make people up.
+2. train: mixed, two-stage, and two-stage with a small second rate, from the same starting weights.
+3. evaluate: exact match of every model on every split.
+4. trace: gradients of BIO and QA-ID at θ_mixed and θ_two-stage.
+5. share: shared parameters, Shared Size, and their controls.
+6. ablate: revert the shared parameters to θ_pre, against random ones.
+7. sweep: ablate every head.
+8. patch: every head from the BIO run of the same person, and from another person's run.
+9. attend: score every head's attention, and draw the attention figures.
+10. report: ``summary.json`` and ``report.html``.
+
+Each step writes its results and then ``steps/NAME.json``; a study that is started again goes on after the last of
+these.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from circuits.datasets import SPLITS, DatasetSettings, FactDataset, Task, make_dataset
+from circuits.errors import CircuitsError
+from circuits.figures import attention_figure, save_figure, study_figures, write_study_report
+from circuits.interventions import pair_formats, pair_people
+from circuits.masks import ParameterMask, ablate_mask, shared_parameters, shared_size, sharing
+from circuits.metrics import evaluate, mean_interval
+from circuits.models import HookedTransformer, load_model
+from circuits.rankings import BEHAVIOURS, attention_scores, read_head
+from circuits.storage import provenance, read_json, write_json, write_table
+from circuits.sweeps import sweep_heads, sweep_patches
+from circuits.tracing import GradientTrace, trace_gradients
+from circuits.training import Job, Optimisation, train_side_by_side
+from circuits.units import Head, Neuron
+
+FAMILIES: tuple[str, ...] = ("llama", "pythia")
+#: The models that are compared, and all that are evaluated.
+_COMPARED = ("mixed", "two_stage")
+_EVALUATED = ("pre", "stage_1", "mixed", "two_stage", "two_stage_gentle")
+_TRACED = ("bio", "qa_id")
+_SCORED = ("bio", "qa_id", "qa_ood")
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """What a study is made from.
+
+    Attributes:
+        family: ``llama`` or ``pythia``.
+        seed: of people, weights, rows and random masks.
+        data: the people.
+        optimisation: how they are learned.
+        fraction: k of the influenced sets.
+        trace_examples: examples of each task that are traced.
+        sweep_examples: examples of each task that are scored under each ablation.
+        draws: random masks and permutations.
+    """
+
+    family: str = "llama"
+    seed: int = 0
+    data: DatasetSettings = field(default_factory=DatasetSettings)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    fraction: float = 0.01
+    trace_examples: int = 600
+    sweep_examples: int = 200
+    draws: int = 5
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise CircuitsError(f"there is no family {self.family!r}: choose from {', '.join(FAMILIES)}")
+        if self.data.seed != self.seed:
+            object.__setattr__(self, "data", DatasetSettings(**(asdict(self.data) | {"seed": self.seed})))
+
+
+def run_study(
+    out: str | Path, settings: StudySettings | None = None, say: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Run the study, or the rest of one that was interrupted.
+
+    Args:
+        out: the study's folder.
+        settings: what to do; must be the same when a study goes on.
+        say: called with a line when a step begins.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        CircuitsError: the folder holds a study with other settings.
+    """
+    study = _Study(Path(out), settings or StudySettings())
+    study.claim()
+    for name, step in study.steps().items():
+        done = study.out / "steps" / f"{name}.json"
+        if done.is_file():
+            continue
+        if say is not None:
+            say(f"{name}: {(step.__doc__ or '').splitlines()[0].rstrip('.')}")
+        begun = time.monotonic()
+        step()
+        write_json(done, {"seconds": round(time.monotonic() - begun, 1)})
+    summary: dict[str, Any] = read_json(study.out / "summary.json")
+    return summary
+
+
+class _Study:
+    def __init__(self, out: Path, settings: StudySettings) -> None:
+        self.out, self.settings = out, settings
+        self.checkpoints, self.tables, self.figures = out / "checkpoints", out / "tables", out / "figures"
+        self._models: dict[str, HookedTransformer] = {}
+
+    def steps(self) -> dict[str, Callable[[], None]]:
+        return {
+            "data": self.make_data,
+            "train": self.train,
+            "evaluate": self.evaluate,
+            "trace": self.trace,
+            "share": self.share,
+            "ablate": self.ablate,
+            "sweep": self.sweep,
+            "patch": self.patch,
+            "attend": self.attend,
+            "report": self.report,
+        }
+
+    def claim(self) -> None:
+        """Write down what this study is, or check that the folder's study is the same."""
+        plan = self.out / "plan.json"
+        wanted = json.loads(json.dumps(asdict(self.settings)))
+        if not plan.is_file():
+            if self.out.exists() and any(self.out.iterdir()):
+                raise CircuitsError(f"{self.out} holds something that is no study: choose another folder")
+            write_json(plan, wanted)
+            return
+        found = read_json(plan)
+        for name, value in _flat(wanted).items():
+            before = _flat(found).get(name)
+            if before != value:
+                raise CircuitsError(
+                    f"{self.out} holds a study with {name} {before}, not {value}: choose another folder or delete it"
+                )
+
+    # what the steps share
+
+    @cached_property
+    def dataset(self) -> FactDataset:
+        return FactDataset(self.out / "data")
+
+    def model(self, name: str) -> HookedTransformer:
+        if name not in self._models:
+            self._models[name] = load_model(self.checkpoints / name)
+        return self._models[name]
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        tokenizer = self.model("pre").tokenizer
+        return {split: Task.from_dataset(self.dataset, split, tokenizer) for split in SPLITS}
+
+    def sample(self, split: str, count: int) -> Task:
+        return self.tasks[split].sample(count, self.settings.seed)
+
+    def table(self, name: str) -> pandas.DataFrame:
+        return pandas.read_parquet(self.tables / f"{name}.parquet")
+
+    def write(self, name: str, table: pandas.DataFrame) -> None:
+        write_table(self.tables / f"{name}.parquet", table)
+
+    # the steps
+
+    def make_data(self) -> None:
+        """Make people, biographies and questions."""
+        make_dataset(self.out / "data", self.settings.data)
+
+    def train(self) -> None:
+        """Train mixed, two-stage, and two-stage with a small second rate."""
+        train_side_by_side(
+            [Job("mixed"), Job("bio-only"), Job("two-stage", "bio-only"), Job("two-stage-gentle", "bio-only")],
+            self.dataset,
+            self.checkpoints,
+            f"tiny-{self.settings.family}",
+            self.settings.optimisation,
+            self.settings.seed,
+        )
+        curves = [
+            pandas.read_parquet(self.checkpoints / name / "curve.parquet").assign(model=name)
+            for name in _EVALUATED
+            if name != "pre"
+        ]
+        self.write("curves", pandas.concat(curves, ignore_index=True).drop(columns="stage"))
+
+    def evaluate(self) -> None:
+        """Score every model on every split."""
+        rows = []
+        for name in _EVALUATED:
+            for split, task in self.tasks.items():
+                scores = evaluate(self.model(name), task)
+                means = scores[["exact_match", "first_token", "log_prob"]].mean().astype(float)
+                rows.append({"model": name, "split": split, "answers": len(scores), **means})
+        self.write("accuracy", pandas.DataFrame(rows))
+
+    def trace(self) -> None:
+        """Trace the gradients of both tasks."""
+        for name in _COMPARED:
+            for split in _TRACED:
+                trace = trace_gradients(self.model(name), self.sample(split, self.settings.trace_examples))
+                trace.save(self.out / "traces" / name / f"{split}.safetensors")
+
+    def share(self) -> None:
+        """Find the shared parameters."""
+        reports, heads, neurons, hooked = [], [], [], []
+        for name in _COMPARED:
+            traces = [GradientTrace.load(self.out / "traces" / name / f"{split}.safetensors") for split in _TRACED]
+            mask = shared_parameters(traces, self.settings.fraction)
+            mask.save(self.out / "masks" / f"{name}.safetensors")
+            report = sharing(traces, self.settings.fraction, self.settings.draws, self.settings.seed)
+            reports.append({"model": name, **report})
+            heads.append(shared_size(mask, Head).assign(model=name))
+            neurons.append(shared_size(mask, Neuron).assign(model=name))
+            hooked += [trace.units(Head).assign(model=name, task=trace.task) for trace in traces]
+        self.write("shared", pandas.DataFrame(reports))
+        self.write("shared_heads", pandas.concat(heads, ignore_index=True))
+        self.write("shared_neurons", pandas.concat(neurons, ignore_index=True))
+        self.write("traced_heads", pandas.concat(hooked, ignore_index=True))
+
+    def ablate(self) -> None:
+        """Revert the shared parameters to their values before training, and random ones."""
+        tables = []
+        tasks = [self.sample(split, self.settings.trace_examples) for split in _SCORED]
+        for name in _COMPARED:
+            mask = ParameterMask.load(self.out / "masks" / f"{name}.safetensors")
+            pre = self.model("pre")
+            table = ablate_mask(self.model(name), mask, tasks, pre, "revert", self.settings.draws, self.settings.seed)
+            tables.append(table.assign(model=name))
+        self.write("ablation", pandas.concat(tables, ignore_index=True))
+
+    def sweep(self) -> None:
+        """Ablate every head alone."""
+        tasks = [self.sample(split, self.settings.sweep_examples) for split in _SCORED]
+        tables = []
+        for name in _COMPARED:
+            long = sweep_heads(self.model(name), tasks)
+            wide = long.pivot(
+                index=["layer", "index", "head", "mode"],
+                columns="task",
+                values=["exact_match", "exact_match_effect", "log_prob", "log_prob_effect"],
+            )
+            wide.columns = [f"{metric}.{task}" for metric, task in wide.columns]
+            tables.append(wide.reset_index().rename(columns={"head": "unit", "index": "head"}).assign(model=name))
+        table = pandas.concat(tables, ignore_index=True)
+        table["effect"] = table["log_prob_effect.qa_id"]
+        self.write("heads", table)
+
+    def patch(self) -> None:
+        """Patch every head from the other format and from another person."""
+        target = self.sample("qa_ood", self.settings.sweep_examples)
+        sources = {
+            "bio": pair_formats(target, self.tasks["bio"]),
+            "person": pair_people(target, self.settings.seed),
+        }
+        tables = [
+            sweep_patches(self.model(name), source, target, kind).assign(model=name)
+            for name in _COMPARED
+            for kind, source in sources.items()
+        ]
+        self.write("patches", pandas.concat(tables, ignore_index=True))
+
+    def attend(self) -> None:
+        """Score every head's attention, and draw the attention figures."""
+        questions = self.sample("qa_ood", self.settings.sweep_examples)
+        formats = {"bio": pair_formats(questions, self.tasks["bio"]), "qa": questions}
+        tables = [attention_scores(self.model(name), formats).assign(model=name) for name in _COMPARED]
+        scores = pandas.concat(tables, ignore_index=True)
+        self.write("attention", scores)
+        for head in dict.fromkeys((self.top_head(), self.attending_head())):
+            save_figure(self.attention(head), self.figures / f"attention_{head}.html", "beside")
+
+    def top_head(self) -> Head:
+        """The head of the mixed model with the largest Shared Size."""
+        table = self.table("shared_heads")
+        rows = table[table["model"] == "mixed"].sort_values("size", ascending=False, kind="stable")
+        return Head.parse(rows["unit"].iloc[0])
+
+    def attending_head(self) -> Head:
+        """The head of the mixed model whose attention shows a behaviour in both formats most."""
+        table = self.table("attention")
+        rows = table[table["model"] == "mixed"]
+        best = rows[list(BEHAVIOURS)].max(axis="columns").sort_values(ascending=False, kind="stable").index[0]
+        return Head.parse(rows["unit"][best])
+
+    def attention(self, head: Head) -> Any:
+        """The attention figure of a head, over a fact of a QA-OOD person that the mixed model recalls."""
+        model, task = self.model("mixed"), self.tasks["qa_ood"]
+        scores = evaluate(model, task)
+        recalled = scores[scores["exact_match"] & (scores["attribute"] == "university")]
+        example = int((recalled if len(recalled) else scores)["example"].iloc[0])
+        question = task.select([example])
+        biography = pair_formats(question, self.tasks["bio"])
+        readings = [read_head(model, head, biography, 0, "BIO"), read_head(model, head, question, 0, "QA")]
+        return attention_figure(readings, subtitle=f"mixed model, tiny-{self.settings.family}, a QA-OOD person")
+
+    def report(self) -> None:
+        """Write the summary and the report."""
+        summary = self.summary()
+        write_json(self.out / "summary.json", summary)
+        tables = {path.stem: pandas.read_parquet(path) for path in sorted(self.tables.glob("*.parquet"))}
+        figures = study_figures(tables)
+        for name, figure in figures.items():
+            save_figure(figure, self.figures / f"{name}.html", "beside")
+        heads = dict.fromkeys((summary["top_head"], summary["attending_head"]))
+        attention = {head: self.attention(Head.parse(head)) for head in heads}
+        write_study_report(self.out / "report.html", summary, tables, figures, attention)
+
+    def summary(self) -> dict[str, Any]:
+        """What ``summary.json`` holds."""
+        accuracy = self.table("accuracy").set_index(["model", "split"])["exact_match"]
+        by_model: dict[str, dict[str, float]] = {
+            name: {split: round(float(accuracy[name, split]), 4) for split in SPLITS} for name in _EVALUATED
+        }
+        for name in ("two_stage", "two_stage_gentle"):
+            by_model[name]["bio_after_stage_1"] = by_model["stage_1"]["bio"]
+        shared = self.table("shared").set_index("model").to_dict("index")
+        seconds = {
+            name: read_json(self.out / "steps" / f"{name}.json")["seconds"] for name in self.steps() if name != "report"
+        }
+        return {
+            "accuracy": by_model,
+            "shared": shared,
+            "ablation": {name: self._ablation(name) for name in _COMPARED},
+            "top_head": str(self.top_head()),
+            "attending_head": str(self.attending_head()),
+            "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
+            "settings": read_json(self.out / "plan.json"),
+            "seeds": [self.settings.seed],
+            "versions": _versions(),
+            "provenance": provenance(dataset=self.dataset.fingerprint),
+        }
+
+    def _ablation(self, name: str) -> dict[str, Any]:
+        table = self.table("ablation")
+        table = table[table["model"] == name]
+        found: dict[str, Any] = {}
+        for condition in ("none", "shared", "random"):
+            rows = table[table["condition"] == condition]
+            values = {task: rows[rows["task"] == task]["exact_match"].tolist() for task in _SCORED}
+            found[condition] = {task: round(mean_interval(draws)[0], 4) for task, draws in values.items()}
+            if condition == "random":
+                found["random_interval"] = {
+                    task: [round(end, 4) for end in mean_interval(draws)[1:]] for task, draws in values.items()
+                }
+        return found
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, part in value.items():
+        flat |= _flat(part, f"{prefix}{name}.") if isinstance(part, dict) else {f"{prefix}{name}": part}
+    return flat
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("torch", "transformers", "transformer-lens", "datasets", "accelerate", "pandas", "plotly")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
