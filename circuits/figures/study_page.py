@@ -126,7 +126,7 @@ def write_study_report(
         Section(
             "Shared parameters",
             [
-                f"The parameters that are in the top {settings['fraction']:.1%} by gradient for BIO and for QA-ID. Lift: "
+                f"The parameters in the top {settings['fraction']:.1%} by gradient for both BIO and QA-ID. Lift: "
                 "how many there are for each one that independent sets would share. Permuted lift: the same with one "
                 "task's set shuffled within each tensor; what it reaches is owed to which tensors matter, and only the "
                 "rest to which of their parameters do. The map shows Shared Size by head.",
@@ -181,8 +181,8 @@ def write_study_report(
     write_report(
         path,
         "Why mixed training lets a model recall facts, and two-stage training does not",
-        f"A small {settings['family']} model of {settings['data']['people']} made-up people. Trained on biographies and "
-        f"questions together, it answers {mixed['qa_ood']:.1%} of the questions it never saw; trained on one after the "
+        f"A small {settings['family']} model of {settings['data']['people']} made-up people. Trained on biographies "
+        f"and questions together, it answers {mixed['qa_ood']:.1%} of the questions it never saw; trained on one after the "
         f"other, {two['qa_ood']:.1%}.",
         sections,
         f"circuits {source['library_version']} · commit {source['git_commit']} · dataset {source['dataset']} · "

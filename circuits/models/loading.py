@@ -24,7 +24,8 @@ from circuits.storage import atomic_folder, digest, write_json
 from circuits.units import ModelShape
 
 with quiet():
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens import HookedTransformer as HookedTransformer
+    from transformer_lens import HookedTransformerConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
