@@ -63,7 +63,7 @@ def provenance(**facts: Any) -> dict[str, Any]:
     return {"library_version": library_version(), "git_commit": git_commit(), **facts}
 
 
-def digest(*parts: bytes | str) -> str:
+def digest(*parts: bytes | memoryview | str) -> str:
     """Sixteen hexadecimal characters that name a content.
 
     Example:
@@ -73,7 +73,7 @@ def digest(*parts: bytes | str) -> str:
     hashed = hashlib.blake2b(digest_size=8)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        hashed.update(len(data).to_bytes(8, "little"))
+        hashed.update(memoryview(data).nbytes.to_bytes(8, "little"))
         hashed.update(data)
     return hashed.hexdigest()
 

@@ -9,9 +9,11 @@ This file and ``circuits.models`` are the only ones that know how TransformerLen
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, TypeVar
 
 from circuits.errors import CircuitsError
+
+Unit = TypeVar("Unit", bound="_Unit")
 
 
 @dataclass(frozen=True, order=True)
@@ -58,7 +60,7 @@ class _Unit:
         return f"L{self.layer}{self.LETTER}{self.index}"
 
     @classmethod
-    def parse(cls, text: str, shape: ModelShape | None = None) -> Self:
+    def parse(cls: type[Unit], text: str, shape: ModelShape | None = None) -> Unit:
         """Read a unit's name; with ``shape``, also check that the model has it.
 
         Raises:

@@ -189,9 +189,9 @@ def data(
         qa_id_fraction=qa_id_fraction,
         biographies=biographies,
         wordings=wordings,
-        order=order,  # type: ignore[arg-type]
-        mention=mention,  # type: ignore[arg-type]
-        row=row,  # type: ignore[arg-type]
+        order=order,
+        mention=mention,
+        row=row,
         seed=seed,
     )
     with _busy(f"making {people} people"):

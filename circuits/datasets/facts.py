@@ -46,9 +46,9 @@ class DatasetSettings:
     qa_id_fraction: float = 0.5
     biographies: int = 3
     wordings: int = 5
-    order: Literal["permuted", "fixed"] = "permuted"
-    mention: Literal["name", "pronoun"] = "name"
-    row: Literal["sentence", "biography"] = "sentence"
+    order: str = "permuted"
+    mention: str = "name"
+    row: str = "sentence"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -226,9 +226,10 @@ class FactDataset:
         """One row for each person: ``person``, ``name``, ``pronoun``, ``split`` and the six attributes."""
         import pandas
 
-        people = pandas.read_json(self.folder / "people.jsonl", lines=True, convert_dates=False)
-        facts = pandas.DataFrame(people.pop("facts").tolist())
-        return pandas.concat([people, facts], axis="columns")
+        with (self.folder / "people.jsonl").open(encoding="utf-8") as file:
+            people = [json.loads(line) for line in file]
+        facts = [person.pop("facts") for person in people]
+        return pandas.concat([pandas.DataFrame(people), pandas.DataFrame(facts)], axis="columns")
 
     def rows(self, split: str, people: Iterable[int] | None = None) -> Iterator[Row]:
         """The rows of a split, read one at a time.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import pandas
@@ -118,7 +118,7 @@ class Task:
         rows: Iterable[Row],
         tokenizer: "PreTrainedTokenizerBase",
         provenance: dict[str, Any] | None = None,
-    ) -> Self:
+    ) -> "Task":
         """Tokenise rows of a dataset.
 
         Raises:
@@ -165,7 +165,7 @@ class Task:
         split: str,
         tokenizer: "PreTrainedTokenizerBase",
         people: Iterable[int] | None = None,
-    ) -> Self:
+    ) -> "Task":
         """A split of a dataset as a task; biographies that say the same sentence twice count it once.
 
         Raises:
@@ -190,7 +190,7 @@ class Task:
         """True at the tokens of answers."""
         return self.roles == Role.ANSWER
 
-    def select(self, examples: Sequence[int] | Int[Tensor, " chosen"]) -> Self:
+    def select(self, examples: Sequence[int] | Int[Tensor, " chosen"]) -> "Task":
         """The task with only these examples, in this order, padded no further than they need.
 
         Raises:
@@ -215,12 +215,12 @@ class Task:
             self.provenance,
         )
 
-    def batches(self, size: int) -> Iterator[Self]:
+    def batches(self, size: int) -> Iterator["Task"]:
         """The task in parts of ``size`` examples, in order."""
         for start in range(0, len(self), size):
             yield self.select(range(start, min(start + size, len(self))))
 
-    def sample(self, count: int, seed: int = 0) -> Self:
+    def sample(self, count: int, seed: int = 0) -> "Task":
         """``count`` examples drawn without replacement, in their old order; all of them if there are fewer."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.select(order[:count].sort().values)
@@ -237,7 +237,7 @@ class Task:
         write_tensors(Path(path), {"tokens": self.tokens, "roles": self.roles}, metadata)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "Task":
         """Load what `save` wrote.
 
         Raises:

@@ -156,6 +156,7 @@ def ablation_figure(table: DataFrame) -> go.Figure:
     figure.update_layout(
         barmode="group",
         template="plotly_white",
+        uniformtext={"minsize": 9, "mode": "hide"},
         height=420,
         margin={"t": 90, "b": 50},
         legend={"orientation": "h", "y": 1.28},
@@ -197,7 +198,7 @@ def heads_figure(table: DataFrame, value: str, facet: str = "model", title: str 
                 xgap=1,
                 ygap=1,
                 showscale=column == len(panels),
-                colorbar={"title": title.replace(", ", ",<br>"), "thickness": 14},
+                colorbar={"title": title, "thickness": 14},
                 texttemplate=f"%{{z:.{digits}f}}" if heads <= 12 and layers <= 12 else None,
                 customdata=[[f"L{layer}H{head}" for head in grid.columns] for layer in grid.index],
                 hovertemplate="%{customdata}: %{z:.4f}<extra></extra>",

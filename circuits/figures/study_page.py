@@ -17,11 +17,11 @@ def study_figures(tables: dict[str, pandas.DataFrame]) -> dict[str, go.Figure]:
     """The study's figures by name, from its result tables by name."""
     accuracy, curves, heads, patches = (tables[name] for name in ("accuracy", "curves", "heads", "patches"))
     heads = heads.rename(columns={"head": "index"})
-    change = "change of, log-prob"
+    change = "change of<br>log-prob"
     return {
         "accuracy": accuracy_figure(accuracy[accuracy["model"].isin(_ARMS) & accuracy["split"].isin(_SPLITS)]),
         "curves": curves_figure(curves),
-        "shared_heads": heads_figure(tables["shared_heads"], "size", title="shared, parameters", digits=0),
+        "shared_heads": heads_figure(tables["shared_heads"], "size", title="shared<br>parameters", digits=0),
         "ablation": ablation_figure(tables["ablation"]),
         "heads_zero": heads_figure(heads[heads["mode"] == "zero"], "log_prob_effect.qa_id", title=change),
         "patch_person": heads_figure(patches[patches["mode"] == "person"], "log_prob_effect", title=change),

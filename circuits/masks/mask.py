@@ -8,7 +8,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy
 import torch
@@ -123,7 +123,7 @@ class ParameterMask:
         write_tensors(Path(path), packed, metadata)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "ParameterMask":
         """Load what `save` wrote.
 
         Raises:

@@ -200,7 +200,7 @@ def shared_size(mask: ParameterMask, kind: type[Head] | type[KVGroup] | type[Neu
             repeats = len(sizes) // len(groups[layer][0])
             share, share_owned = (value.repeat_interleave(repeats) / repeats for value in groups[layer])
         elif kind is Head:
-            share, share_owned = _counts(mask, Head, "KV")[layer]
+            share, share_owned = _counts(mask, Head, "KV").get(layer, (share, share_owned))
             sizes, owned = sizes - share, owned - share_owned
         for index in range(len(sizes)):
             parameters = float(owned[index] + share_owned[index])

@@ -158,6 +158,7 @@ def load_model(
     )
     if isinstance(source, PreTrainedModel):
         name, reference = "memory", copy.deepcopy(source).to(dtype=DTYPES[dtype]).eval()
+        reference.config.architectures = [type(source).__name__]
     else:
         name, reference = str(source), load_huggingface(source, DTYPES[dtype])
         if tokenizer is None and any((Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.json")):

@@ -14,7 +14,7 @@ For a task with examples x and per-example loss L(x; θ), the mean cross-entropy
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pandas
 import torch
@@ -96,7 +96,7 @@ class GradientTrace:
         write_tensors(Path(path), tensors, metadata)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "GradientTrace":
         """Load what `save` wrote.
 
         Raises:

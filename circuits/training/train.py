@@ -355,6 +355,7 @@ class _Follower(TrainerCallback):
             scores = {task.name: float(evaluate(self.model, task)["exact_match"].mean()) for task in self.tasks}
             self.model.train()
             state.log_history.append({"step": state.global_step, **scores})
+            control.should_log = True
         return control
 
     def curve(self, state: TrainerState) -> pandas.DataFrame:

@@ -1,0 +1,79 @@
+"""Fixtures: a small dataset, and for both families a model with weights large enough to make every part matter."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from jaxtyping import install_import_hook
+
+with install_import_hook("circuits", "beartype.beartype"):
+    import circuits.datasets
+    import circuits.figures
+    import circuits.interventions
+    import circuits.masks
+    import circuits.metrics
+    import circuits.models
+    import circuits.rankings
+    import circuits.study
+    import circuits.sweeps
+    import circuits.tracing
+    import circuits.training
+
+import pytest
+import torch
+
+from circuits.datasets import DatasetSettings, FactDataset, Task, make_dataset, word_tokenizer
+from circuits.models import HookedTransformer, load_model
+from circuits.training import new_model
+
+FAMILIES = ("llama", "pythia")
+
+
+def lively(family: str, seed: int = 0):
+    """A Hugging Face model whose attention is far from uniform and whose biases are not zero."""
+    model = new_model(f"tiny-{family}", word_tokenizer(), seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            scale = 0.02 if "norm" in name else 0.5 if "embed" in name else 0.12
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> FactDataset:
+    return make_dataset(tmp_path_factory.mktemp("data") / "facts", DatasetSettings(people=12))
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return word_tokenizer()
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def huggingface(family):
+    return lively(family)
+
+
+@pytest.fixture
+def model(huggingface, tokenizer) -> HookedTransformer:
+    return load_model(huggingface, tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tasks(dataset, tokenizer) -> dict[str, Task]:
+    return {split: Task.from_dataset(dataset, split, tokenizer) for split in ("bio", "qa_id", "qa_ood")}
+
+
+@pytest.fixture
+def bio(tasks) -> Task:
+    """Ten examples of unequal length."""
+    task = tasks["bio"].select(range(10))
+    assert len(set(task.attention_mask.sum(1).tolist())) > 1
+    return task

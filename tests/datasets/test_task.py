@@ -1,0 +1,120 @@
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from circuits.datasets import Role, Task
+from circuits.errors import CircuitsError
+
+
+def trained(texts: list[str], kind: str) -> PreTrainedTokenizerFast:
+    """A real subword tokenizer of each common kind."""
+    special = ["<pad>", "<unk>"]
+    if kind == "byte-level":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        )
+    elif kind == "metaspace":
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+        tokenizer.decoder = decoders.Metaspace()
+        trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special)
+    else:
+        tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        tokenizer.normalizer = normalizers.Lowercase()
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=special)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "metaspace", "wordpiece"])
+@pytest.mark.parametrize("split", ["qa_ood", "qa_id_unseen"])
+def test_roles_are_right_for_subword_tokenizers(dataset, kind, split):
+    rows = list(dataset.rows(split))
+    subwords = trained([row["text"] for row in rows], kind)
+    task = Task.from_rows(split, rows, subwords)
+    squeezed = [
+        {
+            Role.SUBJECT: "".join(row["text"][slice(*span)] for span in row["subject"]),
+            Role.RELATION: "".join(row["text"][slice(*span)] for span in row["relation"]),
+            Role.ANSWER: "".join(row["text"][slice(*span)] for span in row["answer"]),
+        }
+        for row in rows
+    ]
+    for example, wanted in enumerate(squeezed):
+        for role, text in wanted.items():
+            found = "".join(subwords.convert_ids_to_tokens(task.tokens[example][task.roles[example] == role]))
+            for mark in ("Ġ", "▁", "##"):
+                found = found.replace(mark, "")
+            assert found.lower() == text.replace(" ", "").lower()
+
+
+def test_roles_of_a_sentence_by_hand(tokenizer, dataset):
+    row = next(row for row in dataset.rows("qa_id") if row["attributes"] == ["work_city"])
+    task = Task.from_rows("qa", [row], tokenizer)
+    words = tokenizer.convert_ids_to_tokens(task.tokens[0])
+    assert words[:4] == ["<s>", "In", "which", "city"]
+    names = ["OTHER", "OTHER", "OTHER", "RELATION", "OTHER", "SUBJECT", "SUBJECT", "RELATION", "OTHER", "ANSWER"]
+    assert [Role(role).name for role in task.roles[0].tolist()] == names
+    assert task.answers[["start", "end"]].values.tolist() == [[9, 10]]
+
+
+def test_a_glued_answer_is_refused_and_never_shifted(dataset):
+    row = next(dataset.rows("bio"))
+    words = sorted({word for text in (row["text"],) for word in text.split()})
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, **{word: 1 + i for i, word in enumerate(words)}}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    glued = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<unk>")
+    with pytest.raises(CircuitsError, match="the tokenizer glues the answer"):
+        Task.from_rows("bio", [row], glued)
+
+
+def test_an_answer_that_nothing_precedes_is_refused(tokenizer):
+    row = {"person": 0, "attributes": ["major"], "text": "", "subject": [], "relation": [], "answer": [[0, 0]]}
+    with pytest.raises(CircuitsError, match="no token before the answer"):
+        Task.from_rows("bio", [row], tokenizer)
+
+
+def test_an_empty_task_is_refused(tokenizer, tasks):
+    with pytest.raises(CircuitsError, match="the task bio is empty"):
+        Task.from_rows("bio", [], tokenizer)
+    with pytest.raises(CircuitsError, match="the task bio is empty"):
+        tasks["bio"].select([])
+
+
+def test_padding_is_no_token(tasks):
+    task = tasks["bio"]
+    lengths = task.attention_mask.sum(1)
+    assert lengths.min() < task.tokens.shape[1] == lengths.max()
+    for example, length in enumerate(lengths.tolist()):
+        assert (task.roles[example, length:] == Role.PADDING).all()
+        assert (task.roles[example, :length] != Role.PADDING).all()
+
+
+def test_select_batches_and_sample_keep_answers_with_their_examples(tasks):
+    task = tasks["qa_id"]
+    chosen = task.select([5, 2])
+    assert chosen.texts == [task.texts[5], task.texts[2]]
+    assert chosen.answers["value"].tolist() == [task.answers["value"][5], task.answers["value"][2]]
+    assert chosen.answers["example"].tolist() == [0, 1]
+    joined = [text for batch in task.batches(7) for text in batch.texts]
+    assert joined == task.texts
+    assert task.sample(5, seed=1).texts == task.sample(5, seed=1).texts != task.sample(5, seed=2).texts
+
+
+def test_a_task_is_saved_and_loaded(tasks, tmp_path):
+    task = tasks["bio"]
+    task.save(tmp_path / "task.safetensors")
+    loaded = Task.load(tmp_path / "task.safetensors")
+    assert torch.equal(loaded.tokens, task.tokens)
+    assert torch.equal(loaded.roles, task.roles)
+    assert loaded.answers.equals(task.answers)
+    assert (loaded.name, loaded.texts, loaded.provenance) == (task.name, task.texts, task.provenance)
+    with pytest.raises(CircuitsError, match="there is no file"):
+        Task.load(tmp_path / "other.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(CircuitsError, match="is damaged"):
+        Task.load(tmp_path / "damaged.safetensors")

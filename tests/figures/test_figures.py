@@ -1,0 +1,159 @@
+import pandas
+import pytest
+import torch
+
+from circuits.datasets import Role
+from circuits.errors import CircuitsError
+from circuits.figures import (
+    Rectangle,
+    Section,
+    ablation_figure,
+    accuracy_figure,
+    attention_figure,
+    found_rectangles,
+    heads_figure,
+    save_figure,
+    write_report,
+)
+from circuits.rankings import HeadReading, read_head
+from circuits.units import Head
+
+
+def reading(linking: float = 0.9, head: Head = Head(2, 1)) -> HeadReading:  # noqa: B008
+    roles = [Role.OTHER, Role.SUBJECT, Role.SUBJECT, Role.RELATION, Role.OTHER, Role.RELATION]
+    return HeadReading(
+        head,
+        "QA",
+        "Which <b>?",
+        ["<s>", "Ada", "Oakley", "was", "in", "born"],
+        [int(role) for role in roles],
+        torch.full((6, 6), 1 / 6).tril(),
+        [("Paris", 3.0), ("Oslo", 1.0)],
+        ("Paris", 3.0, 1),
+        {"subject_linking": (linking, 0.3), "relation_focusing": (0.1, 0.2)},
+    )
+
+
+def test_rectangles_are_found_from_roles_and_scores():
+    found = found_rectangles([reading(), reading()])
+    assert Rectangle(0, (2, 5), (1, 2), "subject_linking", True) in found
+    assert Rectangle(1, (5, 5), (3, 3), "relation_focusing", False) in found
+    assert Rectangle(1, (5, 5), (5, 5), "relation_focusing", False) in found
+    assert len(found) == 6
+    # a behaviour must show in every format
+    mixed = found_rectangles([reading(), reading(linking=0.1)])
+    assert not any(rectangle.shown for rectangle in mixed)
+
+
+def test_the_figure_shows_what_it_is_given():
+    figure = attention_figure([reading(), reading()], subtitle="a model")
+    page = figure.to_html(include_plotlyjs=False)
+    assert figure.data[0].z[3][2] == pytest.approx(1 / 6)
+    assert figure.data[0].z[2][3] is None
+    assert len(figure.layout.shapes) == 6
+    assert list(figure.layout.xaxis.tickvals) == list(range(6))
+    assert "L2H1" in page
+    assert "Paris" in page
+    assert "Which <b>?" not in page
+    assert figure.data[1].marker.color == ("#4c78a8", "#f58518")
+
+
+def test_a_rectangle_by_hand_replaces_the_found_ones():
+    figure = attention_figure([reading()], [Rectangle(0, (4, 4), (0, 1), "copying")])
+    (shape,) = figure.layout.shapes
+    assert (shape.x0, shape.x1, shape.y0, shape.y1) == (-0.5, 1.5, 3.5, 4.5)
+    for rectangle, message in (
+        (Rectangle(1, (0, 0), (0, 0), "copying"), "there is no such panel"),
+        (Rectangle(0, (0, 6), (0, 0), "copying"), "lies outside the 6 tokens"),
+    ):
+        with pytest.raises(CircuitsError, match=message):
+            attention_figure([reading()], [rectangle])
+
+
+def test_one_figure_shows_one_head():
+    with pytest.raises(CircuitsError, match="not L2H1 and L0H0"):
+        attention_figure([reading(), reading(head=Head(0, 0))])
+    with pytest.raises(CircuitsError, match="at least one reading"):
+        attention_figure([])
+
+
+def test_a_real_reading_is_drawn_and_saved_as_a_page(model, tasks, tmp_path):
+    figure = attention_figure([read_head(model, Head(1, 1), tasks["qa_ood"], 0, "QA")])
+    save_figure(figure, tmp_path / "figure.html")
+    page = (tmp_path / "figure.html").read_text()
+    assert "plotly" in page
+    assert "https://cdn" not in page
+    save_figure(figure, tmp_path / "pages" / "figure.html", "beside")
+    assert (tmp_path / "pages" / "plotly.min.js").stat().st_size > 1_000_000
+    assert (tmp_path / "pages" / "figure.html").stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_static_images_are_written_by_a_real_browser(tmp_path, ending):
+    path = tmp_path / f"figure.{ending}"
+    try:
+        save_figure(attention_figure([reading()]), path)
+    except CircuitsError as error:
+        assert "needs Chrome or Chromium" in str(error)
+        pytest.skip("no browser here")
+    begin = {"png": b"\x89PNG", "svg": b"<svg", "pdf": b"%PDF"}[ending]
+    assert path.read_bytes().startswith(begin)
+
+
+def test_without_a_browser_one_sentence_says_so_and_nothing_is_written(tmp_path, monkeypatch):
+    from choreographer.errors import ChromeNotFoundError
+
+    def fail(*_, **__):
+        raise ChromeNotFoundError
+
+    monkeypatch.setattr("plotly.graph_objects.Figure.write_image", fail)
+    with pytest.raises(CircuitsError, match=r"figure\.png needs Chrome or Chromium, and none could be started"):
+        save_figure(attention_figure([reading()]), tmp_path / "figure.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_ending_is_refused(tmp_path):
+    with pytest.raises(CircuitsError, match=r"end the name in \.html, \.png, \.svg, \.pdf"):
+        save_figure(attention_figure([reading()]), tmp_path / "figure.gif")
+
+
+def test_charts_show_the_numbers_of_their_tables():
+    accuracy = pandas.DataFrame({"model": ["mixed", "two_stage"], "split": ["qa_ood"] * 2, "exact_match": [0.9, 0.1]})
+    assert [list(bar.y) for bar in accuracy_figure(accuracy).data] == [[0.9], [0.1]]
+    heads = pandas.DataFrame(
+        {"layer": [0, 0, 1, 1], "index": [0, 1, 0, 1], "model": ["mixed"] * 4, "effect": [0.0, -1.0, 2.0, 3.0]}
+    )
+    (heat,) = heads_figure(heads, "effect").data
+    assert heat.z.tolist() == [[0.0, -1.0], [2.0, 3.0]]
+    ablation = pandas.DataFrame(
+        {
+            "model": ["mixed"] * 4,
+            "condition": ["none", "shared", "random", "random"],
+            "draw": [0, 0, 0, 1],
+            "task": ["bio"] * 4,
+            "exact_match": [1.0, 0.2, 0.6, 0.8],
+        }
+    )
+    bars = {bar.name: bar for bar in ablation_figure(ablation).data}
+    assert list(bars["random parameters ablated"].y) == pytest.approx([0.7])
+    assert list(bars["random parameters ablated"].error_y.array) == pytest.approx([0.1])
+
+
+def test_tables_that_do_not_fit_are_refused():
+    with pytest.raises(CircuitsError, match="the table has no split"):
+        accuracy_figure(pandas.DataFrame({"model": ["mixed"], "exact_match": [1.0]}))
+    twice = pandas.DataFrame({"layer": [0, 0], "index": [0, 0], "model": ["mixed"] * 2, "effect": [0.0, 1.0]})
+    with pytest.raises(CircuitsError, match="several rows for one head"):
+        heads_figure(twice, "effect")
+
+
+def test_the_report_opens_offline_and_escapes_text(tmp_path):
+    table = pandas.DataFrame({"claim": ["a < b"], "holds": ["yes"]})
+    sections = [Section("One & two", ["text <i>"], table, attention_figure([reading()]))]
+    write_report(tmp_path / "report.html", "A <title>", "lead", sections, "end")
+    page = (tmp_path / "report.html").read_text()
+    assert "One &amp; two" in page
+    assert "a &lt; b" in page
+    assert "text &lt;i&gt;" in page
+    assert "src=" not in page.split("</script>")[0]
+    assert page.count("<div class='figure'>") == 1

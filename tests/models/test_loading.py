@@ -1,0 +1,208 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformer_lens.pretrained.weight_conversions import convert_llama_weights, convert_neox_weights
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from circuits.errors import CircuitsError
+from circuits.models import HookedTransformer, fingerprint, load_model, load_tokenizer, parameters_of, save_model
+from circuits.models.architectures import architecture_of
+
+from ..conftest import lively
+
+
+@pytest.fixture
+def folder(huggingface, tokenizer, tmp_path):
+    # a name that looks like a hub model must not matter
+    path = tmp_path / "llama-7b-pythia-gpt2"
+    huggingface.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def test_logits_equal_the_hugging_face_model_from_a_folder_and_from_memory(folder, huggingface, tasks):
+    tokens = tasks["qa_id"].select(range(8)).tokens
+    expected = huggingface(tokens).logits
+    for model in (load_model(folder), load_model(huggingface)):
+        assert torch.allclose(model(tokens), expected, atol=1e-4, rtol=0)
+    assert load_model(folder).tokenizer("Paris").input_ids == load_model(folder).to_tokens("Paris")[0].tolist()
+
+
+def test_parameters_are_what_transformer_lens_converts(model, huggingface, family):
+    convert = {"llama": convert_llama_weights, "pythia": convert_neox_weights}[family]
+    expected = convert(huggingface, model.cfg)
+    parameters = parameters_of(model)
+    for name, value in parameters.items():
+        assert torch.equal(value, expected[name]), name
+    invented = set(dict(model.named_parameters())) - set(parameters)
+    assert all(not expected[name].any() for name in invented & set(expected))
+    assert all(not dict(model.named_parameters())[name].requires_grad for name in invented)
+    if family == "llama":
+        assert "blocks.0.attn.b_Q" in invented
+        assert "blocks.0.mlp.b_in" in invented
+    else:
+        assert invented == {"unembed.b_U"}
+
+
+def test_every_checkpoint_parameter_is_accounted_for_once(model, huggingface):
+    tied = huggingface.config.tie_word_embeddings
+    hooked = sum(value.numel() for name, value in parameters_of(model).items() if not (tied and name == "unembed.W_U"))
+    assert hooked == huggingface.num_parameters()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_key_value_heads": 4},
+        {"num_key_value_heads": 1, "tie_word_embeddings": False},
+        {"attention_bias": True},
+        {"head_dim": 48},
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ],
+    ids=["no groups", "one group, untied", "attention biases", "wide heads", "llama3 rotary"],
+)
+def test_shapes_of_llama(changes):
+    sizes = {"vocab_size": 90, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(**(sizes | {"num_key_value_heads": 2, "intermediate_size": 80} | changes))
+    torch.manual_seed(0)
+    reference = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in reference.named_parameters():
+            parameter += 0.1 * torch.randn_like(parameter) if "norm" not in name else 0
+    model = load_model(reference)
+    tokens = torch.randint(90, (3, 20))
+    assert torch.allclose(model(tokens), reference(tokens).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_loads(huggingface, dtype, tasks):
+    model = load_model(huggingface, dtype)
+    assert {parameter.dtype for parameter in parameters_of(model).values()} == {getattr(torch, dtype)}
+    assert model(tasks["bio"].tokens[:2]).dtype == getattr(torch, dtype)
+
+
+def test_a_model_in_memory_is_copied(huggingface, family):
+    before = {name: value.clone() for name, value in huggingface.named_parameters()}
+    model = load_model(huggingface)
+    with torch.no_grad():
+        for parameter in parameters_of(model).values():
+            parameter.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in huggingface.named_parameters())
+
+
+def test_saving_gives_back_the_same_checkpoint(folder, tmp_path):
+    model = load_model(folder)
+    save_model(model, tmp_path / "again", {"why": "test"})
+    one, two = (AutoModelForCausalLM.from_pretrained(path) for path in (folder, tmp_path / "again"))
+    two = dict(two.named_parameters())
+    assert all(torch.equal(value, two[name]) for name, value in one.named_parameters())
+    assert fingerprint(load_model(tmp_path / "again")) == fingerprint(model)
+    assert json.loads((tmp_path / "again" / "circuits.json").read_text()) == {"why": "test"}
+
+
+def test_a_changed_model_saves_its_changes(folder, tmp_path):
+    model = load_model(folder)
+    before = fingerprint(model)
+    with torch.no_grad():
+        model.blocks[1].attn.W_Q[2] *= 2
+    assert fingerprint(model) != before
+    save_model(model, tmp_path / "again")
+    again = load_model(tmp_path / "again")
+    assert torch.equal(again.blocks[1].attn.W_Q, model.blocks[1].attn.W_Q)
+
+
+def test_tied_embeddings_that_were_untied_are_not_saved(tmp_path):
+    model = load_model(lively("llama"))
+    model.unembed.W_U.data = model.unembed.W_U.data * 2
+    with pytest.raises(CircuitsError, match="ties its embeddings"):
+        save_model(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(CircuitsError, match="there is no folder"):
+        load_model(tmp_path / "nowhere")
+    with pytest.raises(CircuitsError, match=r"is no checkpoint: it has no config\.json"):
+        load_model(tmp_path)
+    with pytest.raises(CircuitsError, match="the tokenizer in"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_truncated_checkpoint_is_refused(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(CircuitsError, match="the weights in .* are missing or damaged"):
+        load_model(folder)
+    weights.unlink()
+    with pytest.raises(CircuitsError, match="the weights in .* are missing or damaged"):
+        load_model(folder)
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(folder):
+    tensors = load_file(folder / "model.safetensors")
+    first = sorted(name for name in tensors if "mlp" in name)[0]
+    changed = {name: value for name, value in tensors.items() if name != first}
+    save_file(changed, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CircuitsError, match=f"{first} is missing from the weights"):
+        load_model(folder)
+    save_file(tensors | {first: tensors[first][:3].contiguous()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CircuitsError, match=f"{first} has another shape"):
+        load_model(folder)
+    save_file(tensors | {"extra.weight": torch.zeros(2)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CircuitsError, match=r"extra\.weight is in the weights but not in the model"):
+        load_model(folder)
+
+
+def test_a_damaged_config_is_refused(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CircuitsError, match=r"config\.json cannot be read"):
+        load_model(folder)
+
+
+def test_an_architecture_that_is_not_supported_is_refused(tmp_path):
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=10)).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(CircuitsError, match="LlamaForCausalLM and GPTNeoXForCausalLM are"):
+        load_model(tmp_path / "gpt2")
+
+
+def test_the_parity_check_names_the_layer_that_departs(huggingface, monkeypatch):
+    architecture = architecture_of(huggingface.config)
+    real = architecture.settings
+    object.__setattr__(architecture, "settings", lambda config: real(config) | {"rotary_base": 17.0})
+    try:
+        with pytest.raises(CircuitsError, match=r"logits differ .* they first depart at layer 0"):
+            load_model(huggingface)
+    finally:
+        object.__setattr__(architecture, "settings", real)
+
+
+def test_an_unknown_dtype_is_refused(huggingface):
+    with pytest.raises(CircuitsError, match="the dtype 'int8' is not supported"):
+        load_model(huggingface, "int8")
+
+
+def test_a_model_of_somebody_else_is_refused(model):
+    other = HookedTransformer(model.cfg)
+    with pytest.raises(CircuitsError, match="was not loaded by circuits"):
+        fingerprint(other)
+
+
+def test_a_folder_is_not_half_written_when_saving_fails(model, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(type(model.tokenizer), "save_pretrained", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save_model(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,195 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+from circuits.errors import CircuitsError
+from circuits.models import load_huggingface
+from circuits.training import Job, Optimisation, new_model, stages, train, train_side_by_side, training_data
+from circuits.training.train import _IGNORED, _TokenisedRows
+
+SMALL = Optimisation(steps=30, rows=24, warmup_steps=5)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("few") / "facts", DatasetSettings(people=6))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_both_arms_see_as_many_rows_of_each_kind():
+    optimisation = Optimisation()
+    seen = {
+        recipe: (
+            sum(stage.bio_rows for stage in stages(recipe, optimisation)),
+            sum(stage.qa_rows for stage in stages(recipe, optimisation)),
+        )
+        for recipe in ("mixed", "two-stage", "two-stage-gentle")
+    }
+    assert set(seen.values()) == {(64, 32)}
+    rates = {stage.learning_rate for recipe in ("mixed", "two-stage") for stage in stages(recipe, optimisation)}
+    assert rates == {optimisation.learning_rate}
+
+
+def test_the_order_uses_every_row_before_any_again_and_never_a_held_out_one(few, tmp_path):
+    rows = _TokenisedRows(few, word_tokenizer(), SMALL, tmp_path)
+    assert (rows.bio, rows.qa) == (sum(1 for _ in few.rows("bio")), sum(1 for _ in few.rows("qa_id")))
+    stage = stages("mixed", SMALL)[0]
+    order = torch.tensor(rows.order(stage, SMALL.steps, seed=0)).view(SMALL.steps, SMALL.rows)
+    bio, qa = order[:, : stage.bio_rows].flatten(), order[:, stage.bio_rows :].flatten()
+    assert len(set(bio[: rows.bio].tolist())) == rows.bio
+    assert set(qa[: rows.qa].tolist()) == set(range(rows.bio, rows.bio + rows.qa))
+    assert not torch.equal(order, torch.tensor(rows.order(stage, SMALL.steps, seed=1)).view_as(order))
+
+
+def test_labels_are_all_tokens_of_biographies_and_answers_of_questions(few, tmp_path):
+    tokenizer = word_tokenizer()
+    rows = _TokenisedRows(few, tokenizer, SMALL, tmp_path)
+    assert rows[0]["labels"] == rows[0]["input_ids"]
+    questions = list(few.rows("qa_id"))
+    for number in range(6):
+        example = rows[rows.bio + number]
+        kept = [
+            token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label != _IGNORED
+        ]
+        left, right = questions[number]["answer"][0]
+        assert tokenizer.decode(kept) == questions[number]["text"][left:right]
+
+
+def test_training_learns_and_leaves_ordinary_checkpoints(few, tmp_path):
+    steps = []
+    optimisation = Optimisation(steps=120, rows=36, warmup_steps=10)
+    (folder,) = train("mixed", few, tmp_path, "tiny-llama", optimisation, progress=lambda *step: steps.append(step))
+    assert steps[-1] == ("mixed", 120, 120)
+    curve = pandas.read_parquet(folder / "curve.parquet")
+    assert curve["step"].tolist() == [100, 120]
+    assert curve["qa_id"].iloc[-1] > 0.9
+    assert curve["loss"].iloc[-1] < 2
+    start = new_model("tiny-llama", word_tokenizer(), seed=0)
+    assert all(
+        torch.equal(value, weights(tmp_path / "pre")[name])
+        for name, value in start.state_dict().items()
+        if "lm_head" not in name
+    )
+    assert load_huggingface(folder).config.architectures == ["LlamaForCausalLM"]
+    assert training_data(folder).fingerprint == few.fingerprint
+    assert {path.name for path in tmp_path.iterdir()} == {"pre", "mixed"}
+
+
+def test_training_from_a_checkpoint_starts_there(few, tmp_path):
+    (first,) = train("bio-only", few, tmp_path / "one", "tiny-pythia", SMALL)
+    train("mixed", few, tmp_path / "two", first, SMALL)
+    assert same(weights(tmp_path / "two" / "pre"), weights(first))
+
+
+def test_the_same_seed_gives_the_same_weights_side_by_side_or_alone(few, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = [
+            *train("mixed", few, tmp_path / "a", optimisation=SMALL),
+            *train("two-stage", few, tmp_path / "a", optimisation=SMALL),
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    jobs = [Job("mixed"), Job("bio-only"), Job("two-stage", "bio-only")]
+    train_side_by_side(jobs, few, tmp_path / "b", optimisation=SMALL)
+    for folder in alone:
+        assert same(weights(folder), weights(tmp_path / "b" / folder.name))
+
+
+def test_a_finished_stage_is_not_run_again_and_other_settings_are_refused(few, tmp_path):
+    (folder,) = train("bio-only", few, tmp_path, optimisation=SMALL)
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    train("bio-only", few, tmp_path, optimisation=SMALL)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(CircuitsError, match="was made with seed 0, not 1"):
+        train("bio-only", few, tmp_path, optimisation=SMALL, seed=1)
+    with pytest.raises(CircuitsError, match="was made with optimisation"):
+        train("bio-only", few, tmp_path, optimisation=Optimisation(steps=31, rows=24, warmup_steps=5))
+
+
+def test_bad_recipes_are_refused(few, tmp_path):
+    with pytest.raises(CircuitsError, match="there is no recipe 'three-stage'"):
+        train("three-stage", few, tmp_path)
+    with pytest.raises(CircuitsError, match="there is no configuration 'tiny-gpt'"):
+        new_model("tiny-gpt", word_tokenizer())
+    with pytest.raises(CircuitsError, match="there is no folder"):
+        train("mixed", few, tmp_path, tmp_path / "nowhere")
+    with pytest.raises(CircuitsError, match="the QA share is 0"):
+        Optimisation(qa_share=0.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import sys, torch
+torch.set_num_threads(1)
+from circuits.datasets import FactDataset
+from circuits.training import Optimisation, train
+def progress(stage, step, steps):
+    print(stage, step, flush=True)
+train("two-stage", FactDataset(sys.argv[1]), sys.argv[2], optimisation=Optimisation(steps=40, rows=24, warmup_steps=5),
+      evaluate_every=10, progress=progress)
+"""
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(few, tmp_path):
+    command = [sys.executable, "-c", KILLED, str(few.folder)]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    for stage, step in (("stage_1", 17), ("two_stage", 25)):
+        process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True)
+        for line in process.stdout:
+            if line.split() == [stage, str(step)]:
+                os.kill(process.pid, signal.SIGKILL)
+                break
+        assert process.wait() == -signal.SIGKILL
+    again = subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True, text=True)
+    assert again.stdout.split()[:2] == ["two_stage", "21"]
+    for name in ("stage_1", "two_stage"):
+        assert same(weights(tmp_path / "whole" / name), weights(tmp_path / "killed" / name))
+        curves = [pandas.read_parquet(tmp_path / run / name / "curve.parquet") for run in ("whole", "killed")]
+        assert curves[0].equals(curves[1])
+
+
+def test_workers_end_with_their_parent(few, tmp_path):
+    script = (
+        "import sys\nfrom circuits.datasets import FactDataset\n"
+        "from circuits.training import Job, Optimisation, train_side_by_side\n"
+        "if __name__ == '__main__':\n"
+        "    train_side_by_side([Job('mixed')], FactDataset(sys.argv[1]), sys.argv[2], "
+        "optimisation=Optimisation(steps=100000))\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "run.py", few.folder, tmp_path / "out"], stderr=subprocess.PIPE
+    )
+    work = tmp_path / "out" / ".training-mixed"
+    until(lambda: list(work.glob("checkpoint-*")), 120)
+    process.kill()
+    process.wait()
+    time.sleep(5)
+    before = sorted(path.name for path in work.iterdir())
+    time.sleep(5)
+    assert sorted(path.name for path in work.iterdir()) == before
+
+
+def until(condition, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.2)
