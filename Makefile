@@ -38,7 +38,7 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks.sweep
 
 notebooks: study
-	@$(BIN)/python -m jupyter execute --inplace notebooks/*.ipynb
+	@$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
 # The reference dataset in data/, byte for byte.
 data: $(READY)

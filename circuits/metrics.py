@@ -1,7 +1,7 @@
 """Metrics: from answer logits to exact match and log-probability, and intervals around means.
 
 Exact match under greedy decoding equals "every answer token is the argmax under teacher forcing": one forward pass
-(METHOD, section 6).
+(docs/method.md, section 6).
 """
 
 from collections.abc import Sequence

@@ -3,8 +3,7 @@ import torch
 
 from circuits.datasets import Task
 from circuits.metrics import evaluate, mean_interval
-
-from .conftest import lively
+from tests.conftest import lively
 
 
 def by_hand(huggingface, task: Task) -> list[tuple[bool, bool, float]]:

@@ -60,7 +60,9 @@ def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Sec
         if section.table is not None:
             parts.append(section.table.to_html(index=False, border=0, na_rep="", escape=True))
         if section.figure is not None:
-            drawn = section.figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "displayModeBar": False})
+            drawn = section.figure.to_html(
+                full_html=False, include_plotlyjs=False, config={"displaylogo": False, "displayModeBar": False}
+            )
             parts.append(f"<div class='figure'>{drawn}</div>")
     parts.append(f"<footer>{escape(footer)}</footer></body></html>")
     with atomic_file(Path(path)) as temporary:

@@ -49,9 +49,16 @@ def save_figure(figure: go.Figure, path: str | Path, library: Literal["inside", 
             ) from None
         try:
             figure.write_image(temporary, scale=2)
-        except (ChromeNotFoundError, BrowserFailedError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "hrome" not in str(error):
-                raise
-            raise CircuitsError(
-                f"{path.name} needs Chrome or Chromium, and none could be started: install one, or save as .html"
-            ) from None
+        except (ChromeNotFoundError, BrowserFailedError):
+            raise _no_browser(path) from None
+        except RuntimeError as error:
+            # plotly turns kaleido's missing browser into a RuntimeError of several lines
+            if "Chrome" in str(error):
+                raise _no_browser(path) from None
+            raise
+
+
+def _no_browser(path: Path) -> CircuitsError:
+    return CircuitsError(
+        f"{path.name} needs Chrome or Chromium, and none could be started: install one, or save as .html"
+    )

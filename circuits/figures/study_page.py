@@ -182,8 +182,8 @@ def write_study_report(
         path,
         "Why mixed training lets a model recall facts, and two-stage training does not",
         f"A small {settings['family']} model of {settings['data']['people']} made-up people. Trained on biographies "
-        f"and questions together, it answers {mixed['qa_ood']:.1%} of the questions it never saw; trained on one after the "
-        f"other, {two['qa_ood']:.1%}.",
+        f"and questions together, it answers {mixed['qa_ood']:.1%} of the questions it never saw; trained on one "
+        f"after the other, {two['qa_ood']:.1%}.",
         sections,
         f"circuits {source['library_version']} · commit {source['git_commit']} · dataset {source['dataset']} · "
         f"seed {settings['seed']} · {summary['seconds']['total']:.0f} seconds",

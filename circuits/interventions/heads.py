@@ -100,7 +100,7 @@ def ablate_heads(
         CircuitsError: the model has no such head, there is no such mode, or the means are missing.
 
     Source:
-        METHOD, section 6; ``zero`` equals zeroing the head's W_O.
+        docs/method.md, section 6; ``zero`` equals zeroing the head's W_O.
 
     Example:
         >>> from circuits import Head, evaluate, load_model, Task
@@ -202,7 +202,7 @@ def patch_heads(model: HookedTransformer, heads: Iterable[Head], source: Task, t
         CircuitsError: the model has no such head, or the tasks cannot be paired.
 
     Source:
-        METHOD, section 6 (activation patching).
+        docs/method.md, section 6 (activation patching).
 
     Example:
         >>> from circuits import Head, evaluate, load_model, Task

@@ -3,7 +3,7 @@
 1. Inside the ``with`` block the masked entries hold other values: those of θ_pre (`revert`), zero (`zero`), or the
    mean of their tensor (`mean`). `graft` does the opposite of `revert`: θ_pre with the masked entries of θ_ft.
 2. When the block ends, also by an exception, every tensor holds its old values again, bit for bit.
-3. An ablation is compared with random masks that have the same count in each tensor (METHOD, section 3).
+3. An ablation is compared with random masks that have the same count in each tensor (docs/method.md, section 3).
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Influenced and shared parameters (arXiv 2505.16178, Definition 3.1 and Fig. 2a; METHOD, section 2).
+"""Influenced and shared parameters (arXiv 2505.16178, Definition 3.1 and Fig. 2a; docs/method.md, section 2).
 
 1. The influenced set I of a task: the parameters with the largest trace, the top fraction k of all.
 2. The shared parameters of several tasks: S = I₁ ∩ I₂ ∩ …

@@ -1,7 +1,8 @@
 """Which heads attend how: what one head reads and says, and scores that make every head searchable.
 
 1. A prompt is an example up to the token that predicts its answer. A head's reading is its attention pattern over the
-   prompt, and its output at the last token mapped through the final norm and the unembedding (METHOD, section 7).
+   prompt, and its output at the last token mapped through the final norm and the unembedding (docs/method.md,
+   section 7).
 2. Subject linking: the attention that tokens after the subject's first one pay to the subject's tokens, each to those
    before or at its own place. Relation focusing: the attention that the last token pays to the words that name the
    relation. Each is a mean of attention weights, set beside what uniform attention over the same places would give.
@@ -101,7 +102,7 @@ def read_head(
         CircuitsError: the model has no such head or no tokenizer.
 
     Source:
-        arXiv 2505.16178, Fig. 5; METHOD, section 7.
+        arXiv 2505.16178, Fig. 5; docs/method.md, section 7.
     """
     head.check(shape_of(model))
     if model.tokenizer is None:
@@ -163,7 +164,7 @@ def attention_scores(model: HookedTransformer, tasks: dict[str, Task], batch_siz
         name the smallest excess over uniform among the formats.
 
     Source:
-        METHOD, section 7.
+        docs/method.md, section 7.
     """
     shape = shape_of(model)
     names = [HookPoints(layer).pattern for layer in range(shape.n_layers)]

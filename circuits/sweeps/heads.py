@@ -56,7 +56,7 @@ def sweep_heads(
         CircuitsError: there is no task, no such mode or no such head.
 
     Source:
-        METHOD, section 6 (head ablation).
+        docs/method.md, section 6 (head ablation).
     """
     if not tasks:
         raise CircuitsError("a sweep needs a task to score: none was given")
@@ -93,7 +93,7 @@ def sweep_patches(
         CircuitsError: the tasks cannot be paired, or the model has no such head.
 
     Source:
-        METHOD, section 6 (activation patching).
+        docs/method.md, section 6 (activation patching).
     """
     chosen = list(shape_of(model).heads()) if heads is None else list(heads)
     outputs = patched_outputs(model, source, target)

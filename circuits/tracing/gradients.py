@@ -1,4 +1,4 @@
-"""Cross-task gradient trace (arXiv 2505.16178, Fig. 1b; METHOD, section 1).
+"""Cross-task gradient trace (arXiv 2505.16178, Fig. 1b; docs/method.md, section 1).
 
 For a task with examples x and per-example loss L(x; θ), the mean cross-entropy over the answer's tokens:
 

@@ -57,7 +57,7 @@ def test_mean_outputs_are_over_tokens_and_not_over_padding(model, bio):
 def test_mean_ablation_equals_a_hook_written_by_hand(model, bio):
     means, head = mean_head_outputs(model, bio), Head(1, 2)
 
-    def hook(z, hook):  # noqa: ARG001
+    def hook(z, hook):
         z[:, :, head.index] = means[head.layer, head.index]
         return z
 
@@ -95,7 +95,7 @@ def test_patching_from_another_person_equals_a_hook_written_by_hand(model, tasks
         _, cache = model.run_with_cache(source.tokens[example : example + 1])
         theirs = cache["blocks.2.attn.hook_z"][0, : last + 1, head.index]
 
-        def hook(z, hook, theirs=theirs, last=last):  # noqa: ARG001
+        def hook(z, hook, theirs=theirs, last=last):
             z[0, : last + 1, head.index] = theirs
             return z
 
@@ -137,7 +137,7 @@ def test_patching_between_formats_equals_a_hook_written_by_hand(model, tasks):
         _, cache = model.run_with_cache(alone(source, example))
         theirs = cache["blocks.1.attn.hook_z"][0, :, head.index]
 
-        def hook(z, hook, theirs=theirs, example=example):  # noqa: ARG001
+        def hook(z, hook, theirs=theirs, example=example):
             for _, source_position, position in matches[matches[:, 0] == example].tolist():
                 z[0, position, head.index] = theirs[source_position]
             return z

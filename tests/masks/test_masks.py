@@ -23,8 +23,7 @@ from circuits.metrics import evaluate
 from circuits.models import fingerprint, load_model, parameters_of
 from circuits.tracing import GradientTrace, trace_gradients
 from circuits.units import Head, KVGroup, Neuron
-
-from ..conftest import lively
+from tests.conftest import lively
 
 
 @pytest.fixture

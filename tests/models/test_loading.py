@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from circuits.errors import CircuitsError
 from circuits.models import HookedTransformer, fingerprint, load_model, load_tokenizer, parameters_of, save_model
 from circuits.models.architectures import architecture_of
-
-from ..conftest import lively
+from tests.conftest import lively
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ def test_a_reading_equals_the_raw_model(model, tasks, tokenizer):
     task, head = tasks["qa_ood"], Head(2, 3)
     reading = read_head(model, head, task, 4, "QA", top=5)
     length = int(task.answers["start"][4])
-    logits, cache = model.run_with_cache(task.tokens[4:5, :length])
+    _, cache = model.run_with_cache(task.tokens[4:5, :length])
     assert torch.allclose(reading.pattern, cache["blocks.2.attn.hook_pattern"][0, 3], atol=1e-6)
     output = cache["blocks.2.attn.hook_z"][0, -1, 3] @ model.blocks[2].attn.W_O[3]
     expected = model.unembed(model.ln_final(output[None, None]))[0, 0]
@@ -51,7 +51,7 @@ def test_a_planted_induction_head_is_found(huggingface, family):
     # attention of one head is overwritten with exact induction: its score must be 1, and the others' must not
     model = load_model(huggingface)
 
-    def induct(pattern, hook):  # noqa: ARG001
+    def induct(pattern, hook):
         length = pattern.shape[-1]
         pattern[:, 2] = torch.eye(length)
         queries = torch.arange(length // 2, length - 1)

@@ -32,7 +32,7 @@ def test_mean_ablation_in_a_sweep(model, tasks, bio):
     table = sweep_heads(model, [task], ["mean"], reference=bio, heads=[head])
     means = mean_head_outputs(model, bio)
 
-    def hook(z, hook):  # noqa: ARG001
+    def hook(z, hook):
         z[:, :, 2] = means[2, 2]
         return z
 

@@ -57,8 +57,8 @@ def test_the_hook_point_trace_equals_hooked_backward_passes(model, bio):
         task = bio.select([example])
         kept, gradients = {}, {}
         forward = [
-            (f"blocks.{l}.{p}", lambda t, hook: kept.update({hook.name: t.detach()}))
-            for l in layers
+            (f"blocks.{layer}.{p}", lambda t, hook: kept.update({hook.name: t.detach()}))
+            for layer in layers
             for p in ("attn.hook_z", "mlp.hook_post")
         ]
         backward = [(name, lambda t, hook: gradients.update({hook.name: t.detach()})) for name, _ in forward]

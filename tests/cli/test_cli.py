@@ -1,0 +1,232 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas
+import pytest
+
+from circuits.datasets import DatasetSettings, make_dataset
+from circuits.masks import ParameterMask
+from circuits.models import fingerprint, load_model, parameters_of
+from tests.conftest import lively
+
+BIN = Path(sys.executable).parent / "circuits"
+
+
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([BIN, *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+
+
+def refused(result: subprocess.CompletedProcess[str], sentence: str) -> None:
+    assert result.returncode == 2, result
+    assert result.stderr.startswith("circuits: ")
+    assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def best_seconds(*command: str) -> float:
+    def once() -> float:
+        begun = time.monotonic()
+        subprocess.run(command, check=True, capture_output=True)
+        return time.monotonic() - begun
+
+    return min(once() for _ in range(5))
+
+
+def test_help_is_quick():
+    assert best_seconds(str(BIN), "--help") < 0.5
+
+
+def test_import_is_quick():
+    assert best_seconds(sys.executable, "-c", "import circuits") < 1
+
+
+COMMANDS = ("data", "train", "evaluate", "trace", "share", "ablate", "patch", "attention", "study")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_on_every_option(command):
+    result = run(command, "--help")
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert "Usage" in result.stdout
+
+
+def test_everything_public_can_be_imported():
+    import circuits
+
+    for name in circuits.__all__:
+        assert getattr(circuits, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'banana'"):
+        _ = circuits.banana
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A dataset and a checkpoint whose attention is lively, without any training."""
+    folder = tmp_path_factory.mktemp("place")
+    make_dataset(folder / "facts", DatasetSettings(people=12))
+    from circuits.datasets import word_tokenizer
+
+    for seed in (0, 1):
+        lively("llama", seed).save_pretrained(folder / f"model{seed}")
+        word_tokenizer().save_pretrained(folder / f"model{seed}")
+    return folder
+
+
+def test_missing_folders_are_refused(place, tmp_path):
+    refused(run("evaluate", tmp_path / "nowhere", "--data", place / "facts"), "there is no folder")
+    refused(run("evaluate", place / "model0", "--data", tmp_path / "nowhere"), "there is no folder")
+    refused(run("evaluate", place / "model0"), "does not say what it was trained on")
+    refused(run("train", "--data", tmp_path / "nowhere", "--out", tmp_path / "out"), "there is no folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("head", "sentence"),
+    [
+        ("L99H0", "there is no head L99H0: the model has layers 0 to 3"),
+        ("L0H4", "there is no head L0H4: each layer has heads 0 to 3"),
+        ("banana", "'banana' is not a head: write layer and head as in L21H17"),
+    ],
+)
+@pytest.mark.parametrize("command", ["attention", "ablate", "patch"])
+def test_heads_that_do_not_exist_are_refused(place, tmp_path, command, head, sentence):
+    out = tmp_path / ("fig.html" if command == "attention" else "table.parquet")
+    refused(run(command, place / "model0", "--data", place / "facts", "--head", head, "--out", out), sentence)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_dataset_is_refused(place, tmp_path):
+    facts = make_dataset(tmp_path / "facts", DatasetSettings(people=4)).folder
+    (facts / "bio.jsonl").write_text("")
+    for command in (("evaluate", place / "model0"), ("trace", place / "model0", "--out", tmp_path / "out")):
+        refused(run(*command, "--data", facts), "is empty: bio.jsonl is missing or has no rows")
+    assert [path.name for path in tmp_path.iterdir()] == ["facts"]
+
+
+def test_a_mask_of_another_model_is_refused_and_names_both(place, tmp_path):
+    one, two = (load_model(place / f"model{seed}") for seed in (0, 1))
+    masks = {name: value.abs() > 0.3 for name, value in parameters_of(one).items()}
+    ParameterMask(masks, fingerprint(one)).save(tmp_path / "mask.safetensors")
+    result = run(
+        "ablate", place / "model1", "--data", place / "facts", "--mask", tmp_path / "mask.safetensors",
+        "--mask-mode", "zero", "--out", tmp_path / "table.parquet",
+    )  # fmt: skip
+    refused(result, f"made for model {fingerprint(one)}, not for {fingerprint(two)}")
+    assert not (tmp_path / "table.parquet").exists()
+
+
+def test_other_bad_input_is_refused(place, tmp_path):
+    model, data = place / "model0", place / "facts"
+    refused(run("evaluate", model, "--data", data, "--out", tmp_path / "table.txt"), "end the name in .parquet")
+    refused(run("attention", model, "--data", data, "--head", "L0H0", "--out", tmp_path / "f.gif"), "end the name in")
+    refused(run("attention", model, "--data", data, "--head", "L0H0", "--person", "99"), "there is no person 99")
+    refused(run("attention", model, "--data", data, "--head", "L0H0", "--attribute", "shoe"), "no attribute 'shoe'")
+    refused(run("ablate", model, "--data", data, "--mask", tmp_path / "no"), "name its folder with --pre")
+    refused(run("share", tmp_path / "no.safetensors", tmp_path / "no.safetensors"), "there is no file")
+    refused(run("trace", model, "--data", data, "--statistic", "max", "--out", tmp_path), "no statistic 'max'")
+    assert run("patch", model, "--from", "nobody").returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_path_by_commands(place, tmp_path):
+    def must(*arguments: object) -> str:
+        result = run(*arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert result.stderr == ""
+        return result.stdout
+
+    must("data", "--people", 8, "--out", "facts", "--seed", 3)
+    must("train", "--data", "facts", "--out", "ck", "--recipe", "mixed", "--steps", 10, "--rows", 12, "--seed", 3)
+    must("evaluate", "ck/mixed", "--out", "scores.parquet", "--csv")
+    assert len(pandas.read_csv(tmp_path / "scores.csv")) == len(pandas.read_parquet(tmp_path / "scores.parquet"))
+    must("trace", "ck/mixed", "--examples", 10, "--out", "traces")
+    must("share", "traces/bio.safetensors", "traces/qa_id.safetensors", "--out", "shared", "--fraction", 0.02)
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == {
+        "mask.safetensors", "sharing.json", "heads.parquet", "neurons.parquet",
+    }  # fmt: skip
+    must(
+        "ablate", "ck/mixed", "--mask", "shared/mask.safetensors", "--pre", "ck/pre", "--draws", 2, "--examples", 10,
+        "--out", "mask.parquet",
+    )  # fmt: skip
+    assert len(pandas.read_parquet(tmp_path / "mask.parquet")) == 4 * 3
+    must("ablate", "ck/mixed", "--split", "qa_id", "--examples", 10, "--out", "heads.parquet")
+    assert len(pandas.read_parquet(tmp_path / "heads.parquet")) == 16 * 2
+    must("patch", "ck/mixed", "--from", "bio", "--head", "L1H1", "--examples", 10, "--out", "patch.parquet")
+    assert pandas.read_parquet(tmp_path / "patch.parquet")["head"].tolist() == ["L1H1"]
+    shown = must("attention", "ck/mixed", "--head", "L2H1", "--person", 2, "--out", "fig.html")
+    assert "L2H1" in shown
+    assert "L2H1" in (tmp_path / "fig.html").read_text()
+
+
+SMALL_STUDY = ("--people", 16, "--steps", 60)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A small study that is killed on the way and started again."""
+    out = tmp_path_factory.mktemp("study") / "study"
+    command = [str(part) for part in (BIN, "study", "--out", out, *SMALL_STUDY)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("trace:"):
+            time.sleep(0.5)
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    process.wait()
+    assert not (out / "summary.json").exists()
+    again = run("study", "--out", out, *SMALL_STUDY)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr == ""
+    assert "train:" not in again.stdout
+    return out
+
+
+def test_a_study_writes_what_it_promises(study):
+    summary = json.loads((study / "summary.json").read_text())
+    for arm in ("mixed", "two_stage", "two_stage_gentle"):
+        for split in ("bio", "qa_id", "qa_ood"):
+            assert 0 <= summary["accuracy"][arm][split] <= 1
+    assert "bio_after_stage_1" in summary["accuracy"]["two_stage"]
+    for arm in ("mixed", "two_stage"):
+        assert {"size", "total", "chance", "lift", "gini"} <= set(summary["shared"][arm])
+        for condition in ("shared", "random"):
+            assert set(summary["ablation"][arm][condition]) == {"bio", "qa_id", "qa_ood"}
+    assert summary["top_head"].startswith("L")
+    assert {"data", "train", "evaluate", "trace", "share", "ablate", "sweep", "patch", "attend", "total"} <= set(
+        summary["seconds"]
+    )
+    assert {"seeds", "versions"} <= set(summary)
+    for name in ("pre", "mixed", "two_stage"):
+        assert load_model(study / "checkpoints" / name).cfg.n_layers == 4
+    heads = pandas.read_parquet(study / "tables" / "heads.parquet")
+    assert not heads.duplicated(["layer", "head", "model", "mode"]).any()
+    assert len(heads) == 16 * 2 * 2
+    assert heads["effect"].notna().all()
+    assert {"accuracy", "curves", "ablation", "patches", "shared_heads"} <= {
+        path.stem for path in (study / "tables").iterdir()
+    }
+    assert len(list((study / "figures").glob("*.html"))) >= 8
+    page = (study / "report.html").read_text()
+    assert "What holds here" in page
+    assert "<script src" not in page
+
+
+def test_a_finished_study_is_not_done_again_and_another_one_is_refused(study):
+    before = (study / "report.html").stat().st_mtime_ns
+    assert run("study", "--out", study, *SMALL_STUDY).returncode == 0
+    assert (study / "report.html").stat().st_mtime_ns == before
+    refused(run("study", "--out", study, *SMALL_STUDY[:2], "--steps", 61), "a study with optimisation.steps 60, not 61")
+
+
+def test_a_checkpoint_of_a_study_finds_its_own_data(study, tmp_path):
+    result = run("attention", study / "checkpoints" / "mixed", "--head", "L2H1", "--out", tmp_path / "fig.html")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "fig.html").exists()

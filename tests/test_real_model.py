@@ -1,0 +1,129 @@
+"""On a real pretrained model: loading, tracing, sweeping, and the figure of an induction head."""
+
+import copy
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+
+from benchmarks.smollm2 import smollm2
+from circuits.datasets import DatasetSettings, Role, Task, make_dataset
+from circuits.figures import Rectangle, attention_figure, save_figure
+from circuits.interventions import ablate_heads
+from circuits.metrics import evaluate
+from circuits.models import load_huggingface, load_model, parameters_of
+from circuits.rankings import induction_scores, read_head
+from circuits.sweeps import sweep_heads
+from circuits.tracing import trace_gradients
+from circuits.units import Head, layout_of
+
+pytestmark = pytest.mark.real
+TEXT = "Which university did Leonora Okonkwo attend? The capital of France is Paris, and the capital of Italy is Rome."
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return smollm2()
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_model(folder)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("real") / "facts", DatasetSettings(people=4))
+
+
+def test_logits_equal_the_hugging_face_model(folder, model):
+    tokens = model.tokenizer(TEXT, return_tensors="pt").input_ids
+    with torch.no_grad():
+        difference = (model(tokens) - load_huggingface(folder)(tokens).logits).abs().max()
+    assert float(difference) < 1e-4
+    assert (model.cfg.n_layers, model.cfg.n_heads, model.cfg.n_key_value_heads) == (30, 9, 3)
+
+
+def test_it_knows_something(model):
+    tokens = model.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert model.tokenizer.decode(model(tokens)[0, -1].argmax()) == " Paris"
+
+
+@pytest.mark.parametrize("split", ["bio", "qa_id", "qa_ood_unseen"])
+def test_roles_are_right_for_its_tokenizer(model, dataset, split):
+    rows = list({row["text"]: row for row in dataset.rows(split)}.values())
+    task = Task.from_rows(split, rows, model.tokenizer)
+    for example, row in enumerate(rows):
+        for role, name in ((Role.SUBJECT, "subject"), (Role.ANSWER, "answer")):
+            left, right = row[name][0]
+            found = model.tokenizer.decode(task.tokens[example][task.roles[example] == role])
+            assert found.strip() == row["text"][left:right]
+
+
+def test_its_trace_equals_single_backward_passes(model, dataset):
+    task = Task.from_dataset(dataset, "qa_id", model.tokenizer).select([0, 5, 9])
+    traced = trace_gradients(model, task)
+    parameters = {name: value for name, value in parameters_of(model).items() if layout_of(name).unit is not None}
+    sums = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    for answer in task.answers.itertuples():
+        tokens = task.tokens[answer.example, task.attention_mask[answer.example]][None]
+        log_probs = model(tokens)[0].log_softmax(-1)
+        positions = range(answer.start, answer.end)
+        loss = -sum(log_probs[i - 1, tokens[0, i]] for i in positions) / len(positions)
+        for name, gradient in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
+            sums[name] += gradient.abs()
+    for name, value in sums.items():
+        assert torch.allclose(traced.gradients[name], value / len(task), rtol=1e-3, atol=1e-4 * float(value.max())), (
+            name
+        )
+
+
+def test_a_sweep_of_some_heads_equals_zeroing_their_weights(model, dataset):
+    task = Task.from_dataset(dataset, "qa_id", model.tokenizer).select([1, 4])
+    heads = [Head(0, 0), Head(12, 4), Head(29, 8)]
+    table = sweep_heads(model, [task], ["zero"], heads=heads)
+    for head, row in zip(heads, table.itertuples(), strict=True):
+        by_hand = copy.deepcopy(model)
+        with torch.no_grad():
+            by_hand.blocks[head.layer].attn.W_O[head.index] = 0
+        assert row.log_prob == pytest.approx(evaluate(by_hand, task)["log_prob"].mean(), abs=1e-3)
+
+
+def induction_task(model) -> Task:
+    """Unrelated words said twice: what followed a word before should be said again."""
+    words = " apple river seven cloud paper green north music table horse"
+    once = model.tokenizer(words).input_ids
+    tokens = torch.tensor([[*once, *once]])
+    length = tokens.shape[1]
+    roles = torch.zeros_like(tokens)
+    roles[0, -1] = Role.ANSWER
+    answer = (0, 0, "next word", words.split()[-1], length - 1, length)
+    columns = ["example", "person", "attribute", "value", "start", "end"]
+    return Task("induction", tokens, roles, pandas.DataFrame([answer], columns=columns), [f"{words}{words}"])
+
+
+def test_an_induction_head_is_found_by_its_score_and_drawn(model):
+    scores = induction_scores(model).sort_values("induction", ascending=False)
+    assert scores["induction"].iloc[0] > 0.7
+    assert scores["induction"].median() < 0.05
+    head, task = Head.parse(scores["unit"].iloc[0]), induction_task(model)
+    reading = read_head(model, head, task, 0, "words said twice")
+    length, half = len(reading.tokens), (len(reading.tokens) + 1) // 2
+    diagonal = [float(reading.pattern[query, query - half + 1]) for query in range(half, length)]
+    assert sum(diagonal) / len(diagonal) > 0.6
+    assert reading.answer[2] <= 10
+    # without it, the model repeats less surely
+    with ablate_heads(model, [head]):
+        without = evaluate(model, task)["log_prob"].iloc[0]
+    assert without < evaluate(model, task)["log_prob"].iloc[0]
+    rectangle = Rectangle(0, (half, length - 1), (1, half - 1), "what followed before")
+    save_figure(
+        attention_figure([reading], [rectangle], "SmolLM2-135M-Instruct: an induction head"),
+        Path("runs/real/induction.html"),
+    )
+    save_figure(
+        attention_figure([reading], [rectangle], "SmolLM2-135M-Instruct: an induction head"),
+        Path("runs/real/induction.png"),
+    )
