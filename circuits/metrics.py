@@ -5,20 +5,15 @@ Exact match under greedy decoding equals "every answer token is the argmax under
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy
 import pandas
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from circuits.datasets import Task
 from circuits.models import answer_logits
-
-if TYPE_CHECKING:
-    from circuits.models import HookedTransformer
 
 #: The columns of a scored task: each is a number for every answer.
 METRICS: tuple[str, ...] = ("exact_match", "first_token", "log_prob")
@@ -58,7 +53,7 @@ def _owners(task: Task) -> Int[Tensor, " answer_token"]:
 
 
 @torch.no_grad()
-def evaluate(model: "HookedTransformer | PreTrainedModel", task: Task, batch_size: int = 256) -> pandas.DataFrame:
+def evaluate(model: nn.Module, task: Task, batch_size: int = 256) -> pandas.DataFrame:
     """Score a model on every answer of a task.
 
     Args:

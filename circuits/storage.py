@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -106,6 +106,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_ending(path: Path, endings: Sequence[str], kind: str) -> None:
+    """Raise a `CircuitsError` unless a file's name ends as its kind asks."""
+    if path.suffix not in endings:
+        raise CircuitsError(f"a {kind} cannot be saved as {path}: end the name in {', '.join(endings)}")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -92,10 +92,10 @@ Examples = Annotated[
 ]
 
 
-def _table_path(path: Path) -> Path:
-    if path.suffix != ".parquet":
-        raise CircuitsError(f"a table cannot be saved as {path}: end the name in .parquet")
-    return path
+def _table_path(path: Path) -> None:
+    from circuits.storage import check_ending
+
+    check_ending(path, (".parquet",), "table")
 
 
 @contextmanager
@@ -131,10 +131,11 @@ def _show(table: "DataFrame", title: str, most: int = 24) -> None:
 
 
 def _dataset(data: Path | None, model: Path) -> "FactDataset":
-    from circuits.datasets import FactDataset
-    from circuits.training import training_data
+    from circuits.datasets import FactDataset, dataset_of
 
-    return training_data(model) if data is None else FactDataset(data)
+    if not model.is_dir():
+        raise CircuitsError(f"there is no folder {model}: give the path of a checkpoint on this machine")
+    return dataset_of(model) if data is None else FactDataset(data)
 
 
 def _load(model: Path, dtype: str = "float32", device: str | None = None) -> "HookedTransformer":
@@ -464,9 +465,9 @@ def attention(
 ) -> None:
     """Draw what one head attends to in a biography and in the question of one person."""
     from circuits.datasets.wordings import ATTRIBUTES
-    from circuits.figures.saving import check_format
+    from circuits.storage import check_ending
 
-    check_format(out)
+    check_ending(out, (".html", ".png", ".svg", ".pdf"), "figure")
     _check_names([head])
     if attribute not in ATTRIBUTES:
         raise CircuitsError(f"there is no attribute {attribute!r}: choose from {', '.join(ATTRIBUTES)}")

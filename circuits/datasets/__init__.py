@@ -1,6 +1,6 @@
 """People → biographies and questions → tokenised tasks with answer positions and token roles."""
 
-from circuits.datasets.facts import SPLITS, DatasetSettings, FactDataset, make_dataset
+from circuits.datasets.facts import SPLITS, DatasetSettings, FactDataset, dataset_of, make_dataset
 from circuits.datasets.people import Person, make_people
 from circuits.datasets.task import Role, Task, tokenise
 from circuits.datasets.tokenizer import word_tokenizer
@@ -17,6 +17,7 @@ __all__ = [
     "Role",
     "Sentence",
     "Task",
+    "dataset_of",
     "fill",
     "make_dataset",
     "make_people",

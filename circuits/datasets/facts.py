@@ -6,6 +6,7 @@ question with its answer. Rows say where the subject, the relation and the answe
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -265,3 +266,25 @@ class FactDataset:
             "json", data_files=str(self.folder / f"{kind}.jsonl"), split="train", streaming=True
         )
         return stream
+
+
+def dataset_of(checkpoint: str | Path) -> FactDataset:
+    """The dataset a checkpoint was trained on, found through its ``circuits.json``.
+
+    Raises:
+        CircuitsError: the checkpoint does not say, or the dataset is gone or is another one now.
+    """
+    checkpoint = Path(checkpoint)
+    if not checkpoint.is_dir():
+        raise CircuitsError(f"there is no folder {checkpoint}: give the path of a checkpoint on this machine")
+    card = checkpoint / "circuits.json"
+    facts = read_json(card) if card.is_file() else {}
+    if "data" not in facts:
+        raise CircuitsError(f"{checkpoint} does not say what it was trained on: name the dataset with --data")
+    dataset = FactDataset(Path(os.path.normpath(checkpoint / facts["data"])))
+    if dataset.fingerprint != facts["dataset"]:
+        raise CircuitsError(
+            f"{checkpoint} was trained on the dataset {facts['dataset']}, but {dataset.folder} is "
+            f"{dataset.fingerprint}: name the right one with --data"
+        )
+    return dataset

@@ -81,7 +81,7 @@ def make_people(count: int, seed: int = 0, qa_id_fraction: float = 0.5) -> Itera
 
     Example:
         >>> [person.name for person in make_people(3, seed=1)]
-        ['Josephine Jankowski', 'Frederick Merriweather', 'Nathaniel Thackeray']
+        ['Benedict Rutherford', 'Fatima Kirkpatrick', 'Benedict Ravenscroft']
     """
     if not 2 <= count <= MAX_PEOPLE:
         raise CircuitsError(f"the number of people is {count}: it must be from 2 to {MAX_PEOPLE}")

@@ -3,7 +3,7 @@
 from circuits.figures.attention import Rectangle, attention_figure, found_rectangles
 from circuits.figures.charts import LABELS, ablation_figure, accuracy_figure, curves_figure, heads_figure
 from circuits.figures.report import Section, write_report
-from circuits.figures.saving import FORMATS, check_format, save_figure
+from circuits.figures.saving import FORMATS, save_figure
 from circuits.figures.study_page import study_figures, write_study_report
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "ablation_figure",
     "accuracy_figure",
     "attention_figure",
-    "check_format",
     "curves_figure",
     "found_rectangles",
     "heads_figure",

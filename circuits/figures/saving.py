@@ -6,15 +6,9 @@ from typing import Literal
 import plotly.graph_objects as go
 
 from circuits.errors import CircuitsError
-from circuits.storage import atomic_file
+from circuits.storage import atomic_file, check_ending
 
 FORMATS: tuple[str, ...] = (".html", ".png", ".svg", ".pdf")
-
-
-def check_format(path: Path) -> None:
-    """Raise a `CircuitsError` unless a figure can be saved under this name."""
-    if path.suffix not in FORMATS:
-        raise CircuitsError(f"a figure cannot be saved as {path.name}: end the name in {', '.join(FORMATS)}")
 
 
 def save_figure(figure: go.Figure, path: str | Path, library: Literal["inside", "beside"] = "inside") -> None:
@@ -29,7 +23,7 @@ def save_figure(figure: go.Figure, path: str | Path, library: Literal["inside", 
         CircuitsError: the ending is another one, or an image was asked for and no browser was found.
     """
     path = Path(path)
-    check_format(path)
+    check_ending(path, FORMATS, "figure")
     with atomic_file(path) as temporary:
         if path.suffix == ".html":
             figure.write_html(temporary, include_plotlyjs=library == "inside" or "plotly.min.js")

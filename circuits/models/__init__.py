@@ -1,24 +1,47 @@
 """Checkpoint → `HookedTransformer` and back, logit parity, fingerprints, and running a model.
 
-This folder and ``circuits.units`` are the only places that know TransformerLens' names.
+This folder and ``circuits.units`` are the only places that know TransformerLens' names. Importing TransformerLens takes
+seconds; what needs it is imported when it is first used, so that training, which does not, need not wait.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from circuits.models.architectures import ParameterSource, architecture_of
-from circuits.models.forward import HookPoints, answer_logits, capture, final_residual, unembed
-from circuits.models.loading import (
-    Checkpoint,
-    HookedTransformer,
-    checkpoint_of,
-    fingerprint,
-    load_huggingface,
-    load_model,
-    load_tokenizer,
-    parameters_of,
-    save_model,
-    shape_of,
-)
-from circuits.models.projections import Projection, Recording, recording, unit_projections
+from circuits.models.forward import answer_logits, final_residual, unembed
+from circuits.models.huggingface import load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
+
+if TYPE_CHECKING:
+    from circuits.models.hooks import HookPoints, capture
+    from circuits.models.loading import (
+        Checkpoint,
+        HookedTransformer,
+        checkpoint_of,
+        fingerprint,
+        load_model,
+        parameters_of,
+        save_model,
+        shape_of,
+    )
+    from circuits.models.projections import Projection, Recording, recording, unit_projections
+
+_HOOKED = {
+    "Checkpoint": "loading",
+    "HookPoints": "hooks",
+    "HookedTransformer": "loading",
+    "Projection": "projections",
+    "Recording": "projections",
+    "capture": "hooks",
+    "checkpoint_of": "loading",
+    "fingerprint": "loading",
+    "load_model": "loading",
+    "parameters_of": "loading",
+    "recording": "projections",
+    "save_model": "loading",
+    "shape_of": "loading",
+    "unit_projections": "projections",
+}
 
 __all__ = [
     "Checkpoint",
@@ -44,3 +67,9 @@ __all__ = [
     "unembed",
     "unit_projections",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOOKED:
+        raise AttributeError(f"module 'circuits.models' has no attribute {name!r}")
+    return getattr(import_module(f"circuits.models.{_HOOKED[name]}"), name)

@@ -12,7 +12,7 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor
 
-from circuits.models.forward import HookPoints
+from circuits.models.hooks import HookPoints
 from circuits.models.loading import HookedTransformer, parameters_of
 
 

@@ -3,7 +3,7 @@
 from circuits.training.configurations import CONFIGURATIONS, new_model
 from circuits.training.parallel import Job, train_side_by_side
 from circuits.training.recipes import RECIPES, Optimisation, Stage, stages
-from circuits.training.train import Progress, train, training_data
+from circuits.training.train import Progress, train
 
 __all__ = [
     "CONFIGURATIONS",
@@ -16,5 +16,4 @@ __all__ = [
     "stages",
     "train",
     "train_side_by_side",
-    "training_data",
 ]

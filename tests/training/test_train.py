@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+from circuits.datasets import DatasetSettings, dataset_of, make_dataset, word_tokenizer
 from circuits.errors import CircuitsError
 from circuits.models import load_huggingface
-from circuits.training import Job, Optimisation, new_model, stages, train, train_side_by_side, training_data
+from circuits.training import Job, Optimisation, new_model, stages, train, train_side_by_side
 from circuits.training.train import _IGNORED, _TokenisedRows
 
 SMALL = Optimisation(steps=30, rows=24, warmup_steps=5)
@@ -87,7 +87,7 @@ def test_training_learns_and_leaves_ordinary_checkpoints(few, tmp_path):
         if "lm_head" not in name
     )
     assert load_huggingface(folder).config.architectures == ["LlamaForCausalLM"]
-    assert training_data(folder).fingerprint == few.fingerprint
+    assert dataset_of(folder).fingerprint == few.fingerprint
     assert {path.name for path in tmp_path.iterdir()} == {"pre", "mixed"}
 
 
@@ -167,7 +167,7 @@ def test_workers_end_with_their_parent(few, tmp_path):
         "from circuits.training import Job, Optimisation, train_side_by_side\n"
         "if __name__ == '__main__':\n"
         "    train_side_by_side([Job('mixed')], FactDataset(sys.argv[1]), sys.argv[2], "
-        "optimisation=Optimisation(steps=100000))\n"
+        "optimisation=Optimisation(steps=100000, rows=6))\n"
     )
     (tmp_path / "run.py").write_text(script)
     process = subprocess.Popen(
@@ -177,9 +177,9 @@ def test_workers_end_with_their_parent(few, tmp_path):
     until(lambda: list(work.glob("checkpoint-*")), 120)
     process.kill()
     process.wait()
-    time.sleep(5)
+    time.sleep(3)
     before = sorted(path.name for path in work.iterdir())
-    time.sleep(5)
+    time.sleep(6)
     assert sorted(path.name for path in work.iterdir()) == before
 
 

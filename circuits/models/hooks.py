@@ -1,0 +1,58 @@
+"""Hook points by name, and activations captured at them."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.models.loading import HookedTransformer
+
+
+class HookPoints:
+    """The hook points of one layer, as TransformerLens names them.
+
+    Example:
+        >>> HookPoints(3).z
+        'blocks.3.attn.hook_z'
+    """
+
+    def __init__(self, layer: int) -> None:
+        block = f"blocks.{layer}."
+        self.attention_input = f"{block}ln1.hook_normalized"
+        self.q = f"{block}attn.hook_q"
+        self.k = f"{block}attn.hook_k"
+        self.v = f"{block}attn.hook_v"
+        self.pattern = f"{block}attn.hook_pattern"
+        self.z = f"{block}attn.hook_z"
+        self.attention_out = f"{block}hook_attn_out"
+        self.mlp_input = f"{block}ln2.hook_normalized"
+        self.pre = f"{block}mlp.hook_pre"
+        self.pre_linear = f"{block}mlp.hook_pre_linear"
+        self.post = f"{block}mlp.hook_post"
+        self.mlp_out = f"{block}hook_mlp_out"
+        self.resid_pre = f"{block}hook_resid_pre"
+        self.resid_post = f"{block}hook_resid_post"
+
+
+@torch.no_grad()
+def capture(
+    model: HookedTransformer, tokens: Int[Tensor, "batch pos"], names: Iterable[str]
+) -> dict[str, Float[Tensor, "batch ..."]]:
+    """Run the model's layers and keep the activations at the named hook points.
+
+    Raises:
+        KeyError: a name is no hook point of the model.
+    """
+    kept: dict[str, Tensor] = {}
+    wanted = list(names)
+    for name in wanted:
+        if name not in model.hook_dict:
+            raise KeyError(f"the model has no hook point {name}")
+
+    def keep(activation: Tensor, hook: object) -> None:
+        kept[hook.name] = activation.detach()  # type: ignore[attr-defined]
+
+    with model.hooks(fwd_hooks=[(name, keep) for name in wanted]):
+        model(tokens.to(model.cfg.device), stop_at_layer=model.cfg.n_layers)
+    return kept

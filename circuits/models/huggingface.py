@@ -1,0 +1,77 @@
+"""Local Hugging Face checkpoints and tokenizers, refused unless they are complete."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from circuits.errors import CircuitsError
+from circuits.models.architectures import architecture_of
+from circuits.models.quiet import quiet
+
+
+def load_huggingface(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a local Hugging Face checkpoint, refusing one that is incomplete.
+
+    Raises:
+        CircuitsError: the folder is missing or is no checkpoint, a weight file is damaged, or a tensor is missing, has
+            another shape or is not expected.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CircuitsError(f"there is no folder {folder}: give the path of a checkpoint on this machine")
+    if not (folder / "config.json").is_file():
+        raise CircuitsError(f"{folder} is no checkpoint: it has no config.json")
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        raise CircuitsError(f"{folder / 'config.json'} cannot be read: {_first_line(error)}") from None
+    architecture_of(config)
+    try:
+        with quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # safetensors and transformers raise many kinds; each means the weights cannot be read
+        raise CircuitsError(f"the weights in {folder} are missing or damaged: {_first_line(error)}") from None
+    for kind, meaning in {
+        "mismatched_keys": "has another shape than config.json says",
+        "missing_keys": "is missing from the weights",
+        "unexpected_keys": "is in the weights but not in the model that config.json describes",
+    }.items():
+        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[kind])
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise CircuitsError(f"the checkpoint {folder} does not fit its config: {names[0]} {meaning}{more}")
+    return model.eval()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a local checkpoint; it pads on the right.
+
+    Raises:
+        CircuitsError: there is none, or it is not a fast one.
+    """
+    if not Path(folder).is_dir():
+        raise CircuitsError(f"there is no folder {folder}: give the path of a checkpoint on this machine")
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(Path(folder), local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        raise CircuitsError(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from None
+    if not tokenizer.is_fast:
+        raise CircuitsError(f"the tokenizer in {folder} is no fast tokenizer: token roles need its offset mapping")
+    tokenizer.padding_side = "right"
+    return tokenizer
