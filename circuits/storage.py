@@ -134,8 +134,18 @@ def read_json(path: Path) -> Any:
         raise CircuitsError(f"{path} is not a JSON file: {error}") from None
 
 
-def write_table(path: Path, table: "pandas.DataFrame", csv: bool = False) -> None:
-    """Write a result table as parquet (``path``) and, if asked, as CSV beside it, atomically."""
+def write_table(path: Path, table: "pandas.DataFrame", facts: Mapping[str, Any], csv: bool = False) -> None:
+    """Write a result table as parquet and, if asked, as CSV beside it, atomically.
+
+    Args:
+        path: the parquet file.
+        table: the table.
+        facts: what it came from; `provenance` of them is kept in the file, and is in ``table.attrs`` when pandas
+            reads it.
+        csv: also write CSV, which has no room for provenance.
+    """
+    table = table.copy(deep=False)
+    table.attrs = provenance(**facts)
     with atomic_file(path) as temporary:
         table.to_parquet(temporary, index=False)
     if csv:

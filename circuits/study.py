@@ -32,7 +32,7 @@ from circuits.figures import attention_figure, save_figure, study_figures, write
 from circuits.interventions import pair_formats, pair_people
 from circuits.masks import ParameterMask, ablate_mask, shared_parameters, shared_size, sharing
 from circuits.metrics import evaluate, mean_interval
-from circuits.models import HookedTransformer, load_model
+from circuits.models import HookedTransformer, facts_of, load_model
 from circuits.rankings import BEHAVIOURS, attention_scores, read_head
 from circuits.storage import provenance, read_json, write_json, write_table
 from circuits.sweeps import sweep_heads, sweep_patches
@@ -135,7 +135,7 @@ class _Study:
         plan = self.out / "plan.json"
         wanted = json.loads(json.dumps(asdict(self.settings)))
         if not plan.is_file():
-            if self.out.exists() and any(self.out.iterdir()):
+            if self.out.exists() and any(not path.name.startswith(".") for path in self.out.iterdir()):
                 raise CircuitsError(f"{self.out} holds something that is no study: choose another folder")
             write_json(plan, wanted)
             return
@@ -170,7 +170,13 @@ class _Study:
         return pandas.read_parquet(self.tables / f"{name}.parquet")
 
     def write(self, name: str, table: pandas.DataFrame) -> None:
-        write_table(self.tables / f"{name}.parquet", table)
+        facts = {
+            "dataset": self.dataset.fingerprint,
+            "models": {model: facts_of(loaded) for model, loaded in self._models.items()},
+            "settings": read_json(self.out / "plan.json"),
+            "seed": self.settings.seed,
+        }
+        write_table(self.tables / f"{name}.parquet", table, facts)
 
     # the steps
 

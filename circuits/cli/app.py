@@ -154,6 +154,13 @@ def _task(dataset: "FactDataset", split: str, model: "HookedTransformer", exampl
     return task if examples is None else task.sample(examples, seed)
 
 
+def _facts(model: "HookedTransformer", dataset: "FactDataset", seed: int, **settings: Any) -> dict[str, Any]:
+    """What a table came from."""
+    from circuits.models import facts_of
+
+    return {**facts_of(model), "dataset": dataset.fingerprint, "seed": seed, "settings": settings}
+
+
 def _heads(names: list[str] | None, model: "HookedTransformer") -> list[Any] | None:
     from circuits.models import shape_of
     from circuits.units import Head
@@ -284,7 +291,7 @@ def evaluate(
         tables.append(score(loaded, task).assign(split=chosen.value))
     table = pandas.concat(tables, ignore_index=True)
     if out is not None:
-        write_table(out, table, csv)
+        write_table(out, table, _facts(loaded, dataset, seed, examples=examples), csv)
     means = table.groupby("split", sort=False)[list(METRICS)].mean().astype(float)
     _show(means.assign(answers=table.groupby("split").size()).reset_index(), str(model))
 
@@ -341,8 +348,8 @@ def share(
         heads, neurons = shared_size(mask, Head), shared_size(mask, Neuron)
     mask.save(out / "mask.safetensors")
     write_json(out / "sharing.json", report)
-    write_table(out / "heads.parquet", heads, csv)
-    write_table(out / "neurons.parquet", neurons, csv)
+    for name, table in {"heads": heads, "neurons": neurons}.items():
+        write_table(out / f"{name}.parquet", table, {"model": mask.model, "seed": seed, "mask": mask.provenance}, csv)
     _show(pandas.DataFrame({"": list(report), "value": [f"{value:,.4g}" for value in report.values()]}), str(mask))
     _show(heads.sort_values("size", ascending=False), "Shared Size of heads", 10)
 
@@ -363,7 +370,10 @@ def ablate(
         list[str] | None,
         typer.Option(help="Ablate this head, such as L2H1; may be repeated. Default: each head alone."),
     ] = None,
-    mode: Annotated[list[HeadMode] | None, typer.Option(help="What heads put out; default: zero and mean.")] = None,
+    mode: Annotated[
+        list[HeadMode] | None,
+        typer.Option(help="What heads put out; default: zero and mean (over the first split)."),
+    ] = None,
     split: Annotated[list[Split] | None, typer.Option(help="What to score; default: bio, qa_id and qa_ood.")] = None,
     out: Annotated[Path, typer.Option(help="Parquet file for the table.")] = Path("runs/ablation.parquet"),
     examples: Examples = None,
@@ -393,6 +403,7 @@ def ablate(
         before = None if pre is None else _load(pre, dtype, device)
         tasks = [_task(dataset, chosen.value, loaded, examples, seed) for chosen in splits]
         table = ablate_mask(loaded, loaded_mask, tasks, before, mask_mode.value, draws, seed)
+        settings: dict[str, Any] = {"mask": loaded_mask.provenance, "mode": mask_mode.value, "draws": draws}
         shown = table.groupby(["condition", "task"], sort=False)[["exact_match", "log_prob"]].mean().reset_index()
     else:
         from circuits.sweeps import sweep_heads
@@ -401,8 +412,9 @@ def ablate(
         tasks = [_task(dataset, chosen.value, loaded, examples, seed) for chosen in splits]
         modes = [chosen.value for chosen in mode or list(HeadMode)]
         table = sweep_heads(loaded, tasks, modes, heads=heads)
+        settings = {"heads": head, "modes": modes}
         shown = table.sort_values("log_prob_effect").drop(columns=["layer", "index", "answers"])
-    write_table(out, table, csv)
+    write_table(out, table, _facts(loaded, dataset, seed, examples=examples, **settings), csv)
     _show(shown, f"{out}")
 
 
@@ -441,7 +453,8 @@ def patch(
     else:
         other = pair_people(target, seed)
     table = sweep_patches(loaded, other, target, source.value, heads)
-    write_table(out, table, csv)
+    settings = {"source": source.value, "split": split.value, "examples": examples, "heads": head}
+    write_table(out, table, _facts(loaded, dataset, seed, **settings), csv)
     _show(table.sort_values("log_prob_effect").drop(columns=["layer", "index", "answers"]), f"{out}")
 
 
@@ -527,10 +540,8 @@ def study(
     if csv:
         import pandas
 
-        from circuits.storage import write_table
-
         for path in sorted((out / "tables").glob("*.parquet")):
-            write_table(path, pandas.read_parquet(path), csv=True)
+            pandas.read_parquet(path).to_csv(path.with_suffix(".csv"), index=False)
     for arm in ("mixed", "two_stage", "two_stage_gentle"):
         scores = summary["accuracy"][arm]
         _say(f"{arm}: BIO {scores['bio']:.1%}, QA-ID {scores['qa_id']:.1%}, QA-OOD {scores['qa_ood']:.1%}")

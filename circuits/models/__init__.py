@@ -13,11 +13,12 @@ from circuits.models.huggingface import load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
 
 if TYPE_CHECKING:
-    from circuits.models.hooks import HookPoints, capture
+    from circuits.models.hooks import HookPoints, capture, head_output
     from circuits.models.loading import (
         Checkpoint,
         HookedTransformer,
         checkpoint_of,
+        facts_of,
         fingerprint,
         load_model,
         parameters_of,
@@ -33,7 +34,9 @@ _HOOKED = {
     "Projection": "projections",
     "Recording": "projections",
     "capture": "hooks",
+    "head_output": "hooks",
     "checkpoint_of": "loading",
+    "facts_of": "loading",
     "fingerprint": "loading",
     "load_model": "loading",
     "parameters_of": "loading",
@@ -54,8 +57,10 @@ __all__ = [
     "architecture_of",
     "capture",
     "checkpoint_of",
+    "facts_of",
     "final_residual",
     "fingerprint",
+    "head_output",
     "load_huggingface",
     "load_model",
     "load_tokenizer",

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.models.loading import HookedTransformer
+from circuits.units import Head
 
 
 class HookPoints:
@@ -56,3 +57,10 @@ def capture(
     with model.hooks(fwd_hooks=[(name, keep) for name in wanted]):
         model(tokens.to(model.cfg.device), stop_at_layer=model.cfg.n_layers)
     return kept
+
+
+@torch.no_grad()
+def head_output(model: HookedTransformer, head: Head, z: Float[Tensor, "... d_head"]) -> Float[Tensor, "... d_model"]:
+    """What one head adds to the residual stream, given its z: z W_O, without the layer's output bias."""
+    output: Tensor = z @ model.blocks[head.layer].attn.W_O[head.index]
+    return output

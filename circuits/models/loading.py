@@ -215,6 +215,15 @@ def fingerprint(model: HookedTransformer) -> str:
     return digest(*parts)
 
 
+def facts_of(model: HookedTransformer) -> dict[str, Any]:
+    """What a saved result says of the model it came from: fingerprint, dtype and device."""
+    return {
+        "model": fingerprint(model),
+        "dtype": str(model.cfg.dtype).removeprefix("torch."),
+        "device": str(model.cfg.device),
+    }
+
+
 def save_model(model: HookedTransformer, folder: str | Path, facts: dict[str, Any] | None = None) -> None:
     """Save a hooked model as an ordinary Hugging Face checkpoint, tokenizer included.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from circuits.datasets import Role, Task
 from circuits.errors import CircuitsError
-from circuits.models import HookedTransformer, HookPoints, capture, shape_of, unembed
+from circuits.models import HookedTransformer, HookPoints, capture, head_output, shape_of, unembed
 from circuits.units import Head, ModelShape
 
 BEHAVIOURS: tuple[str, ...] = ("subject_linking", "relation_focusing")
@@ -112,7 +112,7 @@ def read_head(
     hooks = HookPoints(head.layer)
     kept = capture(model, tokens, [hooks.pattern, hooks.z])
     pattern = kept[hooks.pattern][0, head.index].float().cpu()
-    output = kept[hooks.z][0, -1, head.index] @ model.W_O[head.layer, head.index]
+    output = head_output(model, head, kept[hooks.z][0, -1, head.index])
     with torch.no_grad():
         logits = unembed(model, output[None])[0].float().cpu()
     best = logits.topk(top)

@@ -28,8 +28,8 @@ from circuits.models import (
     HookPoints,
     Projection,
     Recording,
+    facts_of,
     final_residual,
-    fingerprint,
     recording,
     unembed,
     unit_projections,
@@ -192,12 +192,10 @@ def trace_gradients(
         {name: (value / len(task)).cpu() for name, value in hooked.items()},
         len(task),
         provenance(
-            model=fingerprint(model),
+            **facts_of(model),
             task=task.provenance,
             statistic=statistic,
             loss=loss,
-            dtype=str(model.cfg.dtype).removeprefix("torch."),
-            device=str(model.cfg.device),
         ),
     )
 

@@ -183,7 +183,10 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
     must("ablate", "ck/mixed", *mask, "--examples", 10, "--out", "mask.parquet")
     assert len(pandas.read_parquet("mask.parquet")) == 4 * 3
     must("ablate", "ck/mixed", "--split", "qa_id", "--examples", 10, "--out", "heads.parquet")
-    assert len(pandas.read_parquet("heads.parquet")) == 16 * 2
+    table = pandas.read_parquet("heads.parquet")
+    assert len(table) == 16 * 2
+    assert table.attrs["model"] == fingerprint(load_model("ck/mixed"))
+    assert {"dataset", "settings", "seed", "dtype", "device", "library_version", "git_commit"} <= set(table.attrs)
     must("patch", "ck/mixed", "--from", "bio", "--head", "L1H1", "--examples", 10, "--out", "patch.parquet")
     assert pandas.read_parquet("patch.parquet")["head"].tolist() == ["L1H1"]
     shown = must("attention", "ck/mixed", "--head", "L2H1", "--person", 2, "--out", "fig.html", by=run)
@@ -235,6 +238,7 @@ def test_a_study_writes_what_it_promises(study):
     assert not heads.duplicated(["layer", "head", "model", "mode"]).any()
     assert len(heads) == 16 * 2 * 2
     assert heads["effect"].notna().all()
+    assert set(heads.attrs["models"]) >= {"mixed", "two_stage"}
     assert {"accuracy", "curves", "ablation", "patches", "shared_heads"} <= {
         path.stem for path in (study / "tables").iterdir()
     }
