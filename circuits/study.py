@@ -18,7 +18,8 @@ these.
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -76,7 +77,15 @@ class StudySettings:
         if self.family not in FAMILIES:
             raise CircuitsError(f"there is no family {self.family!r}: choose from {', '.join(FAMILIES)}")
         if self.data.seed != self.seed:
-            object.__setattr__(self, "data", DatasetSettings(**(asdict(self.data) | {"seed": self.seed})))
+            raise CircuitsError(
+                f"the study's seed is {self.seed}, but its people's is {self.data.seed}: make them equal"
+            )
+        if not 0 < self.fraction < 1:
+            raise CircuitsError(f"the fraction is {self.fraction}: it must lie between 0 and 1")
+        if min(self.trace_examples, self.sweep_examples) < 1 or self.draws < 2:
+            raise CircuitsError("a study needs an example to trace and to score, and two random draws for an interval")
+        if self.data.people < 8:
+            raise CircuitsError(f"a study of {self.data.people} people has nobody to compare with: take 8 or more")
 
 
 def run_study(
@@ -103,11 +112,23 @@ def run_study(
             continue
         if say is not None:
             say(f"{name}: {(step.__doc__ or '').splitlines()[0].rstrip('.')}")
-        begun = time.monotonic()
-        step()
-        write_json(done, {"seconds": round(time.monotonic() - begun, 1)})
+        spent = study.out / "steps" / f"{name}.spent.json"
+        with _stopwatch(spent):
+            step()
+        spent.rename(done)
     summary: dict[str, Any] = read_json(study.out / "summary.json")
     return summary
+
+
+@contextmanager
+def _stopwatch(path: Path) -> Iterator[None]:
+    """Add the seconds of the block to those of earlier attempts that were interrupted."""
+    before = read_json(path)["seconds"] if path.is_file() else 0.0
+    begun = time.monotonic()
+    try:
+        yield
+    finally:
+        write_json(path, {"seconds": round(before + time.monotonic() - begun, 1)})
 
 
 class _Study:
@@ -345,7 +366,9 @@ class _Study:
             "settings": read_json(self.out / "plan.json"),
             "seeds": [self.settings.seed],
             "versions": _versions(),
-            "provenance": provenance(dataset=self.dataset.fingerprint),
+            "provenance": provenance(
+                dataset=self.dataset.fingerprint, models={name: facts_of(self.model(name)) for name in _EVALUATED}
+            ),
         }
 
     def _ablation(self, name: str) -> dict[str, Any]:

@@ -32,11 +32,6 @@ class ModelShape:
     n_key_value_heads: int
     d_mlp: int
 
-    @property
-    def grouped(self) -> bool:
-        """Whether several query heads share one key/value head."""
-        return self.n_key_value_heads != self.n_heads
-
     def heads(self) -> Iterator["Head"]:
         """All heads, layer by layer.
 
@@ -141,6 +136,9 @@ class ParameterLayout:
     unit: type[_Unit] | None
     axis: int = 0
 
+
+#: The embedding and the unembedding: one tensor and its transpose where a model ties them.
+TIED = ("embed.W_E", "unembed.W_U")
 
 _HEAD, _GROUP = ParameterLayout(Head), ParameterLayout(KVGroup)
 _LAYOUTS: dict[str, ParameterLayout] = {

@@ -7,8 +7,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from jaxtyping import install_import_hook
 
-with install_import_hook("circuits", "beartype.beartype"):
-    pass
+# shapes and types of every function are checked while the tests run; stays installed, so that it also covers what is
+# imported late
+install_import_hook("circuits", "beartype.beartype")
 
 import pytest
 import torch

@@ -21,6 +21,11 @@ def main() -> None:
     except CircuitsError as error:
         sys.stderr.write(f"circuits: {error}\n")
         sys.exit(2)
+    except OSError as error:
+        sys.stderr.write(
+            f"circuits: {error.filename or 'a file'} cannot be written or read: {error.strerror or error}\n"
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("circuits: interrupted; what was finished is on disk\n")
         sys.exit(130)

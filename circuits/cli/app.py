@@ -242,7 +242,6 @@ def train(
         qa_share=qa_share,
         learning_rate=learning_rate,
         gentle_learning_rate=gentle_learning_rate,
-        warmup_steps=min(50, steps),
         dtype=dtype,
     )
     bars: dict[str, Any] = {}
@@ -301,24 +300,32 @@ def trace(
     model: Model,
     data: Data = None,
     split: Annotated[list[Split] | None, typer.Option(help="Tasks to trace; default: bio and qa_id.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for one trace file per task.")] = Path("runs/traces"),
+    out: Annotated[Path, typer.Option(help="Folder for a trace file and hook-point tables per task.")] = Path(
+        "runs/traces"
+    ),
     statistic: Annotated[str, typer.Option(help="Of each gradient: abs, square or signed.")] = "abs",
     loss: Annotated[str, typer.Option(help="Over answer tokens, or all tokens.")] = "answer",
     examples: Examples = None,
     batch_size: Annotated[int, typer.Option(help="Examples in one pass.", min=1)] = 32,
     dtype: Dtype = "float32",
     device: Device = None,
+    csv: Csv = False,
     seed: Seed = 0,
 ) -> None:
     """Trace a task's gradients at every parameter of heads and neurons."""
     dataset = _dataset(data, model)
     loaded = _load(model, dtype, device)
+    from circuits.storage import write_table
     from circuits.tracing import trace_gradients
+    from circuits.units import Head, Neuron
 
     for chosen in split or [Split.BIO, Split.QA_ID]:
         task = _task(dataset, chosen.value, loaded, examples, seed)
         traced = trace_gradients(loaded, task, statistic, loss, batch_size)
         traced.save(out / f"{chosen.value}.safetensors")
+        for kind in (Head, Neuron):
+            facts = _facts(loaded, dataset, seed, examples=examples, statistic=statistic, loss=loss)
+            write_table(out / f"{chosen.value}_{kind.NOUN}s.parquet", traced.units(kind), facts, csv)
         _say(f"{out / chosen.value}.safetensors: {traced!r}")
 
 
@@ -347,7 +354,7 @@ def share(
         report = sharing(loaded, fraction, draws, seed)
         heads, neurons = shared_size(mask, Head), shared_size(mask, Neuron)
     mask.save(out / "mask.safetensors")
-    write_json(out / "sharing.json", report)
+    write_json(out / "sharing.json", {**report, "provenance": mask.provenance})
     for name, table in {"heads": heads, "neurons": neurons}.items():
         write_table(out / f"{name}.parquet", table, {"model": mask.model, "seed": seed, "mask": mask.provenance}, csv)
     _show(pandas.DataFrame({"": list(report), "value": [f"{value:,.4g}" for value in report.values()]}), str(mask))
@@ -368,7 +375,7 @@ def ablate(
     draws: Annotated[int, typer.Option(help="Random masks to compare with.", min=1)] = 5,
     head: Annotated[
         list[str] | None,
-        typer.Option(help="Ablate this head, such as L2H1; may be repeated. Default: each head alone."),
+        typer.Option(help="A head to ablate alone, such as L2H1; may be repeated. Default: every head."),
     ] = None,
     mode: Annotated[
         list[HeadMode] | None,
@@ -387,6 +394,8 @@ def ablate(
     _check_names(head)
     if mask is not None and (head or mode):
         raise CircuitsError("a mask and heads were given: ablate one kind at a time")
+    if mask is None and (pre is not None or mask_mode is not MaskMode.REVERT):
+        raise CircuitsError("--pre and --mask-mode are for a mask: name its file with --mask")
     if mask is not None and mask_mode is MaskMode.REVERT and pre is None:
         raise CircuitsError("reverting a mask needs the model before fine-tuning: name its folder with --pre")
     dataset = _dataset(data, model)
@@ -428,7 +437,8 @@ def patch(
     ] = Source.PERSON,
     split: Annotated[Split, typer.Option(help="The run that is changed: a question split.")] = Split.QA_OOD,
     head: Annotated[
-        list[str] | None, typer.Option(help="Patch this head, such as L2H1; may be repeated. Default: each head alone.")
+        list[str] | None,
+        typer.Option(help="A head to patch alone, such as L2H1; may be repeated. Default: every head."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Parquet file for the table.")] = Path("runs/patches.parquet"),
     examples: Annotated[int, typer.Option(help="Use so many examples, drawn with the seed.", min=1)] = 200,
@@ -463,7 +473,8 @@ def attention(
     model: Model,
     head: Annotated[str, typer.Option(help="The head, such as L2H1.", show_default=False)],
     person: Annotated[
-        int | None, typer.Option(help="Number of the person; default: the first QA-OOD person.", show_default=False)
+        int | None,
+        typer.Option(help="Number of the person; default: a QA-OOD person drawn with the seed.", show_default=False),
     ] = None,
     attribute: Annotated[
         str, typer.Option(help="birth_date, birth_city, university, major, employer or work_city.")
@@ -475,6 +486,7 @@ def attention(
     top: Annotated[int, typer.Option(help="Output tokens to name.", min=1)] = 8,
     dtype: Dtype = "float32",
     device: Device = None,
+    seed: Seed = 0,
 ) -> None:
     """Draw what one head attends to in a biography and in the question of one person."""
     from circuits.datasets.wordings import ATTRIBUTES
@@ -487,7 +499,7 @@ def attention(
     dataset = _dataset(data, model)
     people = dataset.people().set_index("person")
     if person is None:
-        person = int(people.index[people["split"] == "qa_ood"][0])
+        person = int(people[people["split"] == "qa_ood"].sample(1, random_state=seed).index[0])
     if person not in people.index:
         raise CircuitsError(f"there is no person {person}: the dataset has people 0 to {len(people) - 1}")
     loaded = _load(model, dtype, device)
@@ -500,6 +512,8 @@ def attention(
 
     chosen = Head.parse(head, shape_of(loaded))
     split = str(people["split"][person])
+    if loaded.tokenizer is None:
+        raise CircuitsError(f"{model} has no tokenizer: save one beside its weights")
     questions = Task.from_dataset(dataset, split, loaded.tokenizer, [person])
     question = questions.select(questions.answers.index[questions.answers["attribute"] == attribute].tolist())
     biography = pair_formats(question, Task.from_dataset(dataset, "bio", loaded.tokenizer, [person]))
@@ -533,7 +547,7 @@ def study(
         family=family.value,
         seed=seed,
         data=DatasetSettings(people=people, seed=seed),
-        optimisation=Optimisation(steps=steps, warmup_steps=min(50, steps)),
+        optimisation=Optimisation(steps=steps),
         fraction=fraction,
     )
     summary = run_study(out, settings, _say)

@@ -6,7 +6,6 @@ question with its answer. Rows say where the subject, the relation and the answe
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -149,6 +148,8 @@ def make_dataset(folder: str | Path, settings: DatasetSettings | None = None) ->
         150
     """
     folder, settings = Path(folder), settings or DatasetSettings()
+    if folder.is_file():
+        raise CircuitsError(f"{folder} is a file: name a folder for the dataset")
     if folder.exists() and not (folder / "dataset.json").is_file() and any(folder.iterdir()):
         raise CircuitsError(f"{folder} holds something that is no dataset: choose another folder")
     counts = dict.fromkeys(SPLITS, 0)
@@ -214,9 +215,12 @@ class FactDataset:
         for name in ("people.jsonl", "bio.jsonl", "qa.jsonl"):
             if not (self.folder / name).is_file() or (self.folder / name).stat().st_size == 0:
                 raise CircuitsError(f"the dataset {self.folder} is empty: {name} is missing or has no rows")
-        self.settings = DatasetSettings(**card["settings"])
-        self.counts: dict[str, int] = card["counts"]
-        self.fingerprint: str = card["fingerprint"]
+        try:
+            self.settings = DatasetSettings(**card["settings"])
+            self.counts: dict[str, int] = card["counts"]
+            self.fingerprint: str = card["fingerprint"]
+        except (KeyError, TypeError):
+            raise CircuitsError(f"{self.folder / 'dataset.json'} is damaged: make the dataset again") from None
         if _fingerprint(self.folder) != self.fingerprint:
             raise CircuitsError(f"the files of the dataset {self.folder} were changed after it was made: make it again")
 
@@ -281,7 +285,7 @@ def dataset_of(checkpoint: str | Path) -> FactDataset:
     facts = read_json(card) if card.is_file() else {}
     if "data" not in facts:
         raise CircuitsError(f"{checkpoint} does not say what it was trained on: name the dataset with --data")
-    dataset = FactDataset(Path(os.path.normpath(checkpoint / facts["data"])))
+    dataset = FactDataset((checkpoint.resolve() / facts["data"]).resolve())
     if dataset.fingerprint != facts["dataset"]:
         raise CircuitsError(
             f"{checkpoint} was trained on the dataset {facts['dataset']}, but {dataset.folder} is "

@@ -214,7 +214,7 @@ def _draw_reading(figure: go.Figure, reading: HeadReading, column: int) -> None:
             x=logits,
             y=list(range(len(tokens))),
             orientation="h",
-            marker_color=["#f58518" if token == answer else "#4c78a8" for token in tokens],
+            marker_color=["#f58518" if place == rank else "#4c78a8" for place in range(len(tokens), 0, -1)],
             text=[f"{logit:.2f}" for logit in logits],
             textposition="outside",
             cliponaxis=False,

@@ -192,6 +192,8 @@ def heads_figure(table: DataFrame, value: str, facet: str = "model", title: str 
         figure.add_trace(
             go.Heatmap(
                 z=grid.to_numpy(),
+                x=grid.columns,
+                y=grid.index,
                 zmin=-largest if signed else 0,
                 zmax=largest,
                 colorscale="RdBu" if signed else "Blues",

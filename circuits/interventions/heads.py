@@ -10,7 +10,7 @@
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from circuits.datasets import Role, Task
 from circuits.errors import CircuitsError
-from circuits.models import HookedTransformer, HookPoints, capture, shape_of
+from circuits.models import HookedTransformer, HookPoints, capture, hooked, shape_of
 from circuits.units import Head
 
 #: Values to put in the place of heads' outputs: head → something that broadcasts to ``[example, pos, d_head]``.
@@ -76,7 +76,7 @@ def replace_heads(model: HookedTransformer, values: Replacement) -> Iterator[Non
                 fired.add(head)
         return z
 
-    with model.hooks(fwd_hooks=[(HookPoints(layer).z, overwrite) for layer in sorted({h.layer for h in values})]):
+    with hooked(model, {HookPoints(layer).z: overwrite for layer in sorted({head.layer for head in values})}):
         yield
     for head in values.keys() - fired:
         raise CircuitsError(f"{head} was to be replaced, but its layer was never run inside the block")
@@ -87,7 +87,7 @@ def ablate_heads(
     heads: Iterable[Head],
     mode: str = "zero",
     means: Float[Tensor, "layer head d_head"] | None = None,
-) -> Any:
+) -> AbstractContextManager[None]:
     """Inside the block, these heads put out nothing of their own.
 
     Args:
@@ -189,7 +189,9 @@ def patched_outputs(
     return patched
 
 
-def patch_heads(model: HookedTransformer, heads: Iterable[Head], source: Task, target: Task) -> Any:
+def patch_heads(
+    model: HookedTransformer, heads: Iterable[Head], source: Task, target: Task
+) -> AbstractContextManager[None]:
     """Inside the block, these heads put out in the target's run what they put out in the source's run.
 
     Args:
@@ -242,15 +244,15 @@ def pair_formats(task: Task, source: Task) -> Task:
 def pair_people(task: Task, seed: int = 0) -> Task:
     """For each example one about another person, the same attribute in the same wording: the corrupted run.
 
+    Prompts of a pair have the same tokens but for the subject, and subjects of as many tokens; answers may differ in
+    length.
+
     Raises:
         CircuitsError: an example has no partner of the same form and length with another answer.
     """
     generator = torch.Generator().manual_seed(seed)
     answers = task.answers
-    forms = [
-        (answer.attribute, tuple(task.roles[answer.example].tolist()), _frame(task, answer.example))
-        for answer in answers.itertuples()
-    ]
+    forms = [(answer.attribute, *_frame(task, answer.example, answer.start)) for answer in answers.itertuples()]
     groups: dict[Any, list[int]] = {}
     for row, form in enumerate(forms):
         groups.setdefault(form, []).append(row)
@@ -266,7 +268,7 @@ def pair_people(task: Task, seed: int = 0) -> Task:
     return task.select(chosen)
 
 
-def _frame(task: Task, example: int) -> tuple[int, ...]:
-    """The tokens that are neither subject nor answer."""
-    kept = (task.roles[example] != Role.SUBJECT) & (task.roles[example] != Role.ANSWER)
-    return tuple(task.tokens[example][kept].tolist())
+def _frame(task: Task, example: int, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Roles of a prompt, and its tokens that are not the subject's."""
+    roles, tokens = task.roles[example, :length], task.tokens[example, :length]
+    return tuple(roles.tolist()), tuple(tokens[roles != Role.SUBJECT].tolist())

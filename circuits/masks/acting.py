@@ -2,7 +2,8 @@
 
 1. Inside the ``with`` block the masked entries hold other values: those of θ_pre (`revert`), zero (`zero`), or the
    mean of their tensor (`mean`). `graft` does the opposite of `revert`: θ_pre with the masked entries of θ_ft.
-2. When the block ends, also by an exception, every tensor holds its old values again, bit for bit.
+2. Blocks may lie inside one another. When one ends, also by an exception, every tensor holds its old values again, bit
+   for bit.
 3. An ablation is compared with random masks that have the same count in each tensor (docs/method.md, section 3).
 """
 
@@ -17,8 +18,9 @@ from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.masks.mask import ParameterMask
 from circuits.metrics import evaluate
-from circuits.models import HookedTransformer, checkpoint_of, parameters_of
+from circuits.models import HookedTransformer, checkpoint_of, editing, parameters_of
 from circuits.progress import track
+from circuits.units import TIED
 
 MODES: tuple[str, ...] = ("revert", "zero", "mean")
 
@@ -29,18 +31,22 @@ def _replaced(
 ) -> Iterator[None]:
     parameters = parameters_of(model)
     touched = {name: entries for name, entries in mask.masks.items() if entries.any()}
+    tied = [mask.masks.get(name, torch.zeros(1, 1, dtype=torch.bool)) for name in TIED]
+    if checkpoint_of(model).config.tie_word_embeddings and not torch.equal(tied[0], tied[1].T):
+        raise CircuitsError(f"{TIED[0]} and {TIED[1]} are one tensor in this model: a mask must treat them alike")
     before = {name: parameters[name].detach().clone() for name in touched}
-    try:
-        with torch.no_grad():
-            for name, entries in touched.items():
-                where = entries.to(parameters[name].device)
-                new = torch.as_tensor(value(name, before[name]), dtype=before[name].dtype, device=before[name].device)
-                parameters[name].copy_(torch.where(where, new, before[name]))
-        yield
-    finally:
-        with torch.no_grad():
-            for name, old in before.items():
-                parameters[name].copy_(old)
+    with editing(model):
+        try:
+            with torch.no_grad():
+                for name, entries in touched.items():
+                    old = before[name]
+                    new = torch.as_tensor(value(name, old), dtype=old.dtype, device=old.device)
+                    parameters[name].copy_(torch.where(entries.to(old.device), new, old))
+            yield
+        finally:
+            with torch.no_grad():
+                for name, old in before.items():
+                    parameters[name].copy_(old)
 
 
 def revert(model: HookedTransformer, mask: ParameterMask, pre: HookedTransformer) -> AbstractContextManager[None]:
@@ -150,23 +156,24 @@ def ablate_mask(
     if mode == "revert" and pre is None:
         raise CircuitsError("reverting needs the model before fine-tuning: give pre")
     conditions = [("none", 0, None), ("shared", 0, mask)]
-    conditions += [("random", draw, mask.random(seed + draw)) for draw in range(draws)]
+    conditions += [("random", draw, mask.random(f"{seed}/{draw}")) for draw in range(draws)]
     rows = []
-    for condition, draw, chosen in track(conditions, f"{mode} masks", len(conditions), "mask"):
-        with _acting(model, chosen, pre, mode):
-            for task in tasks:
-                scores = evaluate(model, task)
-                rows.append(
-                    {
-                        "condition": condition,
-                        "draw": draw,
-                        "mode": mode,
-                        "task": task.name,
-                        "parameters": 0 if chosen is None else chosen.size,
-                        "exact_match": float(scores["exact_match"].mean()),
-                        "log_prob": float(scores["log_prob"].mean()),
-                    }
-                )
+    with editing(model):
+        for condition, draw, chosen in track(conditions, f"{mode} masks", len(conditions), "mask"):
+            with _acting(model, chosen, pre, mode):
+                for task in tasks:
+                    scores = evaluate(model, task)
+                    rows.append(
+                        {
+                            "condition": condition,
+                            "draw": draw,
+                            "mode": mode,
+                            "task": task.name,
+                            "parameters": 0 if chosen is None else chosen.size,
+                            "exact_match": float(scores["exact_match"].mean()),
+                            "log_prob": float(scores["log_prob"].mean()),
+                        }
+                    )
     return pandas.DataFrame(rows)
 
 

@@ -16,8 +16,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.models import HookedTransformer, checkpoint_of, fingerprint, parameters_of
-from circuits.storage import read_tensors, write_tensors
+from circuits.models import HookedTransformer, checkpoint_of, fingerprint, identity, parameters_of
+from circuits.storage import digest, provenance, read_tensors, write_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,25 +53,31 @@ class ParameterMask:
         share = self.size / self.total if self.total else 0.0
         return f"ParameterMask({self.size:,} of {self.total:,} parameters, {share:.3%}, model={self.model})"
 
-    def _combine(self, other: "ParameterMask", combine: Callable[[Tensor, Tensor], Tensor]) -> "ParameterMask":
+    def _combine(
+        self, other: "ParameterMask", sign: str, combine: Callable[[Tensor, Tensor], Tensor]
+    ) -> "ParameterMask":
         if self.model != other.model:
             raise CircuitsError(f"the masks belong to different models, {self.model} and {other.model}")
         if self.masks.keys() != other.masks.keys():
             only = sorted(self.masks.keys() ^ other.masks.keys())[0]
             raise CircuitsError(f"the masks cover different parameters: only one of them covers {only}")
-        return ParameterMask({name: combine(mask, other.masks[name]) for name, mask in self.masks.items()}, self.model)
+        return ParameterMask(
+            {name: combine(mask, other.masks[name]) for name, mask in self.masks.items()},
+            self.model,
+            {sign: [self.provenance, other.provenance]},
+        )
 
     def __and__(self, other: "ParameterMask") -> "ParameterMask":
-        return self._combine(other, torch.logical_and)
+        return self._combine(other, "&", torch.logical_and)
 
     def __or__(self, other: "ParameterMask") -> "ParameterMask":
-        return self._combine(other, torch.logical_or)
+        return self._combine(other, "|", torch.logical_or)
 
     def __sub__(self, other: "ParameterMask") -> "ParameterMask":
-        return self._combine(other, lambda one, two: one & ~two)
+        return self._combine(other, "-", lambda one, two: one & ~two)
 
     def __invert__(self) -> "ParameterMask":
-        return ParameterMask({name: ~mask for name, mask in self.masks.items()}, self.model)
+        return ParameterMask({name: ~mask for name, mask in self.masks.items()}, self.model, {"~": self.provenance})
 
     def for_model(self, model: HookedTransformer) -> "ParameterMask":
         """The same entries in another model of the same shape, on purpose: the check of `check` is waived once.
@@ -92,28 +98,31 @@ class ParameterMask:
                     f"the mask was made for model {self.model}, not for {checkpoint_of(model).source}: "
                     f"{name} has another shape or is missing there"
                 )
-        found = fingerprint(model)
+        found = identity(model)
         if found != self.model:
             raise CircuitsError(
                 f"the mask was made for model {self.model}, not for {found} ({checkpoint_of(model).source}): "
                 "load that model, or transfer the mask with mask.for_model(model)"
             )
 
-    def random(self, seed: int) -> "ParameterMask":
+    def random(self, seed: int | str) -> "ParameterMask":
         """A random mask with the same count in each tensor: the control for what is special about the set.
+
+        Args:
+            seed: names the draw; draws with different names are independent.
 
         Example:
             >>> mask = ParameterMask({"w": torch.arange(100) < 7}, model="a")
             >>> mask.random(0).size
             7
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(digest(str(seed)), 16) >> 1)
         masks: dict[str, Tensor] = {}
         for name, mask in self.masks.items():
             drawn = torch.zeros(mask.numel(), dtype=torch.bool)
             drawn[torch.randperm(mask.numel(), generator=generator)[: int(mask.sum())]] = True
             masks[name] = drawn.view(mask.shape)
-        return ParameterMask(masks, self.model, {"random_like": self.provenance, "seed": seed})
+        return ParameterMask(masks, self.model, provenance(random_like=self.provenance, seed=seed))
 
     def save(self, path: str | Path) -> None:
         """Save as safetensors, one bit for each parameter."""

@@ -33,7 +33,8 @@ def influenced_parameters(trace: GradientTrace, fraction: float = 0.01) -> Param
         fraction: k, between 0 and 1; the set has exactly ``round(k · N)`` parameters, ties broken by position.
 
     Raises:
-        CircuitsError: the fraction is not between 0 and 1, or so many parameters have no gradient at all.
+        CircuitsError: the fraction is not between 0 and 1, so many parameters have no gradient at all, or some have one
+            that is not finite.
 
     Source:
         arXiv 2505.16178, Definition 3.1.
@@ -41,6 +42,8 @@ def influenced_parameters(trace: GradientTrace, fraction: float = 0.01) -> Param
     if not 0 < fraction < 1:
         raise CircuitsError(f"the fraction is {fraction}: it must lie between 0 and 1")
     values = torch.cat([gradient.flatten().abs() for gradient in trace.gradients.values()])
+    if not values.isfinite().all():
+        raise CircuitsError(f"the trace of {trace.task} has gradients that are not finite: trace the model in float32")
     count = max(1, round(fraction * len(values)))
     reached = int((values > 0).sum())
     if reached < count:
@@ -48,8 +51,11 @@ def influenced_parameters(trace: GradientTrace, fraction: float = 0.01) -> Param
             f"only {reached} of {len(values)} parameters have a gradient for the task {trace.task}: "
             f"choose a fraction below {reached / len(values):.4g}"
         )
-    chosen = torch.zeros(len(values), dtype=torch.bool)
-    chosen[values.sort(descending=True, stable=True).indices[:count]] = True
+    # all above the threshold, then as many that equal it as there is room for, in their order
+    threshold = values.kthvalue(len(values) - count + 1).values
+    chosen = values > threshold
+    ties = (values == threshold).nonzero().flatten()
+    chosen[ties[: count - int(chosen.sum())]] = True
     sizes = [gradient.numel() for gradient in trace.gradients.values()]
     masks = {
         name: part.view(gradient.shape)
@@ -83,17 +89,14 @@ def shared_parameters(traces: Sequence[GradientTrace], fraction: float = 0.01) -
     """
     if len(traces) < 2:
         raise CircuitsError(f"sharing takes two tasks or more: {len(traces)} trace was given")
-    sets = [influenced_parameters(trace, fraction) for trace in traces]
+    return _intersection([influenced_parameters(trace, fraction) for trace in traces])
+
+
+def _intersection(sets: Sequence[ParameterMask]) -> ParameterMask:
     shared = sets[0]
     for other in sets[1:]:
         shared = shared & other
-    return ParameterMask(
-        shared.masks,
-        shared.model,
-        provenance(
-            tasks=[trace.task for trace in traces], fraction=fraction, traces=[trace.provenance for trace in traces]
-        ),
-    )
+    return ParameterMask(shared.masks, shared.model, provenance(shared=[one.provenance for one in sets]))
 
 
 def sharing(traces: Sequence[GradientTrace], fraction: float = 0.01, draws: int = 5, seed: int = 0) -> dict[str, Any]:
@@ -109,14 +112,22 @@ def sharing(traces: Sequence[GradientTrace], fraction: float = 0.01, draws: int 
         ``size`` |S|, ``total`` N, ``influenced`` k·N, ``share`` |S|/(k·N), ``jaccard``, ``chance`` (expected size of
         independent sets), ``lift`` = size / chance, ``permuted`` (mean size of the control), ``permuted_lift``, and
         ``gini`` and ``top_tenth`` of Shared Size over heads.
+
+    Raises:
+        CircuitsError: as `shared_parameters`.
+
+    Source:
+        arXiv 2505.16178, Fig. 2a; docs/method.md, section 2.
     """
-    shared = shared_parameters(traces, fraction)
+    if len(traces) < 2:
+        raise CircuitsError(f"sharing takes two tasks or more: {len(traces)} trace was given")
     sets = [influenced_parameters(trace, fraction) for trace in traces]
+    shared = _intersection(sets)
     union = sets[0]
     for other in sets[1:]:
         union = union | other
     chance = shared.total * float(numpy.prod([one.size / shared.total for one in sets]))
-    controls = [_permuted_size(sets, seed + draw) for draw in range(draws)]
+    controls = [_permuted_size(sets, f"{seed}/{draw}") for draw in range(draws)]
     heads = shared_size(shared, Head)
     sizes = torch.tensor(heads["size"].to_numpy(copy=True))
     return {
@@ -134,14 +145,14 @@ def sharing(traces: Sequence[GradientTrace], fraction: float = 0.01, draws: int 
     }
 
 
-def _permuted_size(sets: list[ParameterMask], seed: int) -> int:
+def _permuted_size(sets: list[ParameterMask], seed: str) -> int:
     """Size of the intersection with all sets but the first permuted within each tensor.
 
     Permuting a trace within a tensor permutes which of its entries are influenced, and not how many.
     """
     shared = sets[0]
     for number, other in enumerate(sets[1:]):
-        shared = shared & other.random(seed * len(sets) + number)
+        shared = shared & other.random(f"{seed}/{number}")
     return shared.size
 
 

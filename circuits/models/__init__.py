@@ -13,13 +13,15 @@ from circuits.models.huggingface import load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
 
 if TYPE_CHECKING:
-    from circuits.models.hooks import HookPoints, capture, head_output
+    from circuits.models.hooks import HookPoints, capture, head_output, hooked
     from circuits.models.loading import (
         Checkpoint,
         HookedTransformer,
         checkpoint_of,
+        editing,
         facts_of,
         fingerprint,
+        identity,
         load_model,
         parameters_of,
         save_model,
@@ -35,9 +37,12 @@ _HOOKED = {
     "Recording": "projections",
     "capture": "hooks",
     "head_output": "hooks",
+    "hooked": "hooks",
     "checkpoint_of": "loading",
+    "editing": "loading",
     "facts_of": "loading",
     "fingerprint": "loading",
+    "identity": "loading",
     "load_model": "loading",
     "parameters_of": "loading",
     "recording": "projections",
@@ -57,10 +62,13 @@ __all__ = [
     "architecture_of",
     "capture",
     "checkpoint_of",
+    "editing",
     "facts_of",
     "final_residual",
     "fingerprint",
     "head_output",
+    "hooked",
+    "identity",
     "load_huggingface",
     "load_model",
     "load_tokenizer",

@@ -1,6 +1,8 @@
 """Hook points by name, and activations captured at them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,20 +22,29 @@ class HookPoints:
 
     def __init__(self, layer: int) -> None:
         block = f"blocks.{layer}."
-        self.attention_input = f"{block}ln1.hook_normalized"
         self.q = f"{block}attn.hook_q"
         self.k = f"{block}attn.hook_k"
         self.v = f"{block}attn.hook_v"
         self.pattern = f"{block}attn.hook_pattern"
         self.z = f"{block}attn.hook_z"
         self.attention_out = f"{block}hook_attn_out"
-        self.mlp_input = f"{block}ln2.hook_normalized"
         self.pre = f"{block}mlp.hook_pre"
         self.pre_linear = f"{block}mlp.hook_pre_linear"
         self.post = f"{block}mlp.hook_post"
         self.mlp_out = f"{block}hook_mlp_out"
-        self.resid_pre = f"{block}hook_resid_pre"
-        self.resid_post = f"{block}hook_resid_post"
+
+
+def hooked(
+    model: HookedTransformer, functions: Mapping[str, Callable[[Tensor, Any], Tensor | None]]
+) -> AbstractContextManager[Any]:
+    """Inside the block, a function acts at each named hook point of every forward pass.
+
+    Args:
+        model: the hooked model.
+        functions: hook point → function of the activation and the hook; what it returns takes the activation's place.
+    """
+    context: AbstractContextManager[Any] = model.hooks(fwd_hooks=list(functions.items()))
+    return context
 
 
 @torch.no_grad()
@@ -51,10 +62,10 @@ def capture(
         if name not in model.hook_dict:
             raise KeyError(f"the model has no hook point {name}")
 
-    def keep(activation: Tensor, hook: object) -> None:
-        kept[hook.name] = activation.detach()  # type: ignore[attr-defined]
+    def keep(activation: Tensor, hook: Any) -> None:
+        kept[hook.name] = activation.detach()
 
-    with model.hooks(fwd_hooks=[(name, keep) for name in wanted]):
+    with hooked(model, dict.fromkeys(wanted, keep)):
         model(tokens.to(model.cfg.device), stop_at_layer=model.cfg.n_layers)
     return kept
 

@@ -26,7 +26,7 @@ def load_huggingface(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
         with quiet():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
-        raise CircuitsError(f"{folder / 'config.json'} cannot be read: {_first_line(error)}") from None
+        raise CircuitsError(f"{folder / 'config.json'} cannot be read: {first_line(error)}") from None
     architecture_of(config)
     try:
         with quiet():
@@ -41,7 +41,7 @@ def load_huggingface(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
                 output_loading_info=True,
             )
     except Exception as error:  # safetensors and transformers raise many kinds; each means the weights cannot be read
-        raise CircuitsError(f"the weights in {folder} are missing or damaged: {_first_line(error)}") from None
+        raise CircuitsError(f"the weights in {folder} are missing or damaged: {first_line(error)}") from None
     for kind, meaning in {
         "mismatched_keys": "has another shape than config.json says",
         "missing_keys": "is missing from the weights",
@@ -54,7 +54,8 @@ def load_huggingface(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
     return model.eval()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -70,7 +71,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(Path(folder), local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
-        raise CircuitsError(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from None
+        raise CircuitsError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from None
     if not tokenizer.is_fast:
         raise CircuitsError(f"the tokenizer in {folder} is no fast tokenizer: token roles need its offset mapping")
     tokenizer.padding_side = "right"

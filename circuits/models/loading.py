@@ -9,6 +9,9 @@
 """
 
 import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +22,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from circuits.errors import CircuitsError
 from circuits.models.architectures import ParameterSource, architecture_of, checkpoint_tensors
-from circuits.models.huggingface import load_huggingface, load_tokenizer
+from circuits.models.huggingface import first_line, load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
-from circuits.storage import atomic_folder, digest, write_json
-from circuits.units import ModelShape
+from circuits.storage import atomic_folder, digest, provenance, write_json
+from circuits.units import TIED, ModelShape
 
 with quiet():
     from transformer_lens import HookedTransformer as HookedTransformer
@@ -40,6 +43,10 @@ DTYPES: dict[str, torch.dtype] = {
 #: How far logits may lie apart, as a share of the largest one. In half precision the two libraries round attention
 #: scores at different places.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+
+
+#: Settings of a config that do not change what the model computes.
+_NO_PART_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 
 
 @dataclass(frozen=True)
@@ -87,9 +94,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise CircuitsError(f"the dtype {dtype!r} is not supported: choose from {', '.join(DTYPES)}")
-    chosen = (
-        torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    chosen = _device(device)
     if isinstance(source, PreTrainedModel):
         name, reference = "memory", copy.deepcopy(source).to(dtype=DTYPES[dtype]).eval()
         reference.config.architectures = [type(source).__name__]
@@ -101,6 +106,15 @@ def load_model(
     model = _hooked(name, reference, tokenizer)
     _check_parity(model, reference)
     return model
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CircuitsError(f"the device {str(name)!r} cannot be used here: {first_line(error)}") from None
+    return device
 
 
 def _hooked(name: str, reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> HookedTransformer:
@@ -208,11 +222,31 @@ def fingerprint(model: HookedTransformer) -> str:
         >>> fingerprint(one) == fingerprint(one) != fingerprint(two)
         True
     """
-    parts: list[Any] = [type(checkpoint_of(model).config).__name__]
+    config = checkpoint_of(model).config.to_diff_dict()
+    shape = {name: value for name, value in config.items() if name not in _NO_PART_OF_THE_MODEL}
+    parts: list[Any] = [json.dumps(shape, sort_keys=True, default=str)]
     for name, parameter in parameters_of(model).items():
         value = parameter.detach().cpu().contiguous()
         parts += [f"{name} {value.dtype} {tuple(value.shape)}", value.view(torch.uint8).numpy().data]
     return digest(*parts)
+
+
+@contextmanager
+def editing(model: HookedTransformer) -> Iterator[None]:
+    """For the length of the block, the model keeps its `identity` while its parameters are changed and restored."""
+    outermost = getattr(model, "edited_from", None) is None
+    if outermost:
+        model.edited_from = fingerprint(model)
+    try:
+        yield
+    finally:
+        if outermost:
+            model.edited_from = None
+
+
+def identity(model: HookedTransformer) -> str:
+    """The fingerprint of a model, or what it was before a block that is `editing` it began."""
+    return getattr(model, "edited_from", None) or fingerprint(model)
 
 
 def facts_of(model: HookedTransformer) -> dict[str, Any]:
@@ -239,11 +273,12 @@ def save_model(model: HookedTransformer, folder: str | Path, facts: dict[str, An
     parameters: dict[str, Tensor] = {name: value.detach() for name, value in parameters_of(model).items()}
     tensors = checkpoint_tensors(list(checkpoint.sources), parameters)
     if checkpoint.config.tie_word_embeddings:
-        embedding, unembedding = parameters["embed.W_E"], parameters["unembed.W_U"]
+        embedding, unembedding = (parameters[name] for name in TIED)
         if not torch.equal(embedding, unembedding.T):
             raise CircuitsError("the checkpoint ties its embeddings, but W_E and W_U differ: change both alike")
     with quiet():
-        target = AutoModelForCausalLM.from_config(checkpoint.config).to(model.cfg.dtype)
+        with torch.random.fork_rng(devices=[]):
+            target = AutoModelForCausalLM.from_config(checkpoint.config).to(model.cfg.dtype)
         with torch.no_grad():
             for name, parameter in target.named_parameters(remove_duplicate=False):
                 parameter.copy_(tensors[name])
@@ -251,4 +286,6 @@ def save_model(model: HookedTransformer, folder: str | Path, facts: dict[str, An
             target.save_pretrained(temporary)
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(temporary)
-            write_json(temporary / "circuits.json", facts or {})
+            write_json(
+                temporary / "circuits.json", provenance(**facts_of(model), source=checkpoint.source, **facts or {})
+            )

@@ -38,7 +38,8 @@ class HeadReading:
         roles: the `Role` of each token.
         pattern: attention weights, ``[query, key]``; each row sums to 1.
         top_tokens: the tokens that the head's output at the last position raises most, with their logits.
-        answer: the answer's first token, with its logit and its rank among all tokens, from 1.
+        answer: the answer's first token, with its logit and its rank among all tokens, from 1: where that is at most
+            the number of ``top_tokens``, it stands there at that place.
         scores: behaviour → (attention, what uniform attention would give).
     """
 

@@ -123,14 +123,3 @@ def _with_answers_of(target: Task, source: Task) -> Task | None:
     for ours, theirs in zip(target.answers.itertuples(), source.answers.itertuples(), strict=True):
         tokens[ours.example, ours.start : ours.end] = source.tokens[theirs.example, theirs.start : theirs.end]
     return Task(target.name, tokens, target.roles, target.answers.assign(value=source.answers["value"]), target.texts)
-
-
-def strongest_heads(table: pandas.DataFrame, count: int = 5, column: str = "log_prob_effect") -> list[Head]:
-    """The heads whose ablation lowers a column most.
-
-    Example:
-        >>> table = pandas.DataFrame({"head": ["L0H0", "L0H1"], "log_prob_effect": [-0.1, -2.0]})
-        >>> [str(head) for head in strongest_heads(table, 1)]
-        ['L0H1']
-    """
-    return [Head.parse(name) for name in table.sort_values(column)["head"].head(count)]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.datasets import FactDataset
+from circuits.errors import CircuitsError
 from circuits.progress import bar
 from circuits.training.recipes import Optimisation
 from circuits.training.train import save_start, train
@@ -53,8 +54,11 @@ def train_side_by_side(
         workers: processes at a time.
 
     Raises:
-        CircuitsError: as `circuits.training.train`.
+        CircuitsError: as `circuits.training.train`, or a job waits for one that is not there.
     """
+    for job in jobs:
+        if job.after is not None and job.after not in {other.recipe for other in jobs if other is not job}:
+            raise CircuitsError(f"the job {job.recipe} waits for {job.after}, which is not among the jobs")
     save_start(dataset, Path(out), start, seed)
     context = multiprocessing.get_context("spawn")
     reports, stop = context.Queue(), context.Event()
@@ -98,6 +102,8 @@ def _start_worker(reports: Any, stop: Any, parent: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    # weights that fade towards zero would slow small models down several times
+    torch.set_flush_denormal(True)
     _worker.update(reports=reports, stop=stop, parent=parent)
 
 

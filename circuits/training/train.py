@@ -112,6 +112,9 @@ def save_start(dataset: FactDataset, out: Path, start: str | Path, seed: int) ->
             model = new_model(str(start), tokenizer, seed)
         else:
             model, tokenizer = load_huggingface(start), load_tokenizer(start)
+        # a tokenizer that does not fit is refused before anything is written
+        for split in ("bio", "qa_id"):
+            tokenise(list(itertools.islice(dataset.rows(split), 1000)), tokenizer)
         _save(model, tokenizer, out / "pre", facts)
     return facts
 
@@ -154,7 +157,8 @@ def _run_stage(
     evaluate_every: int,
     progress: Progress | None,
 ) -> None:
-    torch.set_flush_denormal(True)
+    if torch.cuda.device_count() > 1:
+        raise CircuitsError("training uses one GPU, and several are visible: choose one with CUDA_VISIBLE_DEVICES")
     work = out / f".training-{stage.name}"
     if work.exists() and (not (work / "settings.json").is_file() or read_json(work / "settings.json") != settings):
         shutil.rmtree(work)
@@ -172,7 +176,7 @@ def _run_stage(
                 learning_rate=stage.learning_rate,
                 lr_scheduler_type="cosine_with_min_lr",
                 lr_scheduler_kwargs={"min_lr_rate": optimisation.final_rate},
-                warmup_steps=min(optimisation.warmup_steps, optimisation.steps // 2),
+                warmup_steps=min(optimisation.warmup_steps, optimisation.steps),
                 weight_decay=optimisation.weight_decay,
                 adam_beta1=optimisation.betas[0],
                 adam_beta2=optimisation.betas[1],

@@ -107,7 +107,10 @@ def test_saving_gives_back_the_same_checkpoint(folder, tmp_path):
     two = dict(two.named_parameters())
     assert all(torch.equal(value, two[name]) for name, value in one.named_parameters())
     assert fingerprint(load_model(tmp_path / "again")) == fingerprint(model)
-    assert json.loads((tmp_path / "again" / "circuits.json").read_text()) == {"why": "test"}
+    facts = json.loads((tmp_path / "again" / "circuits.json").read_text())
+    assert facts["why"] == "test"
+    assert facts["model"] == fingerprint(model)
+    assert {"library_version", "git_commit", "dtype", "device", "source"} <= set(facts)
 
 
 def test_a_changed_model_saves_its_changes(folder, tmp_path):
