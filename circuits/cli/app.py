@@ -232,6 +232,8 @@ def train(
 
     dataset = FactDataset(data)
     with _busy("starting"):
+        import torch
+
         from circuits.progress import bar
         from circuits.training import Optimisation
         from circuits.training import train as train_recipe
@@ -244,6 +246,7 @@ def train(
         gentle_learning_rate=gentle_learning_rate,
         dtype=dtype,
     )
+    torch.set_flush_denormal(True)
     bars: dict[str, Any] = {}
 
     def progress(stage: str, step: int, total: int) -> None:
@@ -539,6 +542,8 @@ def study(
 ) -> None:
     """Run the paper's study end to end. Started again, it goes on where it was."""
     with _busy("starting"):
+        import torch
+
         from circuits.datasets import DatasetSettings
         from circuits.study import StudySettings, run_study
         from circuits.training import Optimisation
@@ -550,6 +555,10 @@ def study(
         optimisation=Optimisation(steps=steps),
         fraction=fraction,
     )
+    # models this small are as fast on one thread, and two are many times slower when anything else runs; fading
+    # weights would slow them down too
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
     summary = run_study(out, settings, _say)
     if csv:
         import pandas
