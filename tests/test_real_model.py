@@ -114,7 +114,8 @@ def test_an_induction_head_is_found_by_its_score_and_drawn(model):
     length, half = len(reading.tokens), (len(reading.tokens) + 1) // 2
     diagonal = [float(reading.pattern[query, query - half + 1]) for query in range(half, length)]
     assert sum(diagonal) / len(diagonal) > 0.6
-    assert reading.answer[2] <= 10
+    # what it writes speaks for the right word: among the first few percent of the vocabulary
+    assert reading.answer[2] < model.cfg.d_vocab / 20
     # without it, the model repeats less surely
     with ablate_heads(model, [head]):
         without = evaluate(model, task)["log_prob"].iloc[0]
