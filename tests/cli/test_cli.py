@@ -157,6 +157,11 @@ def test_other_bad_input_is_refused(place, tmp_path):
     refused(call("share", tmp_path / "no.safetensors", tmp_path / "no.safetensors"), "there is no file")
     refused(call("trace", model, "--data", data, "--statistic", "max", "--out", tmp_path), "no statistic 'max'")
     assert call("patch", model, "--from", "nobody").returncode == 2
+    refused(call("evaluate", model, "--data", data, "--device", "banana"), "the device 'banana' cannot be used here")
+    refused(call("study", "--fraction", 2, "--out", tmp_path / "study"), "the fraction is 2.0")
+    refused(call("study", "--people", 3, "--out", tmp_path / "study"), "take 8 or more")
+    refused(call("ablate", model, "--data", data, "--pre", model), "name its file with --mask")
+    refused(call("data", "--out", place / "facts" / "qa.jsonl"), "is a file: name a folder")
     assert list(tmp_path.iterdir()) == []
 
 

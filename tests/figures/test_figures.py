@@ -126,6 +126,8 @@ def test_charts_show_the_numbers_of_their_tables():
     )
     (heat,) = heads_figure(heads, "effect").data
     assert heat.z.tolist() == [[0.0, -1.0], [2.0, 3.0]]
+    (part,) = heads_figure(heads[heads["index"] == 1], "effect").data
+    assert (list(part.x), list(part.y)) == ([1], [0, 1])
     ablation = pandas.DataFrame(
         {
             "model": ["mixed"] * 4,

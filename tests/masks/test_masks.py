@@ -192,6 +192,34 @@ def test_acting_changes_the_masked_entries_alone_and_restores_every_bit(mask, mo
     assert equal(state(model), before)
 
 
+def test_blocks_lie_inside_one_another(mask, model, pre):
+    before, other = state(model), mask.random(5)
+    with zero(model, mask), revert(model, other, pre):
+        for name, entries in other.masks.items():
+            value = parameters_of(model)[name]
+            assert torch.equal(value[entries], parameters_of(pre)[name][entries])
+            assert not value[mask.masks[name] & ~entries].any()
+    assert equal(state(model), before)
+    mask.check(model)
+
+
+def test_masks_must_treat_tied_embeddings_alike():
+    model = load_model(lively("llama"))
+    masks = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in parameters_of(model).items()}
+    masks["embed.W_E"][3] = True
+    with (
+        pytest.raises(CircuitsError, match="are one tensor in this model"),
+        zero(model, ParameterMask(masks, fingerprint(model))),
+    ):
+        pass
+    masks["unembed.W_U"][:, 3] = True
+    before = state(model)
+    with zero(model, ParameterMask(masks, fingerprint(model))):
+        assert not model.embed.W_E[3].any()
+        assert model.embed.W_E[4].any()
+    assert equal(state(model), before)
+
+
 def test_a_graft_of_everything_is_the_fine_tuned_model_and_of_nothing_the_old_one(mask, model, pre, tasks):
     everything = ParameterMask(
         {name: torch.ones_like(value, dtype=torch.bool) for name, value in parameters_of(model).items()}, mask.model
@@ -255,6 +283,10 @@ def test_bad_numbers_are_refused(traces, mask, model):
     )
     with pytest.raises(CircuitsError, match="only 0 of .* parameters have a gradient for the task dead"):
         influenced_parameters(dead)
+    broken = {name: value.clone() for name, value in traces[0].gradients.items()}
+    next(iter(broken.values()))[0, 0, 0] = float("nan")
+    with pytest.raises(CircuitsError, match="gradients that are not finite"):
+        influenced_parameters(GradientTrace("broken", broken, {}, 1, traces[0].provenance))
     with pytest.raises(CircuitsError, match="there is no mode 'invert'"):
         ablate_mask(model, mask, [], mode="invert")
     with pytest.raises(CircuitsError, match="reverting needs the model before fine-tuning"):

@@ -119,6 +119,12 @@ def test_a_finished_stage_is_not_run_again_and_other_settings_are_refused(few, t
         train("bio-only", few, tmp_path, optimisation=Optimisation(steps=31, rows=24, warmup_steps=5))
 
 
+def test_a_job_that_waits_for_nobody_is_refused(few, tmp_path):
+    with pytest.raises(CircuitsError, match="the job two-stage waits for bio-only, which is not among the jobs"):
+        train_side_by_side([Job("two-stage", "bio-only")], few, tmp_path, optimisation=SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_recipes_are_refused(few, tmp_path):
     with pytest.raises(CircuitsError, match="there is no recipe 'three-stage'"):
         train("three-stage", few, tmp_path)
