@@ -110,6 +110,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names.
+
+    Example:
+        >>> flatten({"seed": 0, "data": {"people": 50}})
+        {'seed': 0, 'data.people': 50}
+    """
+    flat: dict[str, Any] = {}
+    for name, part in value.items():
+        flat |= flatten(part, f"{prefix}{name}.") if isinstance(part, Mapping) else {f"{prefix}{name}": part}
+    return flat
+
+
 def check_ending(path: Path, endings: Sequence[str], kind: str) -> None:
     """Raise a `CircuitsError` unless a file's name ends as its kind asks."""
     if path.suffix not in endings:
@@ -189,5 +202,6 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, "Tensor"], dict[str, 
     except (SafetensorError, ValueError) as error:
         raise CircuitsError(f"{path} is damaged or is not a safetensors file: {error}") from None
     if metadata.get("kind") != kind:
-        raise CircuitsError(f"{path} holds {metadata.get('kind', 'no result of circuits')}, not a {kind}")
+        held = f"a {metadata['kind']}" if "kind" in metadata else "no result of circuits"
+        raise CircuitsError(f"{path} holds {held}, not a {kind}")
     return tensors, metadata

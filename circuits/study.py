@@ -35,7 +35,7 @@ from circuits.masks import ParameterMask, ablate_mask, shared_parameters, shared
 from circuits.metrics import evaluate, mean_interval
 from circuits.models import HookedTransformer, facts_of, load_model
 from circuits.rankings import BEHAVIOURS, attention_scores, read_head
-from circuits.storage import provenance, read_json, write_json, write_table
+from circuits.storage import flatten, provenance, read_json, write_json, write_table
 from circuits.sweeps import sweep_heads, sweep_patches
 from circuits.tracing import GradientTrace, trace_gradients
 from circuits.training import Job, Optimisation, train_side_by_side
@@ -161,8 +161,8 @@ class _Study:
             write_json(plan, wanted)
             return
         found = read_json(plan)
-        for name, value in _flat(wanted).items():
-            before = _flat(found).get(name)
+        for name, value in flatten(wanted).items():
+            before = flatten(found).get(name)
             if before != value:
                 raise CircuitsError(
                     f"{self.out} holds a study with {name} {before}, not {value}: choose another folder or delete it"
@@ -380,18 +380,10 @@ class _Study:
             values = {task: rows[rows["task"] == task]["exact_match"].tolist() for task in _SCORED}
             found[condition] = {task: round(mean_interval(draws)[0], 4) for task, draws in values.items()}
             if condition == "random":
-                found["random_interval"] = {
+                found["random_interval_95"] = {
                     task: [round(end, 4) for end in mean_interval(draws)[1:]] for task, draws in values.items()
                 }
         return found
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names."""
-    flat: dict[str, Any] = {}
-    for name, part in value.items():
-        flat |= _flat(part, f"{prefix}{name}.") if isinstance(part, dict) else {f"{prefix}{name}": part}
-    return flat
 
 
 def _versions() -> dict[str, str]:

@@ -26,6 +26,23 @@ app = typer.Typer(
 )
 
 
+def _version(show: bool) -> None:
+    if show:
+        from circuits.storage import library_version
+
+        typer.echo(library_version())
+        raise typer.Exit
+
+
+@app.callback()
+def circuits(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Which parts of a model do two tasks share, and what happens without them?"""
+
+
 class Recipe(StrEnum):
     """Training recipes."""
 
@@ -107,10 +124,26 @@ def _busy(text: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Say how to go on when the user interrupts."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("circuits: interrupted; give the same command again to go on", err=True)
+        raise typer.Exit(130) from None
+
+
 def _say(text: str) -> None:
     from rich.console import Console
 
     Console(highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 or (value and value == int(value)) else f"{value:.4g}"
 
 
 def _show(table: "DataFrame", title: str, most: int = 24) -> None:
@@ -123,7 +156,7 @@ def _show(table: "DataFrame", title: str, most: int = 24) -> None:
     for column in table.columns:
         shown.add_column(str(column), justify="right" if column in numbers else "left", overflow="fold")
     for row in table.head(most).itertuples(index=False):
-        shown.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+        shown.add_row(*(_cell(value) for value in row))
     console = Console()
     console.print(shown)
     if len(table) > most:
@@ -257,7 +290,9 @@ def train(
             bars[stage].close()
 
     for chosen in recipe or [Recipe.MIXED, Recipe.TWO_STAGE]:
-        for folder in train_recipe(chosen.value, dataset, out, start, optimisation, seed, progress=progress):
+        with _resumable():
+            folders = train_recipe(chosen.value, dataset, out, start, optimisation, seed, progress=progress)
+        for folder in folders:
             import pandas
 
             last = pandas.read_parquet(folder / "curve.parquet").iloc[-1]
@@ -352,6 +387,8 @@ def share(
         from circuits.tracing import GradientTrace
         from circuits.units import Head, Neuron
 
+        if len({path.resolve() for path in traces}) < len(traces):
+            raise CircuitsError("a trace was given twice: sharing takes traces of different tasks")
         loaded = [GradientTrace.load(path) for path in traces]
         mask = shared_parameters(loaded, fraction)
         report = sharing(loaded, fraction, draws, seed)
@@ -360,7 +397,7 @@ def share(
     write_json(out / "sharing.json", {**report, "provenance": mask.provenance})
     for name, table in {"heads": heads, "neurons": neurons}.items():
         write_table(out / f"{name}.parquet", table, {"model": mask.model, "seed": seed, "mask": mask.provenance}, csv)
-    _show(pandas.DataFrame({"": list(report), "value": [f"{value:,.4g}" for value in report.values()]}), str(mask))
+    _show(pandas.DataFrame({"": list(report), "value": [_cell(value) for value in report.values()]}), str(mask))
     _show(heads.sort_values("size", ascending=False), "Shared Size of heads", 10)
 
 
@@ -385,7 +422,12 @@ def ablate(
         typer.Option(help="What heads put out; default: zero and mean (over the first split)."),
     ] = None,
     split: Annotated[list[Split] | None, typer.Option(help="What to score; default: bio, qa_id and qa_ood.")] = None,
-    out: Annotated[Path, typer.Option(help="Parquet file for the table.")] = Path("runs/ablation.parquet"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Parquet file; default: runs/mask_ablation.parquet or runs/head_ablation.parquet.", show_default=False
+        ),
+    ] = None,
     examples: Examples = None,
     dtype: Dtype = "float32",
     device: Device = None,
@@ -393,6 +435,7 @@ def ablate(
     seed: Seed = 0,
 ) -> None:
     """Ablate a parameter mask (--mask), or every head alone."""
+    out = out or Path(f"runs/{'head' if mask is None else 'mask'}_ablation.parquet")
     _table_path(out)
     _check_names(head)
     if mask is not None and (head or mode):
@@ -425,7 +468,8 @@ def ablate(
         modes = [chosen.value for chosen in mode or list(HeadMode)]
         table = sweep_heads(loaded, tasks, modes, heads=heads)
         settings = {"heads": head, "modes": modes}
-        shown = table.sort_values("log_prob_effect").drop(columns=["layer", "index", "answers"])
+        columns = ["head", "mode", "task", "exact_match_effect", "log_prob_effect"]
+        shown = table.sort_values("log_prob_effect")[columns]
     write_table(out, table, _facts(loaded, dataset, seed, examples=examples, **settings), csv)
     _show(shown, f"{out}")
 
@@ -468,7 +512,9 @@ def patch(
     table = sweep_patches(loaded, other, target, source.value, heads)
     settings = {"source": source.value, "split": split.value, "examples": examples, "heads": head}
     write_table(out, table, _facts(loaded, dataset, seed, **settings), csv)
-    _show(table.sort_values("log_prob_effect").drop(columns=["layer", "index", "answers"]), f"{out}")
+    columns = ["head", "exact_match_effect", "log_prob_effect", "source_exact_match"]
+    shown = table.sort_values("log_prob_effect")[[column for column in columns if column in table]]
+    _show(shown, f"{out}: source_exact_match is how often the other run's answer is given")
 
 
 @app.command()
@@ -559,7 +605,8 @@ def study(
     # weights would slow them down too
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    summary = run_study(out, settings, _say)
+    with _resumable():
+        summary = run_study(out, settings, _say)
     if csv:
         import pandas
 

@@ -4,7 +4,7 @@
    the colour of the token's role.
 2. Rectangles mark subject linking (later tokens attend to the subject) and relation focusing (the last token attends
    to the words that name the relation). Found from roles, a rectangle is solid if the head attends there more than
-   uniform attention would in every format shown, and dotted if it does not; one given by hand is solid.
+   uniform attention would, and dotted if it does not; a behaviour is present in both formats if it is solid in both.
 3. Below, the head's own reading: its output at the last token through the final norm and the unembedding, as top
    tokens with logits; the answer's first token is orange where it is among them.
 """
@@ -22,6 +22,10 @@ from circuits.rankings import BEHAVIOURS, HeadReading, behaviour_masks
 
 _COLOURS = {"subject_linking": "#d62728", "relation_focusing": "#2ca02c"}
 _BY_HAND = "#9467bd"
+_MEANINGS = {
+    "subject_linking": "subject linking: attention to the subject's tokens, mean over the tokens after its first",
+    "relation_focusing": "relation focusing: attention of the last token to the words that name the relation",
+}
 _ROLE_COLOURS = {Role.SUBJECT: _COLOURS["subject_linking"], Role.RELATION: _COLOURS["relation_focusing"]}
 _CELL = 34
 
@@ -48,19 +52,18 @@ class Rectangle:
 def found_rectangles(readings: Sequence[HeadReading]) -> list[Rectangle]:
     """Where the behaviours lie on each pattern, found from token roles.
 
-    A behaviour counts as shown if its attention exceeds what uniform attention would give in every reading.
+    A behaviour counts as shown on a pattern if its attention exceeds what uniform attention would give there.
     """
     found = []
     for name in BEHAVIOURS:
-        scores = [reading.scores[name] for reading in readings if name in reading.scores]
-        shown = len(scores) == len(readings) and all(score > uniform for score, uniform in scores)
         for panel, reading in enumerate(readings):
             if name not in reading.scores:
                 continue
+            score, uniform = reading.scores[name]
             cells = behaviour_masks(reading.roles)[name]
             queries = cells.any(1).nonzero().flatten().tolist()
             for first, last in _runs(cells.any(0).nonzero().flatten().tolist()):
-                found.append(Rectangle(panel, (queries[0], queries[-1]), (first, last), name, shown))
+                found.append(Rectangle(panel, (queries[0], queries[-1]), (first, last), name, score > uniform))
     return found
 
 
@@ -102,7 +105,7 @@ def attention_figure(
     longest = max(len(reading.tokens) for reading in readings)
     side = max(300, _CELL * longest)
     bars, between = 220, 150
-    height = side + bars + between + 190
+    height = side + bars + between + 270
     figure = make_subplots(
         rows=2,
         cols=columns,
@@ -114,6 +117,7 @@ def attention_figure(
         _draw_pattern(figure, reading, column, columns)
         _draw_reading(figure, reading, column)
     _draw_rectangles(figure, drawn, readings)
+    _explain(figure, drawn)
     figure.update_layout(
         title={
             "text": f"<b>{readings[0].head}</b>" + (f"<br><sup>{escape(subtitle)}</sup>" if subtitle else ""),
@@ -124,7 +128,7 @@ def attention_figure(
         },
         width=columns * (side + 150) + 70,
         height=height,
-        margin={"l": 120, "r": 90, "t": 120, "b": 85},
+        margin={"l": 120, "r": 90, "t": 120, "b": 165},
         template="plotly_white",
         legend={
             "orientation": "h",
@@ -138,6 +142,28 @@ def attention_figure(
         font={"size": 13},
     )
     return figure
+
+
+def _explain(figure: go.Figure, rectangles: list[Rectangle]) -> None:
+    """Say under the figure what its words mean."""
+    lines = [_MEANINGS[label] for label in _MEANINGS if any(rectangle.label == label for rectangle in rectangles)]
+    if any(not rectangle.shown for rectangle in rectangles):
+        lines.append("dotted: no more than uniform attention, which is the same for all earlier tokens, would give")
+    lines.append("bars: the head's output at the last token through final norm and unembedding; orange: the answer")
+    figure.add_annotation(
+        text="<br>".join(lines),
+        x=0,
+        y=0,
+        xref="paper",
+        yref="paper",
+        xanchor="left",
+        yanchor="top",
+        xshift=-90,
+        yshift=-72,
+        align="left",
+        showarrow=False,
+        font={"size": 12, "color": "#666"},
+    )
 
 
 def _axis(number: int, letter: str) -> str:
@@ -176,13 +202,13 @@ def _draw_pattern(figure: go.Figure, reading: HeadReading, column: int, columns:
         tickangle=-55,
         title={"text": "attended to", "font": {"size": 13}, "standoff": 8},
         constrain="domain",
-        range=[-0.5, length - 0.5],
+        range=[-0.56, length - 0.44],
         row=1,
         col=column,
     )
     figure.update_yaxes(
         **ticks,
-        range=[length - 0.5, -0.5],
+        range=[length - 0.44, -0.56],
         title={"text": "attends" if column == 1 else "", "font": {"size": 13}},
         scaleanchor=_axis(column, "x"),
         constrain="domain",
@@ -194,7 +220,8 @@ def _draw_pattern(figure: go.Figure, reading: HeadReading, column: int, columns:
         for name, (score, uniform) in reading.scores.items()
     )
     figure.add_annotation(
-        text=f"<b>{escape(reading.title)}</b>  {escape(reading.text)}<br><sup>{scores or '&nbsp;'}</sup>",
+        text=f"<b>{escape(reading.title)}</b>  {escape(reading.text)}"
+        f"<br><span style='font-size:11px'>{scores or '&nbsp;'}</span>",
         x=0.5,
         y=1,
         xref=f"{_axis(column, 'x')} domain",
@@ -261,7 +288,7 @@ def _draw_rectangles(figure: go.Figure, rectangles: list[Rectangle], readings: S
             row=1,
             col=rectangle.panel + 1,
         )
-    for label, shown in dict.fromkeys((rectangle.label, rectangle.shown) for rectangle in rectangles):
+    for label in dict.fromkeys(rectangle.label for rectangle in rectangles):
         figure.add_trace(
             go.Scatter(
                 x=[None],
@@ -273,7 +300,7 @@ def _draw_rectangles(figure: go.Figure, rectangles: list[Rectangle], readings: S
                     "color": _COLOURS.get(label, _BY_HAND),
                     "line": {"width": 3},
                 },
-                name=label.replace("_", " ") + ("" if shown else " (dotted: not above uniform)"),
+                name=label.replace("_", " "),
             ),
             row=1,
             col=1,

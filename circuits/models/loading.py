@@ -12,7 +12,7 @@ import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +60,8 @@ class Checkpoint:
     """
 
     source: str
-    config: "PreTrainedConfig"
-    sources: tuple[ParameterSource, ...]
+    config: "PreTrainedConfig" = field(repr=False)
+    sources: tuple[ParameterSource, ...] = field(repr=False)
 
 
 def load_model(

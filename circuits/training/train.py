@@ -35,7 +35,7 @@ from circuits.datasets import FactDataset, Task, tokenise, word_tokenizer
 from circuits.errors import CircuitsError
 from circuits.metrics import evaluate
 from circuits.models import load_huggingface, load_tokenizer, quiet
-from circuits.storage import atomic_folder, provenance, read_json, write_json
+from circuits.storage import atomic_folder, flatten, provenance, read_json, write_json
 from circuits.training.configurations import CONFIGURATIONS, new_model
 from circuits.training.recipes import Optimisation, Stage, stages
 
@@ -123,8 +123,8 @@ def _missing(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether a checkpoint has still to be made; refuses one made with other settings."""
     if not folder.exists():
         return True
-    found = read_json(folder / "circuits.json")
-    for name, value in settings.items():
+    found = flatten(read_json(folder / "circuits.json"))
+    for name, value in flatten(settings).items():
         if found.get(name) != value:
             raise CircuitsError(
                 f"{folder} was made with {name} {found.get(name)}, not {value}: choose another folder or delete it"

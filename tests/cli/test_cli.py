@@ -154,7 +154,8 @@ def test_other_bad_input_is_refused(place, tmp_path):
     refused(call("attention", model, "--data", data, "--head", "L0H0", "--person", "99"), "there is no person 99")
     refused(call("attention", model, "--data", data, "--head", "L0H0", "--attribute", "shoe"), "no attribute 'shoe'")
     refused(call("ablate", model, "--data", data, "--mask", tmp_path / "no"), "name its folder with --pre")
-    refused(call("share", tmp_path / "no.safetensors", tmp_path / "no.safetensors"), "there is no file")
+    refused(call("share", tmp_path / "no.safetensors", tmp_path / "nor.safetensors"), "there is no file")
+    refused(call("share", tmp_path / "no.safetensors", tmp_path / "no.safetensors"), "a trace was given twice")
     refused(call("trace", model, "--data", data, "--statistic", "max", "--out", tmp_path), "no statistic 'max'")
     assert call("patch", model, "--from", "nobody").returncode == 2
     refused(call("evaluate", model, "--data", data, "--device", "banana"), "the device 'banana' cannot be used here")
@@ -249,7 +250,7 @@ def test_a_study_writes_what_it_promises(study):
     }
     assert len(list((study / "figures").glob("*.html"))) >= 8
     page = (study / "report.html").read_text()
-    assert "What holds here" in page
+    assert "What holds in this run" in page
     assert "<script src" not in page
 
 

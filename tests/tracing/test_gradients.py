@@ -111,7 +111,7 @@ def test_a_trace_is_saved_and_loaded(model, bio, tmp_path):
         loaded.provenance
     )
     bio.save(tmp_path / "task.safetensors")
-    with pytest.raises(CircuitsError, match="holds task, not a trace"):
+    with pytest.raises(CircuitsError, match="holds a task, not a trace"):
         GradientTrace.load(tmp_path / "task.safetensors")
 
 
