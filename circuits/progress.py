@@ -1,5 +1,7 @@
 """Progress that a person sees: a bar in a terminal and in Jupyter, nothing in a log file."""
 
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -8,9 +10,14 @@ Item = TypeVar("Item")
 
 def bar(description: str, total: int, unit: str = "it") -> Any:
     """A tqdm bar with rate and time left; it vanishes when done, and is silent where nobody looks."""
-    from tqdm.auto import tqdm
+    with warnings.catch_warnings():
+        # tqdm calls its choice between terminal and notebook experimental, and misses widgets aloud
+        warnings.simplefilter("ignore")
+        from tqdm.autonotebook import tqdm
+        from tqdm.std import tqdm as terminal
 
-    return tqdm(total=total, desc=description, unit=unit, disable=None, leave=False, dynamic_ncols=True)
+    looked_at = tqdm is not terminal or sys.stderr.isatty()
+    return tqdm(total=total, desc=description, unit=unit, disable=not looked_at, leave=False, dynamic_ncols=True)
 
 
 def track(items: Iterable[Item], description: str, total: int, unit: str = "it") -> Iterator[Item]:
