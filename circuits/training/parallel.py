@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -82,6 +83,10 @@ def train_side_by_side(
         finally:
             for shown in bars.values():
                 shown.close()
+            if bars and sys.stderr.isatty():
+                # bars that end one above the other leave the cursor at the end of a line
+                sys.stderr.write("\r")
+                sys.stderr.flush()
 
 
 def _show(reports: Any, bars: dict[str, Any]) -> None:
