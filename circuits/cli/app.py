@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 
-def _version(show: bool) -> None:
+def _version(show: bool | None) -> None:
     if show:
         from circuits.storage import library_version
 
@@ -37,8 +37,8 @@ def _version(show: bool) -> None:
 @app.callback()
 def circuits(
     version: Annotated[
-        bool, typer.Option("--version", help="Say which version this is.", callback=_version, is_eager=True)
-    ] = False,
+        bool | None, typer.Option("--version", help="Say which version this is.", callback=_version, is_eager=True)
+    ] = None,
 ) -> None:
     """Which parts of a model do two tasks share, and what happens without them?"""
 
