@@ -1,5 +1,6 @@
 """Acting on activations: ablation and patching, by hooks one at a time, and by the fast exact engine."""
 
+from circuits.interventions.attribution import screen_interventions
 from circuits.interventions.engine import run_interventions
 from circuits.interventions.heads import (
     ABLATIONS,
@@ -29,5 +30,6 @@ __all__ = [
     "patched_outputs",
     "replace_heads",
     "run_interventions",
+    "screen_interventions",
     "single",
 ]
