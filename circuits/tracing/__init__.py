@@ -1,6 +1,7 @@
 """Gradient traces at parameters and at hook points: at a checkpoint, over several, and during training."""
 
 from circuits.tracing.accumulation import STATISTICS
+from circuits.tracing.during_training import TraceCallback
 from circuits.tracing.gradients import (
     LOSSES,
     PER,
@@ -15,6 +16,7 @@ __all__ = [
     "PER",
     "STATISTICS",
     "GradientTrace",
+    "TraceCallback",
     "example_losses",
     "trace_checkpoints",
     "trace_gradients",
