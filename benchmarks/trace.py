@@ -201,7 +201,7 @@ def main() -> None:
     found["memory_smollm2"] = in_own_process("peak", real, "float32", 16, THREADS)
     with tempfile.TemporaryDirectory() as folder:
         in_own_process("make", folder)
-        found["memory_3b_of_4_layers"] = in_own_process("peak", folder, "bfloat16", 16, THREADS)
+        found["memory_3b_of_4_layers"] = in_own_process("peak", folder, "bfloat16", 8, THREADS)
     for name in ("memory_smollm2", "memory_3b_of_4_layers"):
         print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in found[name].items()))
     headline = {

@@ -67,7 +67,7 @@ def planted():
                 for token in ANSWERS[task]:
                     draw(model.lm_head.weight, token, WRITE[kind])
             model.model.embed_tokens.weight[list(WORDS[task]), IS_ON[task]] = 1.0
-            model.lm_head.weight[list(ANSWERS[task]), IS_ON[task]] = 1000.0
+            model.lm_head.weight[list(ANSWERS[task]), IS_ON[task]] = 10_000.0
         for layer, heads, neurons in zip(model.model.layers, HEADS, NEURONS, strict=True):
             for head, kind in enumerate(heads):
                 own = slice(head * D_HEAD, (head + 1) * D_HEAD)

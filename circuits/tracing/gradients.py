@@ -274,13 +274,13 @@ class RunningTrace:
 
         def read(name: str, reads: Tensor, gradient: Tensor) -> None:
             kind, layer = readers[name]
-            gradient = gradient.float() / share
+            gradient = gradient.float()
             norms, products = gradient.square().sum(1), (gradient * reads.float()).sum((0, 1))
             if kind is Head:
                 heads = (model.config.num_attention_heads, -1)
                 norms, products = norms.unflatten(1, heads).sum(2), products.unflatten(0, heads).sum(1)
             for value, total in zip(_HOOKED, (norms.sqrt().sum(0), products), strict=True):
-                self.hook_points[f"{kind.NOUN}.{value}"][layer] += total
+                self.hook_points[f"{kind.NOUN}.{value}"][layer] += total / share
 
         weights = {name for name, pairs in by_module.items() if all("embedding" not in kind for kind, _ in pairs)}
         with torch.enable_grad(), watching(model, weights, wrote, readers, read) as start:

@@ -80,6 +80,22 @@ def test_every_parameter_equals_a_loop_of_single_example_backward_passes(variant
             assert_same(traced.gradients, mean_statistic(singles, statistic))
 
 
+def test_a_mask_made_from_tied_embeddings_acts_on_both_uses(bio):
+    from circuits.masks import influenced_parameters, zero
+
+    model = variant("llama", True)
+    mask = influenced_parameters(trace_gradients(model, bio, components=["embeddings"]), 0.01)
+    entries = mask.masks["embed.W_E"]
+    before = model.W_E.detach().clone()
+    assert mask.masks.keys() == {"embed.W_E"}
+    with zero(model, mask):
+        assert not model.W_E[entries].any()
+        assert not model.W_U.T[entries].any()
+        assert torch.equal(model.W_U.T[~entries], before[~entries])
+    assert torch.equal(model.W_E, before)
+    assert torch.equal(model.W_U.T, before)
+
+
 def test_only_the_components_asked_for_are_traced(model, bio):
     everything = trace_gradients(model, bio, components=COMPONENTS).gradients
     found = {component: trace_gradients(model, bio, components=[component]).gradients for component in COMPONENTS}
