@@ -1,13 +1,14 @@
 """Gradient traces against naive loops, and their memory.
 
-Run with ``python -m benchmarks.trace``; writes ``runs/bench/trace.json``. All speeds on two threads, 16-token examples:
+Run with ``python -m benchmarks.trace``; writes ``runs/bench/trace.json``. Speeds on two threads, 16-token examples:
 
-- per example: the whole of `trace_gradients` with ``abs``, against a loop of single-example forward and backward passes
-  of the Hugging Face model that accumulates ``.grad.abs()``, timed on some of the examples;
+- per example: the whole of `trace_gradients` with ``abs``, fingerprint and all, against a loop of single-example
+  forward and backward passes of the Hugging Face model that accumulates ``.grad.abs()`` of the same parameters (nothing else
+  needs a gradient), timed on some of the examples;
 - per batch: `trace_gradients` per batch, against the plain forward and backward pass of the Hugging Face model on the
-  same batches with the same loss;
-- memory: the most a process that loads a model and traces two tasks to files ever held, less the weights and one
-  accumulator.
+  same batches, with the same loss and gradients of the same parameters;
+- memory: the most a process that loads a model and traces two tasks to files, one after the other, ever held, less the
+  weights (and less the one accumulator that is in memory at a time).
 """
 
 import json
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas
@@ -26,7 +27,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from benchmarks.place import study_model
 from benchmarks.smollm2 import smollm2
 from circuits.datasets import Role, Task
-from circuits.models import HookedTransformer, checkpoint_of, huggingface_view, load_model
+from circuits.models import (
+    COMPONENTS,
+    HookedTransformer,
+    checkpoint_of,
+    huggingface_view,
+    load_model,
+    projections_of,
+)
 from circuits.storage import provenance, write_json
 from circuits.tracing import trace_gradients
 
@@ -54,11 +62,12 @@ def batch_loss(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def naive(model: PreTrainedModel, task: Task) -> dict[str, torch.Tensor]:
-    sums = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
+    wanted = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    sums = {name: torch.zeros_like(value) for name, value in wanted.items()}
     for tokens in task.tokens:
         model.zero_grad()
         batch_loss(model, tokens[None]).backward()
-        for name, value in model.named_parameters():
+        for name, value in wanted.items():
             sums[name] += value.grad.abs()
     model.zero_grad()
     return sums
@@ -70,8 +79,11 @@ def plain(model: PreTrainedModel, task: Task, batch_size: int) -> None:
         batch_loss(model, tokens).backward()
 
 
-def largest_difference(model: HookedTransformer, reference: PreTrainedModel, task: Task) -> float:
-    slow, fast = naive(reference, task), trace_gradients(model, task).gradients
+def largest_difference(
+    model: HookedTransformer, reference: PreTrainedModel, task: Task, components: Sequence[str]
+) -> float:
+    """How far an entry lies from the loop's, as a share of its tensor's largest."""
+    slow, fast = naive(reference, task), trace_gradients(model, task, components=components).gradients
     found = 0.0
     for source in checkpoint_of(model).sources:
         if source.hooked in fast:
@@ -95,25 +107,34 @@ def best_in_turns(works: list[Callable[[], object]], times: int = 3) -> list[flo
     return [min(found) for found in seconds]
 
 
-def reference_of(model: HookedTransformer) -> PreTrainedModel:
-    """A plain model with gradients on the same values."""
+def reference_of(model: HookedTransformer, components: Sequence[str]) -> PreTrainedModel:
+    """A plain model of the same values, with gradients at the parameters of some components."""
     with huggingface_view(model) as view:
         reference = type(view)(view.config)
         reference.load_state_dict(view.state_dict())
+        wanted = {row.tensor for row in projections_of(view, checkpoint_of(model).sources, components)}
+    for name, parameter in reference.named_parameters():
+        parameter.requires_grad_(name in wanted)
     return reference.eval()
 
 
-def speeds(model: HookedTransformer, examples: int, looped: int, batch_size: int) -> dict[str, float]:
+def speeds(
+    model: HookedTransformer,
+    examples: int,
+    looped: int,
+    batch_size: int,
+    components: Sequence[str] = ("attention", "mlp"),
+) -> dict[str, float]:
     """Milliseconds an example."""
-    reference = reference_of(model)
+    reference = reference_of(model, components)
     task = made_up_task(model.cfg.d_vocab, examples)
     few = task.select(range(looped))
-    difference = largest_difference(model, reference, few)
+    difference = largest_difference(model, reference, few, components)
     loop, traced, batched, one_pass = best_in_turns(
         [
             lambda: naive(reference, few),
-            lambda: trace_gradients(model, task, batch_size=batch_size),
-            lambda: trace_gradients(model, task, batch_size=batch_size, per="batch"),
+            lambda: trace_gradients(model, task, batch_size=batch_size, components=components),
+            lambda: trace_gradients(model, task, batch_size=batch_size, per="batch", components=components),
             lambda: plain(reference, task, batch_size),
         ]
     )
@@ -164,7 +185,8 @@ def peak(folder: Path, dtype: str, batch_size: int, threads: int) -> dict[str, f
         for seed, name in enumerate(("one", "two")):
             task = made_up_task(model.cfg.d_vocab, 2 * batch_size, seed)
             trace = trace_gradients(model, task, batch_size=batch_size, out=Path(out) / f"{name}.safetensors")
-    accumulator = sum(value.numel() * value.element_size() for value in trace.gradients.values())
+            accumulator = sum(value.numel() * value.element_size() for value in trace.gradients.values())
+            del trace
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "weights_gb": weights / 1e9,
@@ -184,20 +206,22 @@ def main() -> None:
     torch.set_flush_denormal(True)
     torch.set_num_threads(THREADS)
     real = smollm2()
-    found: dict[str, object] = {}
+    found: dict[str, dict[str, float]] = {}
+    study, smollm = study_model(), load_model(real)
     for name, model, size in (
-        ("study", study_model(), {"examples": 512, "looped": 128, "batch_size": 64}),
-        ("smollm2", load_model(real), {"examples": 128, "looped": 12, "batch_size": 32}),
+        ("study", study, {"examples": 512, "looped": 64, "batch_size": 64}),
+        ("study_all_components", study, {"examples": 512, "looped": 64, "batch_size": 64, "components": COMPONENTS}),
+        ("smollm2", smollm, {"examples": 96, "looped": 8, "batch_size": 32}),
+        ("smollm2_all_components", smollm, {"examples": 96, "looped": 8, "batch_size": 32, "components": COMPONENTS}),
     ):
-        found[name] = speeds(model, **size)
-        row = found[name]
+        found[name] = row = speeds(model, **size)
         print(
             f"{name}: per example {row['per_example_ms']:.2f} ms, naive {row['naive_ms']:.2f} ms: "
             f"{row['per_example_ratio']:.1f} times as fast, apart by {row['largest_difference']:.0e} of the largest; "
-            f"per batch {row['per_batch_ratio']:.2f} times a plain pass of {row['plain_pass_ms']:.2f} ms",
+            f"per batch {row['per_batch_ms']:.2f} ms, {row['per_batch_ratio']:.2f} times a plain pass",
             flush=True,
         )
-        del model
+    del study, smollm, model
     found["memory_smollm2"] = in_own_process("peak", real, "float32", 16, THREADS)
     with tempfile.TemporaryDirectory() as folder:
         in_own_process("make", folder)

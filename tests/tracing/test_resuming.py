@@ -47,6 +47,7 @@ def added(monkeypatch) -> list[int]:
     return found
 
 
+@pytest.mark.parametrize("family", ["llama"], indirect=True)
 def test_a_trace_that_was_killed_goes_on_where_it_was(model, bio, tmp_path, added):
     save_model(model, tmp_path / "model")
     bio.save(tmp_path / "task.safetensors")
