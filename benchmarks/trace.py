@@ -3,10 +3,9 @@
 Run with ``python -m benchmarks.trace``; writes ``runs/bench/trace.json``. Speeds on two threads, 16-token examples:
 
 - per example: the whole of `trace_gradients` with ``abs``, fingerprint and all, against a loop of single-example
-  forward and backward passes of the Hugging Face model that accumulates ``.grad.abs()`` of the same parameters (nothing else
-  needs a gradient), timed on some of the examples;
+  forward and backward passes of the Hugging Face model that accumulates ``.grad.abs()``, timed on some of the examples;
 - per batch: `trace_gradients` per batch, against the plain forward and backward pass of the Hugging Face model on the
-  same batches, with the same loss and gradients of the same parameters;
+  same batches with the same loss; here and above, only the traced parameters need gradients;
 - memory: the most a process that loads a model and traces two tasks to files, one after the other, ever held, less the
   weights (and less the one accumulator that is in memory at a time).
 """
