@@ -31,8 +31,9 @@ def _replaced(
 ) -> Iterator[None]:
     parameters = parameters_of(model)
     touched = {name: entries for name, entries in mask.masks.items() if entries.any()}
-    tied = [mask.masks.get(name, torch.zeros(1, 1, dtype=torch.bool)) for name in TIED]
-    if checkpoint_of(model).config.tie_word_embeddings and not torch.equal(tied[0], tied[1].T):
+    # a mask that covers one of two tied names acts on the tensor behind both
+    tied = [mask.masks[name] for name in TIED if name in mask.masks]
+    if checkpoint_of(model).config.tie_word_embeddings and len(tied) == 2 and not torch.equal(tied[0], tied[1].T):
         raise CircuitsError(f"{TIED[0]} and {TIED[1]} are one tensor in this model: a mask must treat them alike")
     before = {name: parameters[name].detach().clone() for name in touched}
     with editing(model):

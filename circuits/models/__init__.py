@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.models.architectures import ParameterSource, architecture_of
 from circuits.models.forward import answer_logits, final_residual, unembed
-from circuits.models.huggingface import load_huggingface, load_tokenizer
+from circuits.models.huggingface import empty_huggingface, lending, load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -22,15 +22,18 @@ if TYPE_CHECKING:
         editing,
         facts_of,
         fingerprint,
+        fingerprint_of,
+        huggingface_view,
         identity,
         load_model,
         parameters_of,
         save_model,
         shape_of,
     )
-    from circuits.models.projections import Projection, Recording, recording, unit_projections
+    from circuits.models.projections import COMPONENTS, Projection, component_of, projections_of, unit_readers, watching
 
 _HOOKED = {
+    "COMPONENTS": "projections",
     "Checkpoint": "loading",
     "HookPoints": "hooks",
     "HookedTransformer": "loading",
@@ -39,24 +42,28 @@ _HOOKED = {
     "Linear": "lean",
     "Norm": "lean",
     "Projection": "projections",
-    "Recording": "projections",
     "capture": "hooks",
-    "head_output": "hooks",
-    "hooked": "hooks",
     "checkpoint_of": "loading",
+    "component_of": "projections",
     "editing": "loading",
     "facts_of": "loading",
     "fingerprint": "loading",
+    "fingerprint_of": "loading",
+    "head_output": "hooks",
+    "hooked": "hooks",
+    "huggingface_view": "loading",
     "identity": "loading",
     "load_model": "loading",
     "parameters_of": "loading",
-    "recording": "projections",
+    "projections_of": "projections",
     "save_model": "loading",
     "shape_of": "loading",
-    "unit_projections": "projections",
+    "unit_readers": "projections",
+    "watching": "projections",
 }
 
 __all__ = [
+    "COMPONENTS",
     "Checkpoint",
     "HookPoints",
     "HookedTransformer",
@@ -66,28 +73,33 @@ __all__ = [
     "Norm",
     "ParameterSource",
     "Projection",
-    "Recording",
     "answer_logits",
     "architecture_of",
     "capture",
     "checkpoint_of",
+    "component_of",
     "editing",
+    "empty_huggingface",
     "facts_of",
     "final_residual",
     "fingerprint",
+    "fingerprint_of",
     "head_output",
     "hooked",
+    "huggingface_view",
     "identity",
+    "lending",
     "load_huggingface",
     "load_model",
     "load_tokenizer",
     "parameters_of",
+    "projections_of",
     "quiet",
-    "recording",
     "save_model",
     "shape_of",
     "unembed",
-    "unit_projections",
+    "unit_readers",
+    "watching",
 ]
 
 

@@ -1,9 +1,19 @@
 """Local Hugging Face checkpoints and tokenizers, refused unless they are complete."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from circuits.errors import CircuitsError
 from circuits.models.architectures import architecture_of
@@ -76,3 +86,36 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise CircuitsError(f"the tokenizer in {folder} is no fast tokenizer: token roles need its offset mapping")
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def empty_huggingface(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A Hugging Face model whose parameters have shapes but no memory: to be used with `lending`."""
+    from accelerate import init_empty_weights
+
+    with quiet(), torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+@contextmanager
+def lending(shell: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> Iterator[PreTrainedModel]:
+    """Inside the block, a Hugging Face model has these tensors as its parameters, without a copy and without gradients.
+
+    Args:
+        shell: made with `empty_huggingface`, or any other model that is not needed for itself.
+        tensors: for every parameter, tied ones under both names.
+    """
+
+    def give(values: Mapping[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(shell.get_submodule(owner), leaf, nn.Parameter(value.detach(), requires_grad=False))
+
+    device = next(iter(tensors.values())).device
+    for module in shell.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    give(tensors)
+    try:
+        yield shell
+    finally:
+        give({name: torch.empty_like(value, device="meta") for name, value in tensors.items()})

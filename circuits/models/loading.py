@@ -10,19 +10,20 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from circuits.errors import CircuitsError
 from circuits.models.architectures import ParameterSource, architecture_of, checkpoint_tensors
-from circuits.models.huggingface import first_line, load_huggingface, load_tokenizer
+from circuits.models.huggingface import empty_huggingface, first_line, lending, load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
 from circuits.storage import atomic_folder, digest, provenance, write_json
 from circuits.units import TIED, ModelShape
@@ -30,9 +31,6 @@ from circuits.units import TIED, ModelShape
 with quiet():
     from transformer_lens import HookedTransformer as HookedTransformer
     from transformer_lens import HookedTransformerConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -60,7 +58,7 @@ class Checkpoint:
     """
 
     source: str
-    config: "PreTrainedConfig" = field(repr=False)
+    config: PreTrainedConfig = field(repr=False)
     sources: tuple[ParameterSource, ...] = field(repr=False)
 
 
@@ -206,6 +204,31 @@ def parameters_of(model: HookedTransformer) -> dict[str, nn.Parameter]:
     return {source.hooked: named[source.hooked] for source in checkpoint_of(model).sources}
 
 
+#: A Hugging Face model for each hooked one, empty while it is not used.
+_SHELLS: WeakKeyDictionary[nn.Module, PreTrainedModel] = WeakKeyDictionary()
+
+
+@contextmanager
+def huggingface_view(model: HookedTransformer) -> Iterator[PreTrainedModel]:
+    """Inside the block, the hooked model's parameters as a Hugging Face model, which computes the same, but faster.
+
+    Parameters are shared wherever the two layouts allow it (all but fused ones): the view costs no memory.
+
+    Raises:
+        CircuitsError: the model was not loaded with `load_model`, or functions are hooked into it, which the view
+            would not run.
+    """
+    checkpoint = checkpoint_of(model)
+    for name, point in model.hook_dict.items():
+        if point.fwd_hooks:
+            raise CircuitsError(f"a function is hooked into the model at {name}: it would have no effect here")
+    if model not in _SHELLS:
+        _SHELLS[model] = empty_huggingface(checkpoint.config, model.cfg.dtype)
+    parameters = {name: value.detach() for name, value in parameters_of(model).items()}
+    with lending(_SHELLS[model], checkpoint_tensors(list(checkpoint.sources), parameters)) as view:
+        yield view
+
+
 def shape_of(model: HookedTransformer) -> ModelShape:
     """How many layers, heads, key/value groups and neurons a hooked model has."""
     cfg = model.cfg
@@ -222,11 +245,18 @@ def fingerprint(model: HookedTransformer) -> str:
         >>> fingerprint(one) == fingerprint(one) != fingerprint(two)
         True
     """
-    config = checkpoint_of(model).config.to_diff_dict()
-    shape = {name: value for name, value in config.items() if name not in _NO_PART_OF_THE_MODEL}
+    checkpoint = checkpoint_of(model)
+    return fingerprint_of(checkpoint.config, checkpoint.sources, parameters_of(model))
+
+
+def fingerprint_of(
+    config: PreTrainedConfig, sources: Sequence[ParameterSource], parameters: Mapping[str, Tensor]
+) -> str:
+    """The `fingerprint` of a hooked model with this config and these parameters."""
+    settings = config.to_diff_dict()
+    shape = {name: value for name, value in settings.items() if name not in _NO_PART_OF_THE_MODEL}
     parts: list[Any] = [json.dumps(shape, sort_keys=True, default=str)]
-    parameters = parameters_of(model)
-    for source in checkpoint_of(model).sources:
+    for source in sources:
         value = parameters[source.hooked].detach().cpu()
         parts.append(f"{source.hooked} {value.dtype} {tuple(value.shape)}")
         # the checkpoint's own layout lies in memory in one piece and need not be copied

@@ -1,131 +1,154 @@
-"""What each weight of a layer reads and writes in one forward pass: the raw material of per-example gradients.
+"""What each module of a model reads and writes in one pass: the raw material of per-example gradients.
 
-A weight W that maps an input x to an output y = x W + b has, for one example, the gradient Σ over positions of
-x ⊗ ∂L/∂y, and b has Σ ∂L/∂y. So a batch needs one forward and one backward pass that stop at the activations.
+A weight W that maps an input x to an output y = W x + b has, for one example, the gradient Σ over positions of
+∂L/∂y ⊗ x, and b has Σ ∂L/∂y; a norm's scale has Σ ∂L/∂y ⊙ x̂, x̂ its normalised input; and the row of a token in the
+embedding has the sum of ∂L/∂y where it stands. So a batch needs one forward and one backward pass over activations.
+
+The pass runs on the Hugging Face model over the same tensors (`huggingface_view`), which does it in about half the
+time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from einops import rearrange
-from torch import Tensor
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from circuits.models.hooks import HookPoints
-from circuits.models.loading import HookedTransformer, parameters_of
+from circuits.models.architectures import ParameterSource
+from circuits.units import Head, Neuron
+
+#: The parts of a model, and how the names of their parameters begin inside a block or outside the blocks.
+_BEGINNINGS = {"attention": ("attn.",), "mlp": ("mlp.",), "embeddings": ("embed.", "unembed."), "norms": ("ln",)}
+COMPONENTS: tuple[str, ...] = tuple(_BEGINNINGS)
+
+
+def component_of(parameter: str) -> str:
+    """Which part of the model a parameter belongs to: ``attention``, ``mlp``, ``embeddings`` or ``norms``.
+
+    Example:
+        >>> component_of("blocks.3.attn.b_O"), component_of("unembed.W_U"), component_of("ln_final.w")
+        ('attention', 'embeddings', 'norms')
+    """
+    inside = parameter.split(".", 2)[2] if parameter.startswith("blocks.") else parameter
+    return next(name for name, beginnings in _BEGINNINGS.items() if inside.startswith(beginnings))
 
 
 @dataclass(frozen=True)
 class Projection:
-    """One parameter, and where its input and output are found.
+    """One tensor of a checkpoint, and how its gradient follows from what its module reads and writes.
 
     Attributes:
-        parameter: its name.
-        reads: name of the recorded input activation; None for a bias.
-        writes: name of the recorded output activation.
-        arrange: from the gradient as ``[inputs, outputs]`` (or ``[outputs]``) to the parameter's own layout.
+        tensor: its name in the checkpoint.
+        module: the name of the module that applies it.
+        kind: ``weight``, ``bias``, ``scale``, ``embedding`` or ``unembedding``.
     """
 
-    parameter: str
-    reads: str | None
-    writes: str
-    arrange: Callable[[Tensor], Tensor]
+    tensor: str
+    module: str
+    kind: str
 
 
-@dataclass
-class Recording:
-    """Activations of one forward pass by name, in the graph, so that they can be differentiated to.
+def projections_of(
+    model: PreTrainedModel, sources: Sequence[ParameterSource], components: Collection[str]
+) -> list[Projection]:
+    """The tensors of some components, each once: a fused one is one tensor, and so are tied embeddings.
 
-    ``[example, pos, features]`` after `flat`.
+    Args:
+        model: the Hugging Face model.
+        sources: which tensor each parameter of the hooked model is.
+        components: some of `COMPONENTS`.
     """
-
-    activations: dict[str, Tensor] = field(default_factory=dict)
-
-    def flat(self, name: str, values: Tensor | None = None) -> Tensor:
-        """An activation (or its gradient) with heads joined: ``[example, pos, features]``."""
-        tensor = self.activations[name] if values is None else values
-        return tensor.flatten(2)
-
-
-def unit_projections(model: HookedTransformer) -> list[Projection]:
-    """The projections of all parameters that belong to heads and neurons."""
-    present = parameters_of(model)
-    rows: list[Projection] = []
-    d_head = int(model.cfg.d_head)
-    for layer in range(model.cfg.n_layers):
-        hooks, block = HookPoints(layer), f"blocks.{layer}."
-        attention_in, mlp_in = _inputs(layer)
-        for letter, output in (("Q", hooks.q), ("K", hooks.k), ("V", hooks.v)):
-            for under in ("", "_"):
-                rows.append(
-                    Projection(
-                        f"{block}attn.{under}W_{letter}",
-                        attention_in,
-                        output,
-                        lambda grad: rearrange(grad, "m (head d) -> head m d", d=d_head),
-                    )
-                )
-                rows.append(
-                    Projection(
-                        f"{block}attn.{under}b_{letter}",
-                        None,
-                        output,
-                        lambda grad: rearrange(grad, "(head d) -> head d", d=d_head),
-                    )
-                )
-        rows.append(
-            Projection(
-                f"{block}attn.W_O",
-                hooks.z,
-                hooks.attention_out,
-                lambda grad: rearrange(grad, "(head d) m -> head d m", d=d_head),
-            )
-        )
-        into = hooks.pre_linear if model.cfg.gated_mlp else hooks.pre
-        rows.append(Projection(f"{block}mlp.W_in", mlp_in, into, _as_is))
-        rows.append(Projection(f"{block}mlp.W_gate", mlp_in, hooks.pre, _as_is))
-        rows.append(Projection(f"{block}mlp.b_in", None, into, _as_is))
-        rows.append(Projection(f"{block}mlp.W_out", hooks.post, hooks.mlp_out, _as_is))
-    return [row for row in rows if row.parameter in present]
+    found: dict[str, Projection] = {}
+    for source in sources:
+        if component_of(source.hooked) not in components:
+            continue
+        owner, _, leaf = source.checkpoint.rpartition(".")
+        module = model.get_submodule(owner)
+        kind = "scale"
+        if leaf == "bias":
+            kind = "bias"
+        elif isinstance(module, nn.Embedding):
+            kind = "embedding"
+        elif module is model.get_output_embeddings():
+            kind = "unembedding"
+        elif isinstance(module, nn.Linear):
+            kind = "weight"
+        if kind != "unembedding" or not model.config.tie_word_embeddings:
+            found[source.checkpoint] = Projection(source.checkpoint, owner, kind)
+    return list(found.values())
 
 
-def _as_is(grad: Tensor) -> Tensor:
-    return grad
+def unit_readers(sources: Sequence[ParameterSource]) -> dict[str, tuple[type[Head] | type[Neuron], int]]:
+    """Module → the kind of unit whose activations it reads, and their layer: heads' z, and neurons' post."""
+    found: dict[str, tuple[type[Head] | type[Neuron], int]] = {}
+    for source in sources:
+        for end, kind in ((".attn.W_O", Head), (".mlp.W_out", Neuron)):
+            if source.hooked.endswith(end):
+                found[source.checkpoint.rpartition(".")[0]] = (kind, int(source.hooked.split(".")[1]))
+    return found
 
 
-def _inputs(layer: int) -> tuple[str, str]:
-    return f"blocks.{layer}.attn.input", f"blocks.{layer}.mlp.input"
+#: Called with a module's name, what it read, and a gradient: of what it wrote, or of what it read.
+Receiver = Callable[[str, Tensor, Tensor], None]
 
 
 @contextmanager
-def recording(model: HookedTransformer) -> Iterator[Recording]:
-    """Record, in the graph, every activation that `unit_projections` names, during a forward pass in the block."""
-    record = Recording()
-    names = {row.writes for row in unit_projections(model)}
-    names |= {name for layer in range(model.cfg.n_layers) for name in (HookPoints(layer).z, HookPoints(layer).post)}
+def watching(
+    model: PreTrainedModel, written: Collection[str], wrote: Receiver, readers: Collection[str], read: Receiver
+) -> Iterator[list[Tensor]]:
+    """Inside the block, a backward pass through a forward pass delivers each gradient as soon as it is known.
 
-    def keep(activation: Tensor, hook: Any) -> None:
-        record.activations[hook.name] = activation
+    Args:
+        model: the Hugging Face model; it needs no gradients of its own.
+        written: modules whose output's gradient is wanted. Norms count their normalised input as what they read.
+        wrote: receives it.
+        readers: modules whose input's gradient is wanted.
+        read: receives it.
 
-    def start_graph(activation: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
-        return activation.detach().requires_grad_()
+    Yields:
+        Where the graph of the last forward pass starts: the embeddings of the tokens, after which nothing is
+        differentiated.
+    """
+    start: list[Tensor] = []
 
+    def watch(name: str, module: nn.Module) -> Callable[..., Tensor | None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            replaced = None
+            if module is model.get_input_embeddings():
+                start[:] = [output.detach().requires_grad_()]
+                output = replaced = start[0]
+            # a hook that held the input itself, not its values, would keep the graph alive after the pass
+            values = args[0].detach()
+            if name in written:
+                output.register_hook(lambda gradient: wrote(name, _as_read(module, values), gradient))
+            if name in readers:
+                args[0].register_hook(lambda gradient: read(name, values, gradient))
+            return replaced
+
+        return hook
+
+    names = {*written, *readers, *(name for name, m in model.named_modules() if m is model.get_input_embeddings())}
     handles = []
-    for layer, block in enumerate(model.blocks):
-        attention_in, mlp_in = _inputs(layer)
-
-        def keep_attention(_: Any, args: Any, kwargs: Any, name: str = attention_in) -> None:
-            record.activations[name] = kwargs["query_input"] if "query_input" in kwargs else args[0]
-
-        def keep_mlp(_: Any, args: Any, name: str = mlp_in) -> None:
-            record.activations[name] = args[0]
-
-        handles.append(block.attn.register_forward_pre_hook(keep_attention, with_kwargs=True))
-        handles.append(block.mlp.register_forward_pre_hook(keep_mlp))
     try:
-        with model.hooks(fwd_hooks=[("hook_embed", start_graph), *((name, keep) for name in sorted(names))]):
-            yield record
+        for name in names:
+            module = model.get_submodule(name)
+            handles.append(module.register_forward_hook(watch(name, module)))
+        yield start
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _as_read(module: nn.Module, values: Tensor) -> Float[Tensor, "*batch features"]:
+    """What a module's weight is multiplied with: for a norm, the normalised input."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        return values
+    values = values.float()
+    if isinstance(module, nn.LayerNorm):
+        return torch.nn.functional.layer_norm(values, values.shape[-1:], eps=module.eps)
+    epsilon: Any = module.variance_epsilon
+    return torch.nn.functional.rms_norm(values, values.shape[-1:], eps=epsilon)

@@ -1,5 +1,23 @@
-"""Gradient traces: at parameters and at hook points."""
+"""Gradient traces at parameters and at hook points: at a checkpoint, over several, and during training."""
 
-from circuits.tracing.gradients import LOSSES, STATISTICS, GradientTrace, example_losses, trace_gradients
+from circuits.tracing.accumulation import STATISTICS
+from circuits.tracing.during_training import TraceCallback
+from circuits.tracing.gradients import (
+    LOSSES,
+    PER,
+    GradientTrace,
+    example_losses,
+    trace_checkpoints,
+    trace_gradients,
+)
 
-__all__ = ["LOSSES", "STATISTICS", "GradientTrace", "example_losses", "trace_gradients"]
+__all__ = [
+    "LOSSES",
+    "PER",
+    "STATISTICS",
+    "GradientTrace",
+    "TraceCallback",
+    "example_losses",
+    "trace_checkpoints",
+    "trace_gradients",
+]

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def train(
     seed: int = 0,
     evaluate_every: int = 100,
     progress: Progress | None = None,
+    callbacks: Mapping[str, Sequence[TrainerCallback]] | None = None,
 ) -> list[Path]:
     """Train a model on biographies and questions.
 
@@ -69,12 +70,13 @@ def train(
         seed: of new weights and of the order of rows.
         evaluate_every: steps between points of the curve and between saved states.
         progress: called after every step.
+        callbacks: name of a stage → more callbacks of its Trainer, such as `circuits.tracing.TraceCallback`.
 
     Returns:
         The checkpoint folders of the recipe's stages.
 
     Raises:
-        CircuitsError: there is no such recipe or start, or ``out`` holds stages made with other settings.
+        CircuitsError: there is no such recipe, start or stage, or ``out`` holds stages made with other settings.
 
     Example:
         >>> import tempfile
@@ -86,11 +88,16 @@ def train(
     """
     out, optimisation = Path(out), optimisation or Optimisation()
     planned = stages(recipe, optimisation)
+    callbacks = callbacks or {}
+    for name in callbacks.keys() - {stage.name for stage in planned}:
+        named = ", ".join(stage.name for stage in planned)
+        raise CircuitsError(f"there are callbacks for a stage {name!r}, but the stages of {recipe} are {named}")
     facts = save_start(dataset, out, start, seed)
     for stage in planned:
         settings = facts | {"stage": asdict(stage), "optimisation": json.loads(json.dumps(asdict(optimisation)))}
         if _missing(out / stage.name, settings):
-            _run_stage(stage, dataset, out, optimisation, seed, settings, evaluate_every, progress)
+            more = callbacks.get(stage.name, ())
+            _run_stage(stage, dataset, out, optimisation, seed, settings, evaluate_every, progress, more)
     return [out / stage.name for stage in planned]
 
 
@@ -156,6 +163,7 @@ def _run_stage(
     settings: dict[str, Any],
     evaluate_every: int,
     progress: Progress | None,
+    callbacks: Sequence[TrainerCallback],
 ) -> None:
     if torch.cuda.device_count() > 1:
         raise CircuitsError("training uses one GPU, and several are visible: choose one with CUDA_VISIBLE_DEVICES")
@@ -194,7 +202,7 @@ def _run_stage(
             ),
             train_dataset=rows,
             data_collator=_Collator(tokenizer.pad_token_id or 0),
-            callbacks=[follower],
+            callbacks=[follower, *callbacks],
         )
         trainer.order = rows.order(stage, optimisation.steps, seed)
         trainer.remove_callback(PrinterCallback)

@@ -131,7 +131,9 @@ def test_shared_size_equals_counting_unit_by_unit(mask, model):
         if prefix + "b_in" in has:
             count += int(has[prefix + "b_in"][row.index])
         assert row.size == count
-    assert heads["size"].sum() + neurons["size"].sum() == mask.size
+    # biases added to the residual stream belong to no unit
+    no_unit = sum(int(entries.sum()) for name, entries in has.items() if name.endswith(("b_O", "b_out")))
+    assert heads["size"].sum() + neurons["size"].sum() + no_unit == mask.size
     assert heads["parameters"].sum() + neurons["parameters"].sum() == mask.total
     if cfg.n_key_value_heads:
         assert shared_size(mask, KVGroup)["size"].sum() == heads["key_value"].sum()

@@ -1,18 +1,39 @@
+import copy
+from functools import lru_cache
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from circuits.datasets import Task
+from circuits.datasets import Task, word_tokenizer
 from circuits.errors import CircuitsError
-from circuits.models import parameters_of
-from circuits.tracing import STATISTICS, GradientTrace, example_losses, trace_gradients
-from circuits.units import Head, Neuron, layout_of
+from circuits.models import COMPONENTS, checkpoint_of, component_of, load_model, parameters_of
+from circuits.tracing import LOSSES, STATISTICS, GradientTrace, accumulation, example_losses, gradients, trace_gradients
+from circuits.training import new_model
+from circuits.units import Head, Neuron
 
 
-def one_by_one(model, task: Task, statistic: str, loss: str) -> dict[str, torch.Tensor]:
-    """The slow obvious way: a backward pass for each example, without padding, on the plain model's own loss."""
-    change = {"abs": torch.abs, "square": torch.square, "signed": lambda value: value}[statistic]
-    parameters = parameters_of(model)
-    sums = {name: torch.zeros_like(value) for name, value in parameters.items() if layout_of(name).unit is not None}
+@lru_cache
+def variant(family: str, tied: bool):
+    """A model of two layers with weights large enough to make every part matter; untied Llama has attention biases."""
+    config = copy.deepcopy(new_model(f"tiny-{family}", word_tokenizer()).config)
+    config.update({"tie_word_embeddings": tied, "num_hidden_layers": 2})
+    if family == "llama":
+        config.update({"attention_bias": not tied})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter += (0.02 if "norm" in name else 0.5 if "embed" in name else 0.12) * torch.randn_like(parameter)
+    return load_model(model)
+
+
+def single_gradients(model, task: Task, loss: str) -> list[dict[str, torch.Tensor]]:
+    """The slow obvious way: a backward pass for each example, without padding, on the hooked model's own loss.
+
+    Every parameter of the checkpoint has a gradient here; tied embeddings are one, W_E, with the sum of both uses.
+    """
+    parameters, found = parameters_of(model), []
     for example in range(len(task)):
         tokens = task.tokens[example, task.attention_mask[example]][None]
         model.zero_grad()
@@ -22,21 +43,77 @@ def one_by_one(model, task: Task, statistic: str, loss: str) -> dict[str, torch.
             answers = task.answers[task.answers["example"] == example]
             positions = [i for a in answers.itertuples() for i in range(a.start, a.end)]
         (-sum(log_probs[i - 1, tokens[0, i]] for i in positions) / len(positions)).backward()
-        for name in sums:
-            sums[name] += change(parameters[name].grad)
+        gradients = {name: parameter.grad.clone() for name, parameter in parameters.items()}
+        if checkpoint_of(model).config.tie_word_embeddings:
+            gradients["embed.W_E"] += gradients.pop("unembed.W_U").T
+        found.append(gradients)
     model.zero_grad()
-    return {name: value / len(task) for name, value in sums.items()}
+    return found
 
 
-@pytest.mark.parametrize("statistic", list(STATISTICS))
-@pytest.mark.parametrize("loss", ["answer", "all"])
-def test_the_trace_equals_a_loop_of_single_example_backward_passes(model, bio, statistic, loss):
-    traced = trace_gradients(model, bio, statistic, loss, batch_size=4)
-    expected = one_by_one(model, bio, statistic, loss)
-    assert traced.gradients.keys() == expected.keys()
+def mean_statistic(gradients: list[dict[str, torch.Tensor]], statistic: str) -> dict[str, torch.Tensor]:
+    change = {"abs": torch.abs, "square": torch.square, "signed": lambda value: value}[statistic]
+    return {name: sum(change(one[name]) for one in gradients) / len(gradients) for name in gradients[0]}
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
     for name, value in expected.items():
-        assert float(value.abs().max()) > 0, name
-        assert torch.allclose(traced.gradients[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max())), name
+        largest = float(value.abs().max())
+        assert largest > 0, name
+        assert found[name].shape == value.shape, name
+        assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-5 * largest), name
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("variant_of", ["llama", "pythia"])
+def test_every_parameter_equals_a_loop_of_single_example_backward_passes(variant_of, tied, loss, tasks):
+    model, task = variant(variant_of, tied), tasks["bio"].select(range(7))
+    gradients = single_gradients(model, task, loss)
+    batches = [mean_statistic(gradients[first : first + 3], "signed") for first in (0, 3, 6)]
+    expected_names = parameters_of(model).keys() - ({"unembed.W_U"} if tied else set())
+    for statistic in STATISTICS:
+        for per, singles in (("example", gradients), ("batch", batches)):
+            traced = trace_gradients(model, task, statistic, loss, 3, per, COMPONENTS)
+            assert traced.gradients.keys() == expected_names
+            assert_same(traced.gradients, mean_statistic(singles, statistic))
+
+
+def test_a_mask_made_from_tied_embeddings_acts_on_both_uses(bio):
+    from circuits.masks import influenced_parameters, zero
+
+    model = variant("llama", True)
+    mask = influenced_parameters(trace_gradients(model, bio, components=["embeddings"]), 0.01)
+    entries = mask.masks["embed.W_E"]
+    before = model.W_E.detach().clone()
+    assert mask.masks.keys() == {"embed.W_E"}
+    with zero(model, mask):
+        assert not model.W_E[entries].any()
+        assert not model.W_U.T[entries].any()
+        assert torch.equal(model.W_U.T[~entries], before[~entries])
+    assert torch.equal(model.W_E, before)
+    assert torch.equal(model.W_U.T, before)
+
+
+def test_only_the_components_asked_for_are_traced(model, bio):
+    everything = trace_gradients(model, bio, components=COMPONENTS).gradients
+    found = {component: trace_gradients(model, bio, components=[component]).gradients for component in COMPONENTS}
+    assert sorted(name for part in found.values() for name in part) == sorted(everything)
+    for component, part in found.items():
+        assert part.keys() == {name for name in everything if component_of(name) == component}
+        assert all(torch.equal(value, everything[name]) for name, value in part.items())
+    default = trace_gradients(model, bio).gradients.keys()
+    assert default == found["attention"].keys() | found["mlp"].keys()
+    invented = {name for name, _ in model.named_parameters()} - parameters_of(model).keys()
+    assert not invented & everything.keys()
+
+
+def test_a_weight_larger_than_the_cache_is_traced_in_parts(model, bio, monkeypatch):
+    whole = trace_gradients(model, bio, components=COMPONENTS).gradients
+    monkeypatch.setattr(accumulation, "_AT_A_TIME", 1000)
+    monkeypatch.setattr(gradients, "_LOGITS_AT_A_TIME", 1000)
+    assert_same(trace_gradients(model, bio, components=COMPONENTS).gradients, whole)
 
 
 def test_biographies_with_several_answers_are_traced_too(model, tmp_path, tokenizer):
@@ -44,9 +121,8 @@ def test_biographies_with_several_answers_are_traced_too(model, tmp_path, tokeni
 
     dataset = make_dataset(tmp_path / "facts", DatasetSettings(people=2, biographies=1, row="biography"))
     task = Task.from_dataset(dataset, "bio", tokenizer)
-    traced, expected = trace_gradients(model, task), one_by_one(model, task, "abs", "answer")
-    for name, value in expected.items():
-        assert torch.allclose(traced.gradients[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max())), name
+    traced = trace_gradients(model, task, components=COMPONENTS)
+    assert_same(traced.gradients, mean_statistic(single_gradients(model, task, "answer"), "abs"))
 
 
 def test_the_hook_point_trace_equals_hooked_backward_passes(model, bio):
@@ -89,12 +165,9 @@ def test_weights_and_gradients_of_the_model_are_left_alone(model, bio):
     trace_gradients(model, bio)
     assert all(torch.equal(value, before[name]) and value.grad is None for name, value in model.named_parameters())
     assert not any(hook.fwd_hooks for hook in model.hook_dict.values())
-    assert not any(block.mlp._forward_pre_hooks for block in model.blocks)
 
 
 def test_a_bfloat16_model_is_traced_within_its_precision(huggingface, bio):
-    from circuits.models import load_model
-
     full, half = (trace_gradients(load_model(huggingface, dtype), bio) for dtype in ("float32", "bfloat16"))
     one, two = (torch.cat([value.flatten() for value in trace.gradients.values()]) for trace in (full, half))
     assert float(torch.nn.functional.cosine_similarity(one, two, dim=0)) > 0.98
