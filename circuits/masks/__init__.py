@@ -1,20 +1,27 @@
 """Influenced and shared sets, their algebra, and acting with them on weights: revert, zero, mean, graft."""
 
-from circuits.masks.acting import MODES, ablate_mask, graft, mean, revert, zero
-from circuits.masks.mask import ParameterMask
+from circuits.masks.acting import MODES, ablate_mask, ablation_summary, graft, mean, revert, zero
+from circuits.masks.mask import ParameterMask, covered_parameters, unit_mask
 from circuits.masks.shared import (
+    FRACTIONS,
+    SCOPES,
     gini,
     influenced_parameters,
     shared_parameters,
     shared_size,
     sharing,
+    sharing_curve,
     top_share,
 )
 
 __all__ = [
+    "FRACTIONS",
     "MODES",
+    "SCOPES",
     "ParameterMask",
     "ablate_mask",
+    "ablation_summary",
+    "covered_parameters",
     "gini",
     "graft",
     "influenced_parameters",
@@ -23,6 +30,8 @@ __all__ = [
     "shared_parameters",
     "shared_size",
     "sharing",
+    "sharing_curve",
     "top_share",
+    "unit_mask",
     "zero",
 ]
