@@ -75,7 +75,7 @@ def revert(model: HookedTransformer, mask: ParameterMask, pre: HookedTransformer
         arXiv 2505.16178, Fig. 2b.
     """
     mask.check(model)
-    others = _same_parameters(model, pre)
+    others = same_parameters(model, pre)
     return _replaced(model, mask, lambda name, _: others[name])
 
 
@@ -114,11 +114,11 @@ def graft(pre: HookedTransformer, mask: ParameterMask, fine_tuned: HookedTransfo
         arXiv 2505.16178, Fig. 3; Panigrahi et al. 2023 (arXiv 2302.06600).
     """
     mask.check(fine_tuned)
-    others = _same_parameters(fine_tuned, pre, values_of=fine_tuned)
+    others = same_parameters(fine_tuned, pre, values_of=fine_tuned)
     return _replaced(pre, mask, lambda name, _: others[name])
 
 
-def _same_parameters(
+def same_parameters(
     model: HookedTransformer, other: HookedTransformer, values_of: HookedTransformer | None = None
 ) -> dict[str, Tensor]:
     """The parameters of ``values_of`` (default ``other``), after checking that both models have the same ones."""

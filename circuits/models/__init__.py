@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         save_model,
         shape_of,
     )
+    from circuits.models.positional import positional_parameters, positional_weights
     from circuits.models.projections import Projection, Recording, recording, unit_projections
 
 _HOOKED = {
@@ -45,6 +46,8 @@ _HOOKED = {
     "identity": "loading",
     "load_model": "loading",
     "parameters_of": "loading",
+    "positional_parameters": "positional",
+    "positional_weights": "positional",
     "recording": "projections",
     "save_model": "loading",
     "shape_of": "loading",
@@ -73,6 +76,8 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "parameters_of",
+    "positional_parameters",
+    "positional_weights",
     "quiet",
     "recording",
     "save_model",
