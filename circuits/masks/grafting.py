@@ -149,7 +149,7 @@ def graft_by_score(
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> dataset = make_dataset(folder / "facts", DatasetSettings(people=4))
-        >>> (trained,) = train("mixed", dataset, folder, optimisation=Optimisation(steps=60, rows=24, warmup_steps=5))
+        >>> (trained,) = train("mixed", dataset, folder, optimisation=Optimisation(steps=40, rows=12, warmup_steps=5))
         >>> pre, fine_tuned = load_model(folder / "pre"), load_model(trained)
         >>> found = graft_by_score(pre, fine_tuned, Task.from_dataset(dataset, "qa_id", pre.tokenizer))
         >>> 0 < found.fraction < 1
@@ -248,7 +248,7 @@ class _Search:
     def changes(self) -> dict[str, Tensor]:
         """|Δ|; zero where nothing may be grafted."""
         old = covered_parameters(self.pre)
-        return {name: self.restrict(name, self.difference(name, old).abs_()) for name in self.new}
+        return {name: self.restrict(name, self.difference(name, old).abs_()).contiguous() for name in self.new}
 
     def gradients_x_changes(self, batch_size: int) -> dict[str, Tensor]:
         """|g · Δ|, g averaged over the path; zero where nothing may be grafted."""
@@ -259,16 +259,21 @@ class _Search:
                 for batch in self.task.batches(batch_size):
                     for name, gradient in self.gradients(batch, len(self.task)).items():
                         sums[name] = sums[name].add_(gradient) if name in sums else gradient
-            scores = {name: self.restrict(name, sums.pop(name).mul_(self.difference(name, old)).abs_()) for name in old}
+            scores = {
+                name: self.restrict(
+                    name, sums.pop(name).mul_(self.difference(name, old)).abs_().div_(len(_PATH))
+                ).contiguous()
+                for name in old
+            }
         if not all_finite(scores):
             raise CircuitsError(f"gradients of the loss on {self.task.name} are not finite: load the models in float32")
         return scores
 
     def relax(
-        self, base: PackedTensors, steps: int, step_size: float, sparsity: float, batch_size: int, seed: int
+        self, base: Mapping[str, Tensor], steps: int, step_size: float, sparsity: float, batch_size: int, seed: int
     ) -> dict[str, Tensor]:
         """γ after gradient descent over s; zero where nothing may be grafted."""
-        price = sparsity / max(1, sum(packed.count for packed in base.packed.values()))
+        price = sparsity / max(1, sum(int(entries.sum()) for entries in base.values()))
         generator = torch.Generator().manual_seed(seed)
         logits = {name: torch.full_like(value, _START, dtype=torch.float32) for name, value in self.new.items()}
 
@@ -297,7 +302,7 @@ class _Search:
                     )
                 for name, slope in slopes.items():
                     logits[name].sub_(slope, alpha=step_size / size if size else 0.0)
-        return {name: patch(name) for name in list(logits)}
+        return {name: patch(name).contiguous() for name in logits}
 
     @property
     def candidates(self) -> int:
@@ -421,7 +426,7 @@ def role_positions(task: Task, roles: Iterable[Role], last: bool = False) -> Boo
     positions = torch.isin(task.roles, torch.tensor(sorted(int(role) for role in roles), dtype=task.roles.dtype))
     if last:
         answers = task.answers
-        positions[answers["example"].to_numpy(), answers["start"].to_numpy() - 1] = True
+        positions[answers["example"].to_numpy(copy=True), answers["start"].to_numpy(copy=True) - 1] = True
     return positions
 
 

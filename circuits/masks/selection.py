@@ -76,6 +76,15 @@ def _chunks(value: Tensor) -> Iterator[Float[Tensor, " chunk"]]:
 
 
 def _bits(values: Mapping[str, Tensor]) -> Iterator[Int[Tensor, " chunk"]]:
+    # small tensors are put together: a histogram costs its bins however few entries it counts
+    small: list[Tensor] = []
+    size = 0
     for value in values.values():
         for chunk in _chunks(value):
-            yield chunk.abs().view(torch.int32)
+            small.append(chunk.abs().view(torch.int32))
+            size += len(chunk)
+            if size >= _CHUNK:
+                yield torch.cat(small)
+                small, size = [], 0
+    if small:
+        yield torch.cat(small)
