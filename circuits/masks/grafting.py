@@ -259,15 +259,12 @@ class _Search:
                 for batch in self.task.batches(batch_size):
                     for name, gradient in self.gradients(batch, len(self.task)).items():
                         sums[name] = sums[name].add_(gradient) if name in sums else gradient
-            scores = {
-                name: self.restrict(
-                    name, sums.pop(name).mul_(self.difference(name, old)).abs_().div_(len(_PATH))
-                ).contiguous()
-                for name in old
-            }
-        if not all_finite(scores):
+            for name, total in sums.items():
+                total.mul_(self.difference(name, old)).div_(len(_PATH)).abs_()
+                sums[name] = self.restrict(name, total).contiguous()
+        if not all_finite(sums):
             raise CircuitsError(f"gradients of the loss on {self.task.name} are not finite: load the models in float32")
-        return scores
+        return sums
 
     def relax(
         self, base: Mapping[str, Tensor], steps: int, step_size: float, sparsity: float, batch_size: int, seed: int
