@@ -250,3 +250,20 @@ def layout_of(parameter: str) -> ParameterLayout:
         True
     """
     return _LAYOUTS.get(re.sub(r"^blocks\.\d+\.", "", parameter), _NO_UNIT)
+
+
+#: The parts of a model that parameters are counted by.
+COMPONENTS: tuple[str, ...] = ("attention", "mlp", "norms", "embeddings")
+
+
+def component_of(parameter: str) -> str:
+    """Which of the `COMPONENTS` a parameter is a piece of; the unembedding counts as an embedding.
+
+    Example:
+        >>> component_of("blocks.3.attn.b_O"), component_of("blocks.3.ln2.w"), component_of("unembed.W_U")
+        ('attention', 'norms', 'embeddings')
+    """
+    inner = re.sub(r"^blocks\.\d+\.", "", parameter)
+    if inner.startswith("ln"):
+        return "norms"
+    return {"attn": "attention", "mlp": "mlp"}.get(inner.split(".")[0], "embeddings")

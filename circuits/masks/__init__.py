@@ -1,28 +1,44 @@
 """Influenced and shared sets, their algebra, and acting with them on weights: revert, zero, mean, graft."""
 
-from circuits.masks.acting import MODES, ablate_mask, graft, mean, revert, zero
-from circuits.masks.mask import ParameterMask
+from circuits.masks.acting import MODES, ablate_mask, ablation_summary, graft, mean, revert, zero
+from circuits.masks.grafting import SCORES, Graft, graft_at, graft_by_optimisation, graft_by_score, role_positions
+from circuits.masks.mask import ParameterMask, covered_parameters, unit_mask
 from circuits.masks.shared import (
+    FRACTIONS,
+    SCOPES,
     gini,
     influenced_parameters,
     shared_parameters,
     shared_size,
     sharing,
+    sharing_curve,
     top_share,
 )
 
 __all__ = [
+    "FRACTIONS",
     "MODES",
+    "SCOPES",
+    "SCORES",
+    "Graft",
     "ParameterMask",
     "ablate_mask",
+    "ablation_summary",
+    "covered_parameters",
     "gini",
     "graft",
+    "graft_at",
+    "graft_by_optimisation",
+    "graft_by_score",
     "influenced_parameters",
     "mean",
     "revert",
+    "role_positions",
     "shared_parameters",
     "shared_size",
     "sharing",
+    "sharing_curve",
     "top_share",
+    "unit_mask",
     "zero",
 ]

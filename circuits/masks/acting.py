@@ -2,11 +2,12 @@
 
 1. Inside the ``with`` block the masked entries hold other values: those of θ_pre (`revert`), zero (`zero`), or the
    mean of their tensor (`mean`). `graft` does the opposite of `revert`: θ_pre with the masked entries of θ_ft.
-2. Blocks may lie inside one another. When one ends, also by an exception, every tensor holds its old values again, bit
-   for bit.
+2. Only the masked entries are kept aside. Blocks may lie inside one another. When one ends, also by an exception, its
+   masked entries hold their old values again, bit for bit.
 3. An ablation is compared with random masks that have the same count in each tensor (docs/method.md, section 3).
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.masks.mask import ParameterMask
-from circuits.metrics import evaluate
+from circuits.metrics import evaluate, mean_interval
 from circuits.models import HookedTransformer, checkpoint_of, editing, parameters_of
 from circuits.progress import track
 from circuits.units import TIED
@@ -30,24 +31,33 @@ def _replaced(
     model: HookedTransformer, mask: ParameterMask, value: Callable[[str, Tensor], Tensor | float]
 ) -> Iterator[None]:
     parameters = parameters_of(model)
-    touched = {name: entries for name, entries in mask.masks.items() if entries.any()}
-    # a mask that covers one of two tied names acts on the tensor behind both
-    tied = [mask.masks[name] for name in TIED if name in mask.masks]
-    if checkpoint_of(model).config.tie_word_embeddings and len(tied) == 2 and not torch.equal(tied[0], tied[1].T):
-        raise CircuitsError(f"{TIED[0]} and {TIED[1]} are one tensor in this model: a mask must treat them alike")
-    before = {name: parameters[name].detach().clone() for name in touched}
+    touched = _touched(model, mask)
+    before: dict[str, Tensor] = {}
     with editing(model):
         try:
             with torch.no_grad():
-                for name, entries in touched.items():
-                    old = before[name]
-                    new = torch.as_tensor(value(name, old), dtype=old.dtype, device=old.device)
-                    parameters[name].copy_(torch.where(entries.to(old.device), new, old))
+                for name in touched:
+                    parameter = parameters[name]
+                    entries = mask.masks[name].to(parameter.device)
+                    new = torch.as_tensor(value(name, parameter), dtype=parameter.dtype, device=parameter.device)
+                    before[name] = parameter.masked_select(entries)
+                    parameter.masked_scatter_(entries, new.expand_as(parameter).masked_select(entries))
             yield
         finally:
             with torch.no_grad():
                 for name, old in before.items():
-                    parameters[name].copy_(old)
+                    parameters[name].masked_scatter_(mask.masks[name].to(old.device), old)
+
+
+def _touched(model: HookedTransformer, mask: ParameterMask) -> list[str]:
+    """The parameters with masked entries; of tied embeddings, which are one tensor, one name."""
+    names = [name for name, packed in mask.packed.items() if packed.count]
+    if checkpoint_of(model).config.tie_word_embeddings and all(name in mask.masks for name in TIED):
+        embedding, unembedding = (mask.masks[name] for name in TIED)
+        if not torch.equal(embedding, unembedding.T):
+            raise CircuitsError(f"{TIED[0]} and {TIED[1]} are one tensor in this model: a mask must treat them alike")
+        names = [name for name in names if name != TIED[1]]
+    return names
 
 
 def revert(model: HookedTransformer, mask: ParameterMask, pre: HookedTransformer) -> AbstractContextManager[None]:
@@ -65,7 +75,7 @@ def revert(model: HookedTransformer, mask: ParameterMask, pre: HookedTransformer
         arXiv 2505.16178, Fig. 2b.
     """
     mask.check(model)
-    others = _same_parameters(model, pre)
+    others = same_parameters(model, pre)
     return _replaced(model, mask, lambda name, _: others[name])
 
 
@@ -104,11 +114,11 @@ def graft(pre: HookedTransformer, mask: ParameterMask, fine_tuned: HookedTransfo
         arXiv 2505.16178, Fig. 3; Panigrahi et al. 2023 (arXiv 2302.06600).
     """
     mask.check(fine_tuned)
-    others = _same_parameters(fine_tuned, pre, values_of=fine_tuned)
+    others = same_parameters(fine_tuned, pre, values_of=fine_tuned)
     return _replaced(pre, mask, lambda name, _: others[name])
 
 
-def _same_parameters(
+def same_parameters(
     model: HookedTransformer, other: HookedTransformer, values_of: HookedTransformer | None = None
 ) -> dict[str, Tensor]:
     """The parameters of ``values_of`` (default ``other``), after checking that both models have the same ones."""
@@ -119,6 +129,11 @@ def _same_parameters(
                 f"{checkpoint_of(model).source} and {checkpoint_of(other).source} are not the same kind of model: "
                 f"{name} has another shape or is missing in one of them"
             )
+    if checkpoint_of(model).config.tie_word_embeddings != checkpoint_of(other).config.tie_word_embeddings:
+        raise CircuitsError(
+            f"of {checkpoint_of(model).source} and {checkpoint_of(other).source} only one ties its embeddings: "
+            "both must, or neither"
+        )
     return {name: value.detach() for name, value in parameters_of(values_of or other).items()}
 
 
@@ -175,6 +190,45 @@ def ablate_mask(
                             "log_prob": float(scores["log_prob"].mean()),
                         }
                     )
+    return pandas.DataFrame(rows)
+
+
+def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
+    """What an ablation costs, beside what random masks of the same size cost.
+
+    Args:
+        table: from `ablate_mask`, or several of them with a ``model`` column.
+
+    Returns:
+        One row for each ``task`` (and ``model``): ``before`` and ``after`` (exact match), ``drop``, and for the random
+        masks the mean ``random_drop``, the ends ``random_drop_low`` and ``random_drop_high`` of its 95 % interval, and
+        how many ``draws`` there were.
+
+    Example:
+        >>> rows = [("none", 0, 1.0), ("shared", 0, 0.25), ("random", 0, 0.9), ("random", 1, 0.8)]
+        >>> table = pandas.DataFrame(rows, columns=["condition", "draw", "exact_match"]).assign(task="qa_id")
+        >>> ablation_summary(table)[["before", "after", "drop", "draws"]].to_dict("records")
+        [{'before': 1.0, 'after': 0.25, 'drop': 0.75, 'draws': 2}]
+    """
+    keys = [name for name in ("model", "task") if name in table]
+    rows = []
+    for values, part in table.groupby(keys, sort=False):
+        scores = {condition: rows["exact_match"].tolist() for condition, rows in part.groupby("condition")}
+        before, after = scores["none"][0], scores["shared"][0]
+        drops = [before - score for score in scores.get("random", [])]
+        mean_drop, low, high = mean_interval(drops) if drops else (math.nan,) * 3
+        rows.append(
+            {
+                **dict(zip(keys, values, strict=True)),
+                "before": before,
+                "after": after,
+                "drop": before - after,
+                "random_drop": mean_drop,
+                "random_drop_low": low,
+                "random_drop_high": high,
+                "draws": len(drops),
+            }
+        )
     return pandas.DataFrame(rows)
 
 

@@ -1,23 +1,30 @@
-"""A set of parameters of one model, stored as one bit each.
+"""A set of parameters of one model.
 
-1. A mask holds, for every parameter it covers, a boolean tensor of the parameter's shape.
+1. A mask holds, for every parameter it covers, a boolean tensor of the parameter's shape, packed to a bit an entry or
+   less (`circuits.masks.packing`) and unpacked when it is asked for.
 2. Masks over the same parameters of the same model combine with ``&``, ``|``, ``-`` and ``~``.
 3. A mask knows the model it was made for; acting with it on another one is an error that names both.
+4. Where a model ties its embeddings, a mask may cover the embedding, the unembedding or both: they are one tensor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy
+import pandas
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.models import HookedTransformer, checkpoint_of, fingerprint, identity, parameters_of
+from circuits.masks.packing import Bytes, PackedTensor, PackedTensors, combine, invert, pack
+from circuits.models import HookedTransformer, checkpoint_of, fingerprint, identity, parameters_of, shape_of
 from circuits.storage import digest, provenance, read_tensors, write_tensors
+from circuits.units import COMPONENTS, TIED, Head, KVGroup, Neuron, component_of, layer_of, layout_of
+
+#: Random draws in one go.
+_DRAWN = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +32,8 @@ class ParameterMask:
     """A set of parameters.
 
     Attributes:
-        masks: parameter name → which of its entries are in the set, ``Bool`` in the parameter's shape.
+        masks: parameter name → which of its entries are in the set, ``Bool`` in the parameter's shape; packed, so that
+            each access unpacks a new tensor.
         model: fingerprint of the model the mask was made for.
         provenance: how it was made.
 
@@ -35,49 +43,98 @@ class ParameterMask:
         (2, 2, 0)
     """
 
-    masks: dict[str, Tensor]
+    masks: Mapping[str, Tensor]
     model: str
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.masks, PackedTensors):
+            packed = PackedTensors({name: pack(entries) for name, entries in self.masks.items()})
+            object.__setattr__(self, "masks", packed)
+
+    @property
+    def packed(self) -> dict[str, PackedTensor]:
+        """The packed tensors, which know their shape and count."""
+        assert isinstance(self.masks, PackedTensors)
+        return self.masks.packed
 
     @property
     def size(self) -> int:
         """How many parameters are in the set."""
-        return sum(int(mask.sum()) for mask in self.masks.values())
+        return sum(packed.count for packed in self.packed.values())
 
     @property
     def total(self) -> int:
         """How many parameters the set is drawn from."""
-        return sum(mask.numel() for mask in self.masks.values())
+        return sum(packed.total for packed in self.packed.values())
 
     def __repr__(self) -> str:
         share = self.size / self.total if self.total else 0.0
         return f"ParameterMask({self.size:,} of {self.total:,} parameters, {share:.3%}, model={self.model})"
 
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: the size, and how it spreads over layers and components."""
+        table = self.by_layer()
+        shown = table.assign(
+            cell=[f"{row.size:,} ({row.fraction:.2%})" for row in table.itertuples(index=False)],
+            layer=["–" if layer < 0 else str(layer) for layer in table["layer"]],
+        )
+        wide = shown.pivot(index="layer", columns="component", values="cell").fillna("")
+        wide = wide.loc[list(dict.fromkeys(shown["layer"])), [name for name in COMPONENTS if name in wide]]
+        wide.index.name = wide.columns.name = None
+        share = self.size / self.total if self.total else 0.0
+        head = f"<b>{self.size:,}</b> of {self.total:,} parameters ({share:.3%}) of model <code>{self.model}</code>"
+        return f"<div>{head}{wide.to_html(border=0)}</div>"
+
+    def by_layer(self) -> pandas.DataFrame:
+        """How the set spreads over the model.
+
+        Returns:
+            One row for each ``layer`` and ``component`` (attention, mlp, norms, embeddings): ``size`` (how many of its
+            parameters are in the set), ``parameters`` (how many the mask covers), ``fraction``. The layer is -1 for
+            embeddings, the unembedding and the final norm.
+
+        Example:
+            >>> mask = ParameterMask({"blocks.0.attn.W_Q": torch.ones(2, 3, 4) > 0}, model="a")
+            >>> mask.by_layer().to_dict("records")
+            [{'layer': 0, 'component': 'attention', 'size': 24, 'parameters': 24, 'fraction': 1.0}]
+        """
+        rows = [
+            {
+                "layer": -1 if (layer := layer_of(name)) is None else layer,
+                "component": component_of(name),
+                "size": packed.count,
+                "parameters": packed.total,
+            }
+            for name, packed in self.packed.items()
+        ]
+        table = pandas.DataFrame(rows, columns=["layer", "component", "size", "parameters"])
+        table = table.groupby(["layer", "component"], as_index=False).sum()
+        return table.assign(fraction=table["size"] / table["parameters"])
+
     def _combine(
-        self, other: "ParameterMask", sign: str, combine: Callable[[Tensor, Tensor], Tensor]
+        self, other: "ParameterMask", sign: str, operation: Callable[[Bytes, Bytes], Bytes]
     ) -> "ParameterMask":
         if self.model != other.model:
             raise CircuitsError(f"the masks belong to different models, {self.model} and {other.model}")
         if self.masks.keys() != other.masks.keys():
             only = sorted(self.masks.keys() ^ other.masks.keys())[0]
             raise CircuitsError(f"the masks cover different parameters: only one of them covers {only}")
-        return ParameterMask(
-            {name: combine(mask, other.masks[name]) for name, mask in self.masks.items()},
-            self.model,
-            {sign: [self.provenance, other.provenance]},
-        )
+        masks = {name: combine(packed, other.packed[name], operation) for name, packed in self.packed.items()}
+        return ParameterMask(PackedTensors(masks), self.model, {sign: [self.provenance, other.provenance]})
 
     def __and__(self, other: "ParameterMask") -> "ParameterMask":
-        return self._combine(other, "&", torch.logical_and)
+        return self._combine(other, "&", numpy.bitwise_and)
 
     def __or__(self, other: "ParameterMask") -> "ParameterMask":
-        return self._combine(other, "|", torch.logical_or)
+        return self._combine(other, "|", numpy.bitwise_or)
 
     def __sub__(self, other: "ParameterMask") -> "ParameterMask":
         return self._combine(other, "-", lambda one, two: one & ~two)
 
     def __invert__(self) -> "ParameterMask":
-        return ParameterMask({name: ~mask for name, mask in self.masks.items()}, self.model, {"~": self.provenance})
+        masks = PackedTensors({name: invert(packed) for name, packed in self.packed.items()})
+        return ParameterMask(masks, self.model, {"~": self.provenance})
 
     def for_model(self, model: HookedTransformer) -> "ParameterMask":
         """The same entries in another model of the same shape, on purpose: the check of `check` is waived once.
@@ -92,8 +149,8 @@ class ParameterMask:
     def check(self, model: HookedTransformer) -> None:
         """Raise a `CircuitsError` unless the mask was made for this model."""
         parameters = parameters_of(model)
-        for name, mask in self.masks.items():
-            if name not in parameters or parameters[name].shape != mask.shape:
+        for name, packed in self.packed.items():
+            if name not in parameters or parameters[name].shape != packed.shape:
                 raise CircuitsError(
                     f"the mask was made for model {self.model}, not for {checkpoint_of(model).source}: "
                     f"{name} has another shape or is missing there"
@@ -117,19 +174,21 @@ class ParameterMask:
             7
         """
         generator = torch.Generator().manual_seed(int(digest(str(seed)), 16) >> 1)
-        masks: dict[str, Tensor] = {}
-        for name, mask in self.masks.items():
-            drawn = torch.zeros(mask.numel(), dtype=torch.bool)
-            drawn[torch.randperm(mask.numel(), generator=generator)[: int(mask.sum())]] = True
-            masks[name] = drawn.view(mask.shape)
-        return ParameterMask(masks, self.model, provenance(random_like=self.provenance, seed=seed))
+        masks = {name: _drawn(packed, generator) for name, packed in self.packed.items()}
+        return ParameterMask(PackedTensors(masks), self.model, provenance(random_like=self.provenance, seed=seed))
 
     def save(self, path: str | Path) -> None:
-        """Save as safetensors, one bit for each parameter."""
-        packed = {name: torch.from_numpy(numpy.packbits(mask.numpy().ravel())) for name, mask in self.masks.items()}
-        shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
-        metadata = {"kind": "mask", "model": self.model, "shapes": shapes, "provenance": self.provenance}
-        write_tensors(Path(path), packed, metadata)
+        """Save as safetensors, a bit for each parameter or less."""
+        metadata = {
+            "kind": "mask",
+            "model": self.model,
+            "shapes": {name: list(packed.shape) for name, packed in self.packed.items()},
+            "gaps": [name for name, packed in self.packed.items() if packed.gaps],
+            "provenance": self.provenance,
+        }
+        write_tensors(
+            Path(path), {name: torch.from_numpy(packed.code) for name, packed in self.packed.items()}, metadata
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "ParameterMask":
@@ -138,9 +197,85 @@ class ParameterMask:
         Raises:
             CircuitsError: the file is missing, damaged or holds something else.
         """
-        packed, metadata = read_tensors(Path(path), "mask")
-        masks: dict[str, Bool[Tensor, ...]] = {}
-        for name, shape in metadata["shapes"].items():
-            bits = numpy.unpackbits(packed[name].numpy(), count=int(numpy.prod(shape)))
-            masks[name] = torch.from_numpy(bits).bool().view(shape)
-        return cls(masks, metadata["model"], metadata["provenance"])
+        codes, metadata = read_tensors(Path(path), "mask")
+        gaps = set(metadata.get("gaps", []))
+        try:
+            packed = {
+                name: PackedTensor.from_code(codes[name].numpy(), name in gaps, tuple(shape))
+                for name, shape in metadata["shapes"].items()
+            }
+        except (KeyError, ValueError) as error:
+            raise CircuitsError(f"{path} is damaged: {error}") from None
+        return cls(PackedTensors(packed), metadata["model"], metadata["provenance"])
+
+
+def _drawn(packed: PackedTensor, generator: torch.Generator) -> PackedTensor:
+    """As many entries of a tensor, drawn without replacement."""
+    # the smaller of the set and its complement is drawn; every entry is as likely as any other at each draw, so that
+    # drawing again for those that were drawn before leaves all sets equally likely
+    few = min(packed.count, packed.total - packed.count)
+    drawn = torch.zeros(packed.total, dtype=torch.bool)
+    missing = few
+    while missing:
+        drawn[torch.randint(packed.total, (min(missing, _DRAWN),), generator=generator)] = True
+        missing = few - int(drawn.sum())
+    return pack((drawn if few == packed.count else ~drawn).view(packed.shape))
+
+
+def covered_parameters(model: HookedTransformer) -> dict[str, Tensor]:
+    """The parameters of a model, each tensor of the checkpoint once: tied embeddings as the embedding alone."""
+    tied = checkpoint_of(model).config.tie_word_embeddings
+    return {name: value.detach() for name, value in parameters_of(model).items() if not (tied and name == TIED[1])}
+
+
+def owner_of(parameter: str) -> type | None:
+    """The kind of unit that a parameter's slices belong to; keys and values belong to groups, be they of one head.
+
+    Example:
+        >>> owner_of("blocks.0.attn.W_V").__name__, owner_of("blocks.0.attn.W_Q").__name__
+        ('KVGroup', 'Head')
+    """
+    kind = layout_of(parameter).unit
+    return KVGroup if kind is Head and parameter[-1] in "KV" else kind
+
+
+def unit_mask(model: HookedTransformer, units: Iterable[Head | KVGroup | Neuron]) -> ParameterMask:
+    """All the parameters of some units.
+
+    Args:
+        model: whose units they are.
+        units: heads, key/value groups or neurons, in any mixture. A head brings its query, key, value and output; where
+            keys and values are grouped, those of its group. A group brings its keys and values alone.
+
+    Returns:
+        A mask that covers the parameters that belong to units, as a gradient trace does.
+
+    Raises:
+        CircuitsError: the model has no such unit.
+
+    Example:
+        >>> from circuits import load_model
+        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.training import new_model
+        >>> model = load_model(new_model("tiny-llama", word_tokenizer()))
+        >>> unit_mask(model, [Head(2, 1)]).size == 4 * 32 * 128, unit_mask(model, [Neuron(0, 7)]).size
+        (True, 384)
+    """
+    shape, chosen = shape_of(model), list(units)
+    wanted: dict[tuple[int, type], set[int]] = {}
+    repeats = shape.n_heads // shape.n_key_value_heads
+    for unit in chosen:
+        unit.check(shape)
+        wanted.setdefault((unit.layer, type(unit)), set()).add(unit.index)
+        if isinstance(unit, Head):
+            wanted.setdefault((unit.layer, KVGroup), set()).add(unit.index // repeats)
+    masks = {}
+    for name, value in parameters_of(model).items():
+        kind, layer = owner_of(name), layer_of(name)
+        if kind is None or layer is None:
+            continue
+        entries = torch.zeros(value.shape, dtype=torch.bool)
+        entries.movedim(layout_of(name).axis, 0)[sorted(wanted.get((layer, kind), ()))] = True
+        masks[name] = pack(entries)
+    names = [str(unit) for unit in sorted(set(chosen), key=lambda unit: (unit.layer, unit.LETTER, unit.index))]
+    return ParameterMask(PackedTensors(masks), identity(model), provenance(units=names))

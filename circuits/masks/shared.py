@@ -1,82 +1,149 @@
 """Influenced and shared parameters (arXiv 2505.16178, Definition 3.1 and Fig. 2a; docs/method.md, section 2).
 
-1. The influenced set I of a task: the parameters with the largest trace, the top fraction k of all.
+1. The influenced set I of a task: the parameters with the largest trace: the top fraction k of all, or of each tensor,
+   or all above a threshold τ.
 2. The shared parameters of several tasks: S = I₁ ∩ I₂ ∩ …
 3. Chance: independent sets of the same sizes would share N · Π |Iₜ| / N; the lift is |S| over that. The control: the
    same intersection with all traces but the first permuted within each tensor, which keeps how much each tensor holds.
+   Everything that is said of S is also said of several such draws, with an interval.
 4. The Shared Size of a unit: how many of its parameters lie in S. A key/value slice belongs to its group, and each of
    the group's query heads gets an equal share of it.
-5. Centralisation: the Gini coefficient of Shared Size over heads, and the share of S held by the top tenth of heads.
+5. Centralisation: the Gini coefficient of Shared Size over heads (neurons), and the share of S in heads (neurons) that
+   the top tenth of them holds.
 """
 
+import functools
+import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
-import numpy
 import pandas
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.masks.mask import ParameterMask
+from circuits.masks.mask import ParameterMask, owner_of
+from circuits.masks.packing import PackedTensor, PackedTensors, pack
+from circuits.masks.selection import all_finite, largest
+from circuits.metrics import mean_interval
+from circuits.progress import track
 from circuits.storage import provenance
 from circuits.tracing import GradientTrace
 from circuits.units import Head, KVGroup, Neuron, layer_of, layout_of
 
+SCOPES: tuple[str, ...] = ("global", "tensor")
+#: The fractions k that a sharing curve goes through: four for each factor of ten from 0.01 % to 10 %, and 20 %.
+FRACTIONS: tuple[float, ...] = (*(round(10 ** (power / 4 - 4), 6) for power in range(13)), 0.2)
 
-def influenced_parameters(trace: GradientTrace, fraction: float = 0.01) -> ParameterMask:
-    """The influenced set of one task: the top fraction of all traced parameters.
+
+def influenced_parameters(
+    trace: GradientTrace, fraction: float | None = None, scope: str = "global", threshold: float | None = None
+) -> ParameterMask:
+    """The influenced set of one task: the parameters with the largest trace.
 
     Args:
         trace: of the task.
-        fraction: k, between 0 and 1; the set has exactly ``round(k · N)`` parameters, ties broken by position.
+        fraction: k, between 0 and 1; 0.01 if no threshold is given.
+        scope: ``global``: the top k of all parameters, exactly ``round(k · N)``; or ``tensor``: the top k of each
+            tensor, ``round(k · n)`` of its n entries, fewer where fewer have a gradient at all. Ties are broken by
+            position.
+        threshold: τ, in place of a fraction: all parameters whose trace is larger in absolute value.
 
     Raises:
-        CircuitsError: the fraction is not between 0 and 1, so many parameters have no gradient at all, or some have one
-            that is not finite.
+        CircuitsError: both a fraction and a threshold are given, the fraction is not between 0 and 1, there is no such
+            scope, so many parameters have no gradient at all or none exceeds the threshold, or some gradients are not
+            finite.
 
     Source:
         arXiv 2505.16178, Definition 3.1.
+
+    Example:
+        >>> trace = GradientTrace("qa", {"w": torch.tensor([0.1, 9.0, -8.0, 0.2])}, {}, 1, {"model": "a"})
+        >>> influenced_parameters(trace, 0.5).masks["w"]
+        tensor([False,  True,  True, False])
+        >>> influenced_parameters(trace, threshold=8.5).size
+        1
     """
-    if not 0 < fraction < 1:
+    if scope not in SCOPES:
+        raise CircuitsError(f"there is no scope {scope!r}: choose from {', '.join(SCOPES)}")
+    if threshold is not None and (fraction is not None or scope != "global"):
+        raise CircuitsError("a threshold takes the place of fraction and scope: give one or the other")
+    fraction = 0.01 if fraction is None else fraction
+    if threshold is None and not 0 < fraction < 1:
         raise CircuitsError(f"the fraction is {fraction}: it must lie between 0 and 1")
-    values = torch.cat([gradient.flatten().abs() for gradient in trace.gradients.values()])
-    if not values.isfinite().all():
+    if threshold is not None and not 0 <= threshold < math.inf:
+        raise CircuitsError(f"the threshold is {threshold}: it must be zero or more, and finite")
+    if not all_finite(trace.gradients):
         raise CircuitsError(f"the trace of {trace.task} has gradients that are not finite: trace the model in float32")
-    count = max(1, round(fraction * len(values)))
-    reached = int((values > 0).sum())
-    if reached < count:
-        raise CircuitsError(
-            f"only {reached} of {len(values)} parameters have a gradient for the task {trace.task}: "
-            f"choose a fraction below {reached / len(values):.4g}"
-        )
-    # all above the threshold, then as many that equal it as there is room for, in their order
-    threshold = values.kthvalue(len(values) - count + 1).values
-    chosen = values > threshold
-    ties = (values == threshold).nonzero().flatten()
-    chosen[ties[: count - int(chosen.sum())]] = True
-    sizes = [gradient.numel() for gradient in trace.gradients.values()]
-    masks = {
-        name: part.view(gradient.shape)
-        for (name, gradient), part in zip(trace.gradients.items(), chosen.split(sizes), strict=True)
-    }
+    if threshold is not None:
+        chosen = _above(trace, threshold)
+        facts: dict[str, Any] = {"threshold": threshold}
+    elif scope == "global":
+        chosen = _top(trace, fraction)
+        facts = {"fraction": fraction, "scope": scope}
+    else:
+        chosen = _top_of_each(trace, fraction)
+        facts = {"fraction": fraction, "scope": scope}
     return ParameterMask(
-        masks,
-        trace.provenance["model"],
-        provenance(task=trace.task, fraction=fraction, trace=trace.provenance),
+        chosen, trace.provenance["model"], provenance(task=trace.task, trace=trace.provenance, **facts)
     )
 
 
-def shared_parameters(traces: Sequence[GradientTrace], fraction: float = 0.01) -> ParameterMask:
+def _top(trace: GradientTrace, fraction: float) -> PackedTensors:
+    total = sum(gradient.numel() for gradient in trace.gradients.values())
+    count = max(1, round(fraction * total))
+    reached = sum(int(gradient.count_nonzero()) for gradient in trace.gradients.values())
+    if reached < count:
+        raise CircuitsError(
+            f"only {reached} of {total} parameters have a gradient for the task {trace.task}: "
+            f"choose a fraction below {reached / total:.4g}"
+        )
+    return largest(trace.gradients, count)
+
+
+def _top_of_each(trace: GradientTrace, fraction: float) -> PackedTensors:
+    packed: dict[str, PackedTensor] = {}
+    for name, gradient in trace.gradients.items():
+        count = min(round(fraction * gradient.numel()), int(gradient.count_nonzero()))
+        packed |= largest({name: gradient}, count).packed
+    chosen = PackedTensors(packed)
+    if not any(tensor.count for tensor in packed.values()):
+        raise CircuitsError(
+            f"no tensor has a gradient for the task {trace.task} in {fraction:g} of its entries: take a larger fraction"
+        )
+    return chosen
+
+
+def _above(trace: GradientTrace, threshold: float) -> PackedTensors:
+    chosen = PackedTensors({name: pack(gradient.abs() > threshold) for name, gradient in trace.gradients.items()})
+    if not any(tensor.count for tensor in chosen.packed.values()):
+        most = max(float(gradient.abs().max()) for gradient in trace.gradients.values())
+        raise CircuitsError(
+            f"no parameter's trace of the task {trace.task} exceeds {threshold:g}: the largest is {most:.4g}"
+        )
+    return chosen
+
+
+def shared_parameters(
+    traces: Sequence[GradientTrace],
+    fraction: float | None = None,
+    scope: str = "global",
+    threshold: float | None = None,
+) -> ParameterMask:
     """The parameters that are influenced by every one of several tasks.
+
+    Other combinations are written with the influenced sets themselves: ``a | b``, ``a - b``, ``~a``.
 
     Args:
         traces: two or more, of the same model.
-        fraction: k of each influenced set.
+        fraction: as in `influenced_parameters`.
+        scope: as in `influenced_parameters`.
+        threshold: as in `influenced_parameters`.
 
     Raises:
-        CircuitsError: fewer than two traces, traces of different models, or a fraction outside 0 to 1.
+        CircuitsError: fewer than two traces, traces of different models, or as `influenced_parameters`.
 
     Source:
         arXiv 2505.16178, Definition 3.1.
@@ -87,31 +154,47 @@ def shared_parameters(traces: Sequence[GradientTrace], fraction: float = 0.01) -
         >>> shared_parameters([trace("bio", [3.0, 2.0, 1.0, 0.5]), trace("qa", [0.1, 9.0, 8.0, 0.2])], 0.5)
         ParameterMask(1 of 4 parameters, 25.000%, model=a)
     """
+    return _intersection(_influenced(traces, fraction, scope, threshold))
+
+
+def _influenced(
+    traces: Sequence[GradientTrace], fraction: float | None, scope: str, threshold: float | None
+) -> list[ParameterMask]:
     if len(traces) < 2:
         raise CircuitsError(f"sharing takes two tasks or more: {len(traces)} trace was given")
-    return _intersection([influenced_parameters(trace, fraction) for trace in traces])
+    return [influenced_parameters(trace, fraction, scope, threshold) for trace in traces]
 
 
 def _intersection(sets: Sequence[ParameterMask]) -> ParameterMask:
-    shared = sets[0]
-    for other in sets[1:]:
-        shared = shared & other
+    shared = functools.reduce(operator.and_, sets)
     return ParameterMask(shared.masks, shared.model, provenance(shared=[one.provenance for one in sets]))
 
 
-def sharing(traces: Sequence[GradientTrace], fraction: float = 0.01, draws: int = 5, seed: int = 0) -> dict[str, Any]:
-    """How large the shared set is, against chance and against the permuted control.
+def sharing(
+    traces: Sequence[GradientTrace],
+    fraction: float | None = None,
+    draws: int = 5,
+    seed: int = 0,
+    scope: str = "global",
+    threshold: float | None = None,
+) -> dict[str, Any]:
+    """How large and how centralised the shared set is, against chance and against the permuted control.
 
     Args:
         traces: two or more, of the same model.
-        fraction: k of each influenced set.
+        fraction: as in `influenced_parameters`.
         draws: permutations of the control.
         seed: of the permutations.
+        scope: as in `influenced_parameters`.
+        threshold: as in `influenced_parameters`.
 
     Returns:
-        ``size`` |S|, ``total`` N, ``influenced`` k·N, ``share`` |S|/(k·N), ``jaccard``, ``chance`` (expected size of
-        independent sets), ``lift`` = size / chance, ``permuted`` (mean size of the control), ``permuted_lift``, and
-        ``gini`` and ``top_tenth`` of Shared Size over heads.
+        ``size`` |S|, ``total`` N, ``influenced`` (parameters in the smallest influenced set: k·N), ``share`` of it that
+        is shared, ``jaccard``, ``chance`` (expected size of independent sets), ``lift`` = size / chance; ``gini`` and
+        ``top_tenth`` of Shared Size over heads, ``neuron_gini`` and ``neuron_top_tenth`` over neurons, NaN if the
+        traces have none. Beside each of them the control: ``permuted`` is its mean size, ``permuted_low`` and
+        ``permuted_high`` the ends of that mean's 95 % interval; likewise ``permuted_lift``, ``permuted_lift_low``,
+        ``permuted_lift_high`` and so on.
 
     Raises:
         CircuitsError: as `shared_parameters`.
@@ -119,41 +202,77 @@ def sharing(traces: Sequence[GradientTrace], fraction: float = 0.01, draws: int 
     Source:
         arXiv 2505.16178, Fig. 2a; docs/method.md, section 2.
     """
-    if len(traces) < 2:
-        raise CircuitsError(f"sharing takes two tasks or more: {len(traces)} trace was given")
-    sets = [influenced_parameters(trace, fraction) for trace in traces]
-    shared = _intersection(sets)
-    union = sets[0]
-    for other in sets[1:]:
-        union = union | other
-    chance = shared.total * float(numpy.prod([one.size / shared.total for one in sets]))
-    controls = [_permuted_size(sets, f"{seed}/{draw}") for draw in range(draws)]
-    heads = shared_size(shared, Head)
-    sizes = torch.tensor(heads["size"].to_numpy(copy=True))
-    return {
-        "size": shared.size,
-        "total": shared.total,
-        "influenced": sets[0].size,
-        "share": shared.size / sets[0].size,
-        "jaccard": shared.size / union.size,
-        "chance": chance,
-        "lift": shared.size / chance,
-        "permuted": float(numpy.mean(controls)),
-        "permuted_lift": float(numpy.mean(controls)) / chance,
-        "gini": gini(sizes),
-        "top_tenth": top_share(sizes, 0.1),
-    }
+    return _sharing(_influenced(traces, fraction, scope, threshold), draws, seed)
 
 
-def _permuted_size(sets: list[ParameterMask], seed: str) -> int:
-    """Size of the intersection with all sets but the first permuted within each tensor.
+def sharing_curve(
+    traces: Sequence[GradientTrace],
+    fractions: Sequence[float] = FRACTIONS,
+    draws: int = 5,
+    seed: int = 0,
+    scope: str = "global",
+) -> pandas.DataFrame:
+    """How sharing depends on the fraction k of the influenced sets.
 
-    Permuting a trace within a tensor permutes which of its entries are influenced, and not how many.
+    Args:
+        traces: two or more, of the same model.
+        fractions: the values of k.
+        draws: permutations of the control at each k.
+        seed: of the permutations.
+        scope: as in `influenced_parameters`.
+
+    Returns:
+        One row for each ``fraction``: the numbers of `sharing`.
+
+    Raises:
+        CircuitsError: as `shared_parameters`, for one of the fractions.
+
+    Source:
+        docs/method.md, section 2.
     """
-    shared = sets[0]
-    for number, other in enumerate(sets[1:]):
-        shared = shared & other.random(f"{seed}/{number}")
-    return shared.size
+    rows = [
+        {"fraction": fraction, **sharing(traces, fraction, draws, seed, scope)}
+        for fraction in track(fractions, "sharing curve", len(fractions), "fraction")
+    ]
+    return pandas.DataFrame(rows)
+
+
+def _sharing(sets: list[ParameterMask], draws: int, seed: int) -> dict[str, Any]:
+    total = sets[0].total
+    chance = total * math.prod(one.size / total for one in sets)
+    smallest = min(one.size for one in sets)
+    found = _measures(sets, chance, smallest)
+    # permuting a trace within a tensor permutes which of its entries are influenced, and not how many
+    controls = [
+        _measures(
+            [sets[0], *(other.random(f"{seed}/{draw}/{number}") for number, other in enumerate(sets[1:]))],
+            chance,
+            smallest,
+        )
+        for draw in range(draws)
+    ]
+    report: dict[str, Any] = {"total": total, "influenced": smallest, "chance": chance, **found}
+    for name in found:
+        control = "permuted" if name == "size" else f"permuted_{name}"
+        ends = mean_interval([float(measured[name]) for measured in controls])
+        report |= dict(zip((control, f"{control}_low", f"{control}_high"), ends, strict=True))
+    return report
+
+
+def _measures(sets: list[ParameterMask], chance: float, smallest: int) -> dict[str, Any]:
+    shared = functools.reduce(operator.and_, sets)
+    found = {
+        "size": shared.size,
+        "share": shared.size / smallest,
+        "jaccard": shared.size / functools.reduce(operator.or_, sets).size,
+        "lift": shared.size / chance,
+    }
+    for kind, prefix in ((Head, ""), (Neuron, "neuron_")):
+        counted = _unit_counts(shared, kind)
+        sizes = torch.cat([own + shared_part for own, shared_part, _, _ in counted.values()]) if counted else None
+        found[f"{prefix}gini"] = math.nan if sizes is None else gini(sizes)
+        found[f"{prefix}top_tenth"] = math.nan if sizes is None else top_share(sizes, 0.1)
+    return found
 
 
 def gini(values: Float[Tensor, " units"]) -> float:
@@ -184,7 +303,7 @@ def top_share(values: Float[Tensor, " units"], fraction: float) -> float:
 
 
 def shared_size(mask: ParameterMask, kind: type[Head] | type[KVGroup] | type[Neuron]) -> pandas.DataFrame:
-    """Shared Size: how many parameters of each unit lie in a mask.
+    """Shared Size: how many parameters of each unit lie in a mask. By layer: `ParameterMask.by_layer`.
 
     Args:
         mask: usually the shared parameters.
@@ -201,46 +320,52 @@ def shared_size(mask: ParameterMask, kind: type[Head] | type[KVGroup] | type[Neu
     Source:
         arXiv 2505.16178, section 3 (Shared Size).
     """
-    own, groups = _counts(mask, kind), _counts(mask, KVGroup)
-    if not own:
+    counted = _unit_counts(mask, kind)
+    if not counted:
         raise CircuitsError(f"the mask covers no parameters of {kind.NOUN}s")
-    rows = []
-    for layer, (sizes, owned) in sorted(own.items()):
-        share, share_owned = torch.zeros_like(sizes), torch.zeros_like(owned)
-        if kind is Head and layer in groups:
-            repeats = len(sizes) // len(groups[layer][0])
-            share, share_owned = (value.repeat_interleave(repeats) / repeats for value in groups[layer])
-        elif kind is Head:
-            share, share_owned = _counts(mask, Head, "KV").get(layer, (share, share_owned))
-            sizes, owned = sizes - share, owned - share_owned
-        for index in range(len(sizes)):
-            parameters = float(owned[index] + share_owned[index])
-            row = {
-                "unit": str(kind(layer, index)),
-                "layer": layer,
-                "index": index,
-                "size": float(sizes[index] + share[index]),
-                "parameters": parameters,
-                "fraction": float(sizes[index] + share[index]) / parameters,
-            }
-            if kind is Head:
-                row |= {"query_output": float(sizes[index]), "key_value": float(share[index])}
-            rows.append(row)
-    return pandas.DataFrame(rows)
+    tables = []
+    for layer, (own, part, owned, owned_part) in sorted(counted.items()):
+        columns = {
+            "unit": [str(kind(layer, index)) for index in range(len(own))],
+            "layer": layer,
+            "index": range(len(own)),
+            "size": (own + part).numpy(),
+            "parameters": (owned + owned_part).numpy(),
+            "fraction": ((own + part) / (owned + owned_part)).numpy(),
+        }
+        if kind is Head:
+            columns |= {"query_output": own.numpy(), "key_value": part.numpy()}
+        tables.append(pandas.DataFrame(columns))
+    return pandas.concat(tables, ignore_index=True)
+
+
+def _unit_counts(
+    mask: ParameterMask, kind: type[Head] | type[KVGroup] | type[Neuron]
+) -> dict[int, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Layer → for each unit: entries in the mask that are its own, its share of its group's, and of how many."""
+    groups = _counts(mask, KVGroup) if kind is Head else {}
+    found = {}
+    for layer, (own, owned) in _counts(mask, kind).items():
+        part, owned_part = torch.zeros_like(own), torch.zeros_like(owned)
+        if layer in groups:
+            repeats = len(own) // len(groups[layer][0])
+            part, owned_part = (value.repeat_interleave(repeats) / repeats for value in groups[layer])
+        found[layer] = (own, part, owned, owned_part)
+    return found
 
 
 def _counts(
-    mask: ParameterMask, kind: type[Head] | type[KVGroup] | type[Neuron], letters: str = ""
-) -> dict[int, tuple[Tensor, Tensor]]:
-    """Layer → entries of each unit in the mask, and entries it owns; only of W and b with these letters, if given."""
+    mask: ParameterMask, kind: type[Head] | type[KVGroup] | type[Neuron]
+) -> dict[int, tuple[Float[Tensor, " unit"], Float[Tensor, " unit"]]]:
+    """Layer → entries of each unit in the mask, and entries it owns."""
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    for name, tensor in mask.masks.items():
-        layout, layer = layout_of(name), layer_of(name)
-        if layout.unit is not kind or layer is None or (letters and name[-1] not in letters):
+    for name in mask.masks:
+        layer = layer_of(name)
+        if owner_of(name) is not kind or layer is None:
             continue
-        by_unit = tensor.movedim(layout.axis, 0).flatten(1) if tensor.dim() > 1 else tensor[:, None]
-        sizes = by_unit.sum(1).double()
-        owned = torch.full_like(sizes, by_unit.shape[1])
+        by_unit = mask.masks[name].movedim(layout_of(name).axis, 0)
+        sizes = by_unit.reshape(len(by_unit), -1).sum(1).double()
+        owned = torch.full_like(sizes, by_unit[0].numel())
         before = found.get(layer, (torch.zeros_like(sizes), torch.zeros_like(owned)))
         found[layer] = (before[0] + sizes, before[1] + owned)
     return found

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         save_model,
         shape_of,
     )
+    from circuits.models.positional import positional_parameters, positional_weights
     from circuits.models.projections import COMPONENTS, Projection, component_of, projections_of, unit_readers, watching
 
 _HOOKED = {
@@ -56,6 +57,8 @@ _HOOKED = {
     "load_model": "loading",
     "parameters_of": "loading",
     "projections_of": "projections",
+    "positional_parameters": "positional",
+    "positional_weights": "positional",
     "save_model": "loading",
     "shape_of": "loading",
     "unit_readers": "projections",
@@ -93,6 +96,8 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "parameters_of",
+    "positional_parameters",
+    "positional_weights",
     "projections_of",
     "quiet",
     "save_model",

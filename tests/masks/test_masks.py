@@ -1,13 +1,17 @@
 import copy
+import dataclasses
 
 import numpy
+import pandas
 import pytest
 import torch
 
 from circuits.errors import CircuitsError
 from circuits.masks import (
+    FRACTIONS,
     ParameterMask,
     ablate_mask,
+    ablation_summary,
     gini,
     graft,
     influenced_parameters,
@@ -16,11 +20,16 @@ from circuits.masks import (
     shared_parameters,
     shared_size,
     sharing,
+    sharing_curve,
     top_share,
+    unit_mask,
     zero,
 )
-from circuits.metrics import evaluate
+from circuits.masks.packing import PackedTensor, combine, invert, pack
+from circuits.masks.selection import largest
+from circuits.metrics import evaluate, mean_interval
 from circuits.models import fingerprint, load_model, parameters_of
+from circuits.storage import write_tensors
 from circuits.tracing import GradientTrace, trace_gradients
 from circuits.units import Head, KVGroup, Neuron
 from tests.conftest import lively
@@ -75,6 +84,93 @@ def test_shared_parameters_and_their_numbers_by_hand(traces):
     assert report["jaccard"] == pytest.approx(len(both) / len(sets[0] | sets[1]))
     assert report["chance"] == pytest.approx(count * count / total)
     assert report["lift"] == pytest.approx(len(both) / (count * count / total))
+
+
+def test_the_top_of_each_tensor_and_all_above_a_threshold(traces):
+    trace = traces[0]
+    found = influenced_parameters(trace, 0.03, "tensor")
+    for name, gradient in trace.gradients.items():
+        chosen, count = found.masks[name], round(0.03 * gradient.numel())
+        count = min(count, int((gradient > 0).sum()))
+        assert int(chosen.sum()) == count
+        if count:
+            assert gradient[chosen].min() >= gradient[~chosen].max()
+    values = torch.cat([gradient.flatten() for gradient in trace.gradients.values()])
+    threshold = float(values.quantile(0.9))
+    above = influenced_parameters(trace, threshold=threshold)
+    assert above.size == int((values > threshold).sum())
+    for name, gradient in trace.gradients.items():
+        assert torch.equal(above.masks[name], gradient > threshold)
+    assert above.provenance["threshold"] == threshold
+    assert found.provenance["scope"] == "tensor"
+    shared = shared_parameters(traces, threshold=threshold)
+    assert torch.equal(
+        shared.masks[name], (traces[0].gradients[name] > threshold) & (traces[1].gradients[name] > threshold)
+    )
+
+
+def test_sets_of_any_number_of_tasks_combine(traces, model, tasks):
+    traces = [*traces, trace_gradients(model, tasks["qa_ood"].select(range(6)))]
+    sets = [influenced_parameters(trace, 0.05) for trace in traces]
+    flat = [
+        set(numpy.flatnonzero(numpy.concatenate([m.numpy().ravel() for m in one.masks.values()])).tolist())
+        for one in sets
+    ]
+    report = sharing(traces, 0.05)
+    assert shared_parameters(traces, 0.05).size == report["size"] == len(flat[0] & flat[1] & flat[2])
+    assert report["jaccard"] == pytest.approx(report["size"] / len(flat[0] | flat[1] | flat[2]))
+    assert (sets[0] - sets[1] - sets[2]).size == len(flat[0] - flat[1] - flat[2])
+
+
+def test_the_largest_entries_are_those_of_a_stable_sort():
+    generator = torch.Generator().manual_seed(0)
+    # few different values, so that ties are everywhere; zeros, negative values, tiny and huge ones
+    pool = torch.tensor([0.0, -1e-30, 1e-39, 0.25, -0.25, 0.2500001, 3.0, -7e30])
+    values = {
+        name: pool[torch.randint(len(pool), shape, generator=generator)]
+        for name, shape in {"a": (7, 11), "b": (300,), "c": (5, 4, 3), "d": (1,)}.items()
+    }
+    flat = torch.cat([value.abs().flatten() for value in values.values()])
+    order = flat.argsort(descending=True, stable=True)
+    for count in (0, 1, 5, 60, 61, 62, 200, 300, len(flat) - 1, len(flat)):
+        expected = torch.zeros(len(flat), dtype=torch.bool)
+        expected[order[:count]] = True
+        found = torch.cat([entries.flatten() for entries in largest(values, count).values()])
+        assert torch.equal(found, expected), count
+
+
+def test_the_curve_holds_what_sharing_says_at_each_fraction(traces):
+    curve = sharing_curve(traces, [0.001, 0.2], draws=2, seed=1)
+    assert curve["fraction"].tolist() == [0.001, 0.2]
+    for row in curve.to_dict("records"):
+        fraction = row.pop("fraction")
+        assert row == sharing(traces, fraction, draws=2, seed=1)
+    assert (FRACTIONS[0], FRACTIONS[-1], len(FRACTIONS)) == (1e-4, 0.2, 14)
+
+
+def test_the_control_is_the_intersection_with_permuted_traces_with_an_interval(traces):
+    report = sharing(traces, 0.05, draws=4)
+    # by hand: permute a trace within each tensor, then intersect
+    generator = torch.Generator().manual_seed(7)
+    first = influenced_parameters(traces[0], 0.05)
+    sizes, ginis = [], []
+    for _ in range(6):
+        permuted = {
+            name: value.flatten()[torch.randperm(value.numel(), generator=generator)].view(value.shape)
+            for name, value in traces[1].gradients.items()
+        }
+        trace = GradientTrace("permuted", permuted, {}, 1, traces[1].provenance)
+        both = first & influenced_parameters(trace, 0.05)
+        sizes.append(both.size)
+        ginis.append(gini(torch.tensor(shared_size(both, Head)["size"].to_numpy(copy=True))))
+    spread = numpy.std(sizes) + 1
+    assert report["permuted"] == pytest.approx(numpy.mean(sizes), abs=4 * spread)
+    assert report["permuted_gini"] == pytest.approx(numpy.mean(ginis), abs=0.05)
+    assert report["permuted_low"] < report["permuted"] < report["permuted_high"]
+    assert report["permuted_lift"] == pytest.approx(report["permuted"] / report["chance"])
+    assert report["permuted_share_high"] == pytest.approx(report["permuted_high"] / report["influenced"])
+    neurons = shared_size(shared_parameters(traces, 0.05), Neuron)["size"]
+    assert report["neuron_gini"] == gini(torch.tensor(neurons.to_numpy(copy=True)))
 
 
 def test_independent_traces_have_lift_one():
@@ -165,6 +261,106 @@ def test_random_masks_match_every_tensor(mask):
     assert any(not torch.equal(value, drawn[2].masks[name]) for name, value in drawn[0].masks.items())
 
 
+def test_every_set_of_a_size_is_as_likely():
+    packed = ParameterMask({"w": torch.tensor([True, True, False, False])}, "a")
+    few, most = ParameterMask({"w": torch.arange(4) < 1}, "a"), ParameterMask({"w": torch.arange(4) < 3}, "a")
+    for mask, sets in ((packed, 6), (few, 4), (most, 4)):
+        counts = {}
+        for seed in range(300):
+            drawn = tuple(mask.random(seed).masks["w"].tolist())
+            counts[drawn] = counts.get(drawn, 0) + 1
+        assert len(counts) == sets
+        expected = 300 / sets
+        assert sum((count - expected) ** 2 / expected for count in counts.values()) < 20
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.02, 0.11, 0.5, 0.97, 1.0])
+@pytest.mark.parametrize("shape", [(1,), (13,), (3, 5, 7), (64, 1000)])
+def test_packed_tensors_are_what_was_packed(shape, share):
+    generator = torch.Generator().manual_seed(3)
+    one, two = (torch.rand(shape, generator=generator) < part for part in (share, 0.3))
+    packed, other = pack(one), pack(two)
+    assert torch.equal(packed.unpack(), one)
+    assert packed.count == int(one.sum())
+    assert len(packed.code) <= -(-one.numel() // 8)
+    assert torch.equal(invert(packed).unpack(), ~one)
+    assert torch.equal(combine(packed, other, numpy.bitwise_and).unpack(), one & two)
+    assert torch.equal(combine(other, packed, lambda a, b: a & ~b).unpack(), two & ~one)
+    again = PackedTensor.from_code(packed.code, packed.gaps, packed.shape)
+    assert torch.equal(again.unpack(), one)
+    assert again.count == packed.count
+    # strided tensors have the same entries
+    assert torch.equal(pack(one.movedim(0, -1)).unpack(), one.movedim(0, -1))
+
+
+def test_sparse_masks_take_a_byte_an_entry_in_memory_and_on_disk(tmp_path):
+    mask = ParameterMask({"w": torch.rand(1000, 1000, generator=torch.Generator().manual_seed(0)) < 0.01}, "a")
+    assert sum(len(packed.code) for packed in mask.packed.values()) < 1.15 * mask.size
+    mask.save(tmp_path / "sparse.safetensors")
+    assert (tmp_path / "sparse.safetensors").stat().st_size < 1.15 * mask.size + 2000
+    assert torch.equal(ParameterMask.load(tmp_path / "sparse.safetensors").masks["w"], mask.masks["w"])
+
+
+def test_a_damaged_mask_is_refused(tmp_path):
+    path = tmp_path / "mask.safetensors"
+    for code, gaps in ((torch.zeros(3, dtype=torch.uint8), []), (torch.full((9,), 200, dtype=torch.uint8), ["w"])):
+        metadata = {"kind": "mask", "model": "a", "shapes": {"w": [10, 10]}, "gaps": gaps, "provenance": {}}
+        write_tensors(path, {"w": code}, metadata)
+        with pytest.raises(CircuitsError, match=r"mask.safetensors is damaged: .* bytes are no mask of shape"):
+            ParameterMask.load(path)
+    write_tensors(path, {}, {"kind": "mask", "model": "a", "shapes": {"w": [10]}, "gaps": [], "provenance": {}})
+    with pytest.raises(CircuitsError, match="is damaged"):
+        ParameterMask.load(path)
+
+
+def test_a_mask_by_layer_and_in_jupyter(mask):
+    table = mask.by_layer()
+    assert table["size"].sum() == mask.size
+    assert table["parameters"].sum() == mask.total
+    for row in table.itertuples():
+        part = "attn" if row.component == "attention" else "mlp"
+        parts = [m for name, m in mask.masks.items() if name.startswith(f"blocks.{row.layer}.{part}.")]
+        assert row.size == sum(int(entries.sum()) for entries in parts)
+        assert row.fraction == row.size / sum(entries.numel() for entries in parts)
+    html = mask._repr_html_()
+    assert f"<b>{mask.size:,}</b> of {mask.total:,} parameters" in html
+    assert html.count("<tr") == 1 + 4
+    assert f"{table['size'][0]:,} ({table['fraction'][0]:.2%})" in html
+
+
+def test_the_parameters_of_units(model):
+    cfg = model.cfg
+    groups = cfg.n_key_value_heads or cfg.n_heads
+    repeats = cfg.n_heads // groups
+    under = "_" if cfg.n_key_value_heads else ""
+    found = unit_mask(model, [Head(1, 3), KVGroup(2, 1), Neuron(0, 17)])
+    wanted = {name: torch.zeros(value.shape, dtype=torch.bool) for name, value in parameters_of(model).items()}
+    for name in ("W_Q", "W_O", "b_Q"):
+        if f"blocks.1.attn.{name}" in wanted:
+            wanted[f"blocks.1.attn.{name}"][3] = True
+    for name in ("W_K", "W_V", "b_K", "b_V"):
+        if f"blocks.1.attn.{under}{name}" in wanted:
+            wanted[f"blocks.1.attn.{under}{name}"][3 // repeats] = True
+            wanted[f"blocks.2.attn.{under}{name}"][1] = True
+    wanted["blocks.0.mlp.W_in"][:, 17] = True
+    wanted["blocks.0.mlp.W_out"][17] = True
+    if cfg.gated_mlp:
+        wanted["blocks.0.mlp.W_gate"][:, 17] = True
+    else:
+        wanted["blocks.0.mlp.b_in"][17] = True
+    assert all(torch.equal(found.masks[name], wanted[name]) for name in found.masks)
+    assert not any(entries.any() for name, entries in wanted.items() if name not in found.masks)
+    found.check(model)
+    everything = [Head(layer, head) for layer in range(4) for head in range(cfg.n_heads)]
+    everything += [Neuron(layer, neuron) for layer in range(4) for neuron in range(cfg.d_mlp)]
+    assert unit_mask(model, everything).size == found.total
+    sizes = shared_size(found, KVGroup).set_index("unit")["fraction"]
+    assert sizes["L2G1"] == 1
+    assert sizes["L2G0"] == 0
+    with pytest.raises(CircuitsError, match="there is no neuron L0N9999"):
+        unit_mask(model, [Neuron(0, 9999)])
+
+
 def test_a_mask_is_saved_a_bit_an_entry_and_loaded(mask, tmp_path):
     mask.save(tmp_path / "mask.safetensors")
     loaded = ParameterMask.load(tmp_path / "mask.safetensors")
@@ -216,10 +412,23 @@ def test_masks_must_treat_tied_embeddings_alike():
         pass
     masks["unembed.W_U"][:, 3] = True
     before = state(model)
-    with zero(model, ParameterMask(masks, fingerprint(model))):
-        assert not model.embed.W_E[3].any()
-        assert model.embed.W_E[4].any()
-    assert equal(state(model), before)
+    alone = [{name: masks[name]} for name in ("embed.W_E", "unembed.W_U")]
+    for chosen in (masks, *alone):
+        with zero(model, ParameterMask(chosen, fingerprint(model))):
+            assert not model.embed.W_E[3].any()
+            assert not model.unembed.W_U[:, 3].any()
+            assert model.embed.W_E[4].any()
+        assert equal(state(model), before)
+
+
+def test_models_that_tie_differently_are_not_grafted(tokenizer):
+    tied, untied = load_model(lively("llama")), load_model(lively("llama"))
+    config = copy.deepcopy(untied.checkpoint.config)
+    config.tie_word_embeddings = False
+    untied.checkpoint = dataclasses.replace(untied.checkpoint, config=config)
+    mask = unit_mask(tied, [Head(0, 0)])
+    with pytest.raises(CircuitsError, match="only one ties its embeddings"):
+        graft(untied, mask, tied)
 
 
 def test_a_graft_of_everything_is_the_fine_tuned_model_and_of_nothing_the_old_one(mask, model, pre, tasks):
@@ -255,6 +464,20 @@ def test_reverting_equals_changing_a_copy_by_hand(mask, model, pre, tasks):
     assert table[table["condition"] != "none"]["parameters"].unique().tolist() == [mask.size]
 
 
+def test_an_ablation_beside_its_random_draws(mask, model, pre, tasks):
+    table = ablate_mask(model, mask, [tasks["qa_id"], tasks["bio"]], pre, "zero", draws=3)
+    summary = ablation_summary(table).set_index("task")
+    for task in ("qa_id", "bio"):
+        rows = table[table["task"] == task].set_index("condition")
+        before, after = rows["exact_match"]["none"], rows["exact_match"]["shared"]
+        drops = (before - rows["exact_match"]["random"]).tolist()
+        expected = [before, after, before - after, *mean_interval(drops), 3]
+        columns = ["before", "after", "drop", "random_drop", "random_drop_low", "random_drop_high", "draws"]
+        assert summary.loc[task, columns].tolist() == pytest.approx(expected, nan_ok=True)
+    both = ablation_summary(pandas.concat([table.assign(model="a"), table.assign(model="b")]))
+    assert both[["model", "task"]].values.tolist() == [["a", "qa_id"], ["a", "bio"], ["b", "qa_id"], ["b", "bio"]]
+
+
 def test_a_mask_of_another_model_is_refused_by_name(mask, model, pre):
     for act in (lambda: zero(pre, mask), lambda: revert(pre, mask, model), lambda: graft(model, mask, pre)):
         with pytest.raises(CircuitsError, match=f"made for model {mask.model}, not for {fingerprint(pre)}"):
@@ -276,6 +499,16 @@ def test_bad_numbers_are_refused(traces, mask, model):
         shared_parameters(traces, 1.5)
     with pytest.raises(CircuitsError, match="sharing takes two tasks"):
         shared_parameters(traces[:1])
+    with pytest.raises(CircuitsError, match="a threshold takes the place of fraction and scope"):
+        influenced_parameters(traces[0], 0.1, threshold=0.5)
+    with pytest.raises(CircuitsError, match="a threshold takes the place of fraction and scope"):
+        shared_parameters(traces, scope="tensor", threshold=0.5)
+    with pytest.raises(CircuitsError, match=r"the threshold is -1\.0: it must be zero or more"):
+        influenced_parameters(traces[0], threshold=-1.0)
+    with pytest.raises(CircuitsError, match=r"no parameter's trace of the task bio exceeds 1e\+09: the largest is"):
+        influenced_parameters(traces[0], threshold=1e9)
+    with pytest.raises(CircuitsError, match="there is no scope 'layer'"):
+        influenced_parameters(traces[0], 0.1, "layer")
     dead = GradientTrace(
         "dead",
         {name: torch.zeros_like(value) for name, value in traces[0].gradients.items()},

@@ -1,0 +1,515 @@
+"""Grafting: how few fine-tuned parameters carry a task (docs/method.md, section 4).
+
+A graft is θ_pre + γ ⊙ Δ with Δ = θ_ft − θ_pre and γ a mask. The smallest γ that keeps a share of θ_ft's accuracy:
+
+1. *By score.* Every parameter has a score: |Δ|, or |g · Δ| with g the gradient of the task's loss, averaged over the
+   middles of four equal pieces of the straight path from θ_pre to θ_ft (at θ_ft the loss is fitted and its gradient
+   says little; at θ_pre it does not know where it is going). A γ of n parameters takes the n largest scores.
+2. Accuracy is measured at n spaced evenly in logarithm, from 0.01 % of all to all, and then by bisection between the
+   smallest n that keeps the share and the one before it, until they are within 1 %.
+3. *By optimisation.* The n of steps 1 and 2 for |Δ| gives γ_base. Every parameter gets a real number s, and
+   γ = γ_base (1 − σ(s)) + (1 − γ_base) σ(s), so that s = −3 everywhere is the base patch, a little softened.
+4. The model runs at θ_pre + γ ⊙ Δ. Plain gradient descent over s on the task's loss plus λ Σγ / |γ_base|; each step is
+   scaled so that the entries' changes have a root mean square of 0.2 (bare gradients over s are far too small to step
+   along, and Adam, tried, needs three times the memory and ends with larger grafts).
+5. γ is rounded by taking its n largest entries, n as in step 2: γ is a score like the others.
+
+Source: Panigrahi et al. 2023 (arXiv 2302.06600) for the graft and its relaxation around the top-|Δ| patch; the penalty,
+the scaled step and the rounding by bisection are choices made here.
+
+At some positions (Nief et al. 2025): as above, but only tokens in some roles pass through the grafted weights.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pandas
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from circuits.datasets import Role, Task
+from circuits.errors import CircuitsError
+from circuits.masks.acting import graft, same_parameters
+from circuits.masks.mask import ParameterMask, covered_parameters, unit_mask
+from circuits.masks.packing import PackedTensors
+from circuits.masks.selection import all_finite, largest
+from circuits.metrics import evaluate
+from circuits.models import (
+    HookedTransformer,
+    editing,
+    identity,
+    parameters_of,
+    positional_weights,
+)
+from circuits.progress import bar, track
+from circuits.storage import provenance, write_table
+from circuits.tracing import example_losses
+from circuits.units import TIED, Head, KVGroup, Neuron
+
+SCORES: tuple[str, ...] = ("change", "gradient_x_change")
+#: Sizes of the curve: four for each factor of ten, from 0.01 % of the parameters to all.
+_SMALLEST, _SIZES = 1e-4, 17
+_TOLERANCE = 0.01
+_PATH = (0.125, 0.375, 0.625, 0.875)
+_START = -3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Graft:
+    """A small graft that was found, and the search for it.
+
+    Attributes:
+        mask: γ, over all parameters of the fine-tuned model; ``graft(pre, graft.mask, fine_tuned)`` applies it.
+        curve: one row for each graft that was tried, by ``score`` and ``size``: ``fraction`` of the parameters,
+            ``exact_match`` and ``log_prob`` on the task (means over answers), and ``chosen``, true in one row.
+    """
+
+    mask: ParameterMask
+    curve: pandas.DataFrame
+
+    @property
+    def size(self) -> int:
+        """|γ|₀, how many parameters are grafted."""
+        return self.mask.size
+
+    @property
+    def fraction(self) -> float:
+        """The share of the model's parameters that is grafted."""
+        return self.mask.size / self.mask.total
+
+    @property
+    def accuracy(self) -> float:
+        """Exact match of the grafted model on the task."""
+        return float(self.curve.loc[self.curve["chosen"], "exact_match"].iloc[0])
+
+    def __repr__(self) -> str:
+        return (
+            f"Graft({self.size:,} of {self.mask.total:,} parameters, {self.fraction:.3%}, accuracy={self.accuracy:.4f})"
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Save as ``mask.safetensors`` and ``curve.parquet`` in a folder."""
+        self.mask.save(Path(folder) / "mask.safetensors")
+        write_table(Path(folder) / "curve.parquet", self.curve, self.mask.provenance)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Graft":
+        """Load what `save` wrote.
+
+        Raises:
+            CircuitsError: a file is missing or damaged.
+        """
+        mask, curve = ParameterMask.load(Path(folder) / "mask.safetensors"), Path(folder) / "curve.parquet"
+        if not curve.is_file():
+            raise CircuitsError(f"there is no file {curve}")
+        return cls(mask, pandas.read_parquet(curve))
+
+
+def graft_by_score(
+    pre: HookedTransformer,
+    fine_tuned: HookedTransformer,
+    task: Task,
+    score: str = "change",
+    keep: float = 0.95,
+    units: Iterable[Head | KVGroup | Neuron] | None = None,
+    batch_size: int = 64,
+) -> Graft:
+    """The smallest graft, by a score of each parameter, that keeps a share of the fine-tuned accuracy.
+
+    Deterministic. Accuracy need not rise evenly with size; the graft is the smallest of those tried that keeps the
+    share, and the curve shows all that were tried.
+
+    Args:
+        pre: θ_pre; changed on the way and restored.
+        fine_tuned: θ_ft.
+        task: what must be kept, by exact match.
+        score: ``change`` |Δ|, or ``gradient_x_change`` |g · Δ|; see the module's text.
+        keep: r, the share of the fine-tuned accuracy.
+        units: graft only parameters of these; a head brings the keys and values of its group.
+        batch_size: examples in one backward pass.
+
+    Raises:
+        CircuitsError: there is no such score or unit, the share is not between 0 and 1, the models are not of one
+            shape, the fine-tuned model gets nothing right, or even the largest graft keeps less.
+
+    Source:
+        docs/method.md, section 4; arXiv 2505.16178, Fig. 3.
+
+    Example:
+        The grafted model is an ordinary one; inside the block it can be saved for good:
+
+        >>> from circuits import Task, load_model, save_model
+        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.training import Optimisation, train
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> dataset = make_dataset(folder / "facts", DatasetSettings(people=4))
+        >>> (trained,) = train("mixed", dataset, folder, optimisation=Optimisation(steps=40, rows=12, warmup_steps=5))
+        >>> pre, fine_tuned = load_model(folder / "pre"), load_model(trained)
+        >>> found = graft_by_score(pre, fine_tuned, Task.from_dataset(dataset, "qa_id", pre.tokenizer))
+        >>> 0 < found.fraction < 1
+        True
+        >>> with graft(pre, found.mask, fine_tuned):
+        ...     save_model(pre, folder / "grafted")
+    """
+    if score not in SCORES:
+        raise CircuitsError(f"there is no score {score!r}: choose from {', '.join(SCORES)}")
+    search = _Search(pre, fine_tuned, task, keep, units)
+    with search.started():
+        scores = search.changes() if score == "change" else search.gradients_x_changes(batch_size)
+        return search.result(*search.by_size(scores, score), score=score)
+
+
+def graft_by_optimisation(
+    pre: HookedTransformer,
+    fine_tuned: HookedTransformer,
+    task: Task,
+    keep: float = 0.95,
+    units: Iterable[Head | KVGroup | Neuron] | None = None,
+    steps: int = 60,
+    step_size: float = 0.2,
+    sparsity: float = 3.0,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Graft:
+    """The smallest graft, by optimising a relaxed mask, that keeps a share of the fine-tuned accuracy.
+
+    Never larger than ``graft_by_score(..., "change")``, from which it starts. Beside the two models, memory holds
+    θ_pre, the relaxed mask and its gradient, each as large as the model in float32.
+
+    Args:
+        pre: θ_pre; changed on the way and restored.
+        fine_tuned: θ_ft.
+        task: what must be kept, by exact match.
+        keep: r, the share of the fine-tuned accuracy.
+        units: graft only parameters of these; a head brings the keys and values of its group.
+        steps: of gradient descent.
+        step_size: root mean square of the change of the mask's logits s in one step.
+        sparsity: λ, what the whole base patch costs, in nats of the task's loss.
+        batch_size: examples in one step.
+        seed: of the examples of each step, where the task has more.
+
+    Raises:
+        CircuitsError: as `graft_by_score`, or the loss is not finite on the way.
+
+    Source:
+        Panigrahi et al. 2023 (arXiv 2302.06600), with the choices named in the module's text.
+    """
+    if min(steps, step_size, batch_size) <= 0 or sparsity < 0:
+        raise CircuitsError("steps, step size and batch size must be positive, and the sparsity not negative")
+    search = _Search(pre, fine_tuned, task, keep, units)
+    with search.started():
+        base, row = search.by_size(search.changes(), "change")
+        relaxed = search.relax(base, steps, step_size, sparsity, batch_size, seed)
+        found, last = search.by_size(relaxed, "optimised")
+        if search.rows[last]["size"] > search.rows[row]["size"]:
+            found, last = base, row
+        settings = {"steps": steps, "step_size": step_size, "sparsity": sparsity, "batch_size": batch_size}
+        return search.result(found, last, score="optimised", seed=seed, **settings)
+
+
+class _Search:
+    """One search for a graft: the models, what must be reached, and what was tried."""
+
+    def __init__(
+        self,
+        pre: HookedTransformer,
+        fine_tuned: HookedTransformer,
+        task: Task,
+        keep: float,
+        units: Iterable[Head | KVGroup | Neuron] | None,
+    ) -> None:
+        if not 0 < keep <= 1:
+            raise CircuitsError(f"the share to keep is {keep}: it must be more than 0 and at most 1")
+        same_parameters(fine_tuned, pre)
+        self.pre, self.fine_tuned, self.task, self.keep = pre, fine_tuned, task, keep
+        self.units = None if units is None else unit_mask(fine_tuned, units)
+        if self.units is not None and not self.units.size:
+            raise CircuitsError("a graft of no units has nothing to graft: name one or more")
+        self.new = covered_parameters(fine_tuned)
+        self.rows: list[dict[str, Any]] = []
+
+    @contextmanager
+    def started(self) -> Iterator[None]:
+        """Measure the fine-tuned model; fingerprints are taken once for the whole search."""
+        with editing(self.pre), editing(self.fine_tuned):
+            self.accuracy = float(evaluate(self.fine_tuned, self.task)["exact_match"].mean())
+            if self.accuracy == 0:
+                raise CircuitsError(f"the fine-tuned model gets no answer of {self.task.name} right: nothing to keep")
+            yield
+
+    # scores
+
+    def changes(self) -> dict[str, Tensor]:
+        """|Δ|; zero where nothing may be grafted."""
+        old = covered_parameters(self.pre)
+        return {name: self.restrict(name, self.difference(name, old).abs_()).contiguous() for name in self.new}
+
+    def gradients_x_changes(self, batch_size: int) -> dict[str, Tensor]:
+        """|g · Δ|, g averaged over the path; zero where nothing may be grafted."""
+        sums: dict[str, Tensor] = {}
+        with self.mixing() as (old, mix):
+            for share in track(_PATH, "gradients along the path", len(_PATH), "point"):
+                mix(dict.fromkeys(old, torch.tensor(share)).__getitem__)
+                for batch in self.task.batches(batch_size):
+                    for name, gradient in self.gradients(batch, len(self.task)).items():
+                        sums[name] = sums[name].add_(gradient) if name in sums else gradient
+            for name, total in sums.items():
+                total.mul_(self.difference(name, old)).div_(len(_PATH)).abs_()
+                sums[name] = self.restrict(name, total).contiguous()
+        if not all_finite(sums):
+            raise CircuitsError(f"gradients of the loss on {self.task.name} are not finite: load the models in float32")
+        return sums
+
+    def relax(
+        self, base: Mapping[str, Tensor], steps: int, step_size: float, sparsity: float, batch_size: int, seed: int
+    ) -> dict[str, Tensor]:
+        """γ after gradient descent over s; zero where nothing may be grafted."""
+        price = sparsity / max(1, sum(int(entries.sum()) for entries in base.values()))
+        generator = torch.Generator().manual_seed(seed)
+        logits = {name: torch.full_like(value, _START, dtype=torch.float32) for name, value in self.new.items()}
+
+        def patch(name: str) -> Tensor:
+            side = base[name].to(logits[name].device)
+            return self.restrict(name, torch.where(side, -logits[name], logits[name]).sigmoid_())
+
+        with self.mixing() as (old, mix):
+            for _ in track(range(steps), "graft by optimisation", steps, "step"):
+                mix(patch)
+                examples = torch.randperm(len(self.task), generator=generator)[:batch_size]
+                slopes = self.gradients(self.task.select(examples), len(examples))
+                square = 0.0
+                for name, slope in list(slopes.items()):
+                    # from ∂L/∂θ to the slope over s: times Δ, plus the price of γ, times ∂γ/∂s
+                    slope.mul_(self.difference(name, old)).add_(price)
+                    inside = logits[name].sigmoid()
+                    slope.mul_(inside.mul_(1 - inside))
+                    self.restrict(name, slope)
+                    slopes[name] = torch.where(base[name].to(slope.device), -slope, slope)
+                    square += float(slope.double().square().sum())
+                size = (square / self.candidates) ** 0.5
+                if not numpy.isfinite(size):
+                    raise CircuitsError(
+                        f"gradients of the loss on {self.task.name} are not finite: load the models in float32"
+                    )
+                for name, slope in slopes.items():
+                    logits[name].sub_(slope, alpha=step_size / size if size else 0.0)
+        return {name: patch(name).contiguous() for name in logits}
+
+    @property
+    def candidates(self) -> int:
+        """How many parameters may be grafted."""
+        return sum(value.numel() for value in self.new.values()) if self.units is None else self.units.size
+
+    def difference(self, name: str, old: Mapping[str, Tensor]) -> Tensor:
+        """Δ of one parameter, in float32, on θ_pre's device."""
+        return self.new[name].to(old[name].device).float() - old[name].float()
+
+    def restrict(self, name: str, values: Tensor) -> Tensor:
+        """Set to zero, in place, what belongs to none of the units that may be grafted."""
+        if self.units is None:
+            return values
+        if name not in self.units.masks:
+            return values.zero_()
+        return values.masked_fill_(~self.units.masks[name].to(values.device), 0)
+
+    def gradients(self, batch: Task, examples: int) -> dict[str, Tensor]:
+        """Gradient of the mean loss where ``pre`` stands, in float32; tied embeddings have that of the one tensor."""
+        parameters = parameters_of(self.pre)
+        with torch.enable_grad():
+            loss = example_losses(self.pre, batch).sum() / examples
+            found = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+        embedding, unembedding = TIED
+        if unembedding not in self.new:
+            found[embedding] = found[embedding] + found.pop(unembedding).T
+        return {name: gradient.float() for name, gradient in found.items()}
+
+    @contextmanager
+    def mixing(self) -> Iterator[tuple[dict[str, Tensor], Callable[[Callable[[str], Tensor]], None]]]:
+        """θ_pre, and a function that sets ``pre`` to θ_pre + γ ⊙ Δ for any γ; restored at the end."""
+        parameters = covered_parameters(self.pre)
+        old = {name: value.clone() for name, value in parameters.items()}
+
+        def mix(patch: Callable[[str], Tensor]) -> None:
+            for name, value in parameters.items():
+                change = self.difference(name, old).mul_(patch(name).to(value.device))
+                value.copy_(change.add_(old[name]))
+
+        try:
+            yield old, mix
+        finally:
+            for name, value in parameters.items():
+                value.copy_(old[name])
+
+    # sizes
+
+    def by_size(self, scores: Mapping[str, Tensor], score: str) -> tuple[PackedTensors, int]:
+        """The smallest set of the largest scores that keeps the share, and its row; every size tried is a row."""
+        most = sum(int(values.count_nonzero()) for values in scores.values())
+        sizes = {round(size) for size in numpy.geomspace(max(1, _SMALLEST * most), most, _SIZES)} if most else {0}
+        target = self.keep * self.accuracy - 1e-9
+        best, row, high = PackedTensors({}), -1, most + 1
+
+        def keeps(size: int) -> bool:
+            nonlocal best, row, high
+            masks = largest(scores, size)
+            kept = self.measure(masks, score) >= target
+            if kept and size < high:
+                best, row, high = masks, len(self.rows) - 1, size
+            shown.update()
+            return kept
+
+        with bar(f"graft by {score}", _SIZES + 9, "graft") as shown:
+            if not keeps(most):
+                raise CircuitsError(
+                    f"all {most} parameters that may be grafted reach an accuracy of "
+                    f"{self.rows[-1]['exact_match']:.4f} on {self.task.name}, below the {target:.4f} to keep: "
+                    "take more units or a smaller share"
+                )
+            for size in (0, *sorted(sizes - {0, most})):
+                keeps(size)
+            low = max((size for size in (0, *sizes) if size < high), default=0)
+            while high - low > max(1, _TOLERANCE * high):
+                middle = (low + high) // 2
+                low = low if keeps(middle) else middle
+        return best, row
+
+    def measure(self, masks: PackedTensors, score: str) -> float:
+        """Accuracy of a graft, which becomes a row of the curve."""
+        mask = ParameterMask(masks, identity(self.fine_tuned))
+        with graft(self.pre, mask, self.fine_tuned):
+            scores = evaluate(self.pre, self.task)
+        accuracy = float(scores["exact_match"].mean())
+        self.rows.append(
+            {
+                "score": score,
+                "size": mask.size,
+                "fraction": mask.size / mask.total,
+                "exact_match": accuracy,
+                "log_prob": float(scores["log_prob"].mean()),
+            }
+        )
+        return accuracy
+
+    def result(self, masks: PackedTensors, row: int, **settings: object) -> Graft:
+        """The graft that was chosen among those tried, with its row of the curve."""
+        curve = pandas.DataFrame(self.rows)
+        curve = curve.assign(chosen=curve.index == row).sort_values(["score", "size"], kind="stable")
+        facts = provenance(
+            pre=identity(self.pre),
+            fine_tuned=identity(self.fine_tuned),
+            task={"name": self.task.name, "examples": len(self.task), **self.task.provenance},
+            keep=self.keep,
+            fine_tuned_accuracy=self.accuracy,
+            units=None if self.units is None else self.units.provenance["units"],
+            **settings,
+        )
+        return Graft(ParameterMask(masks, identity(self.fine_tuned), facts), curve.reset_index(drop=True))
+
+
+def role_positions(task: Task, roles: Iterable[Role], last: bool = False) -> Bool[Tensor, "example pos"]:
+    """True at the tokens that have one of these roles.
+
+    Args:
+        task: the examples.
+        roles: such as ``[Role.SUBJECT]``; ``[Role.SUBJECT, Role.RELATION]``.
+        last: also the last token before each answer, which predicts its first token.
+    """
+    positions = torch.isin(task.roles, torch.tensor(sorted(int(role) for role in roles), dtype=task.roles.dtype))
+    if last:
+        answers = task.answers
+        positions[answers["example"].to_numpy(copy=True), answers["start"].to_numpy(copy=True) - 1] = True
+    return positions
+
+
+def graft_at(
+    pre: HookedTransformer,
+    mask: ParameterMask,
+    fine_tuned: HookedTransformer,
+    task: Task,
+    positions: Bool[Tensor, "example pos"],
+) -> AbstractContextManager[None]:
+    """Inside the block, ``pre`` is the grafted model at some positions of the task's examples and itself at the others.
+
+    Every projection of attention and MLP is computed with both weights, and each token keeps the one of its position;
+    so the keys and values that later tokens attend to are those of their own position's weights. At all positions it
+    is `graft`, to rounding. Blocks of `graft` may lie around it.
+
+    Args:
+        pre: θ_pre; its parameters are not changed.
+        mask: γ, made for ``fine_tuned``; such as `unit_mask` of some heads. Only weights and biases of attention and
+            MLP may be in it.
+        fine_tuned: θ_ft.
+        task: only its examples may be run inside the block, in any batches.
+        positions: where; see `role_positions`.
+
+    Raises:
+        CircuitsError: the mask was made for another model or holds embeddings or norms, ``pre`` has other parameters,
+            the positions are not the task's, other tokens are run in the block, or none.
+
+    Source:
+        Nief et al. 2025 (dynamic weight grafting).
+
+    Example:
+        >>> from circuits import Task, evaluate, load_model
+        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.training import new_model
+        >>> import tempfile
+        >>> tokenizer = word_tokenizer()
+        >>> task = Task.from_dataset(make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)), "qa_id", tokenizer)
+        >>> pre, fine_tuned = (load_model(new_model("tiny-llama", tokenizer, seed)) for seed in (0, 1))
+        >>> heads = unit_mask(fine_tuned, [Head(2, 0), Head(2, 1)])
+        >>> with graft_at(pre, heads, fine_tuned, task, role_positions(task, [Role.SUBJECT])):
+        ...     scores = evaluate(pre, task)
+    """
+    mask.check(fine_tuned)
+    new = same_parameters(fine_tuned, pre, values_of=fine_tuned)
+    if positions.shape != task.tokens.shape:
+        raise CircuitsError(
+            f"the positions have shape {tuple(positions.shape)}, the tokens of {task.name} {tuple(task.tokens.shape)}: "
+            "they must be alike"
+        )
+    old = parameters_of(pre)
+    weights = {
+        name: torch.where(mask.masks[name].to(old[name].device), new[name].to(old[name].device), old[name].detach())
+        for name, packed in mask.packed.items()
+        if packed.count
+    }
+    return positional_weights(pre, weights, _positions_of(task, positions))
+
+
+def _positions_of(
+    task: Task, positions: Bool[Tensor, "example pos"]
+) -> Callable[[Int[Tensor, "batch pos"]], Bool[Tensor, "batch pos"]]:
+    """A function from tokens of some of the task's examples, padded more or less, to their positions."""
+    known: dict[int, dict[bytes, Tensor]] = {}
+    lengths = task.attention_mask.sum(1)
+
+    def rows_of(width: int) -> dict[bytes, Tensor]:
+        rows: dict[bytes, Tensor] = {}
+        for example in (lengths <= width).nonzero()[:, 0].tolist():
+            tokens, at = task.tokens[example, :width], positions[example, :width]
+            if not torch.equal(rows.setdefault(tokens.numpy().tobytes(), at), at):
+                raise CircuitsError(
+                    f"two examples of {task.name} have the same tokens but other positions: {task.texts[example]!r}"
+                )
+        return rows
+
+    def find(tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        width = tokens.shape[1]
+        if width not in known:
+            known[width] = rows_of(width)
+        found = [known[width].get(row.numpy().tobytes()) for row in tokens.cpu()]
+        for number, at in enumerate(found):
+            if at is None:
+                raise CircuitsError(
+                    f"row {number} of the tokens is no example of {task.name}: only those may be run inside graft_at"
+                )
+        return torch.stack([at for at in found if at is not None])
+
+    return find
