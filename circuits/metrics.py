@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy
 import pandas
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from circuits.datasets import Task
@@ -30,6 +30,15 @@ def score_answers(logits: Float[Tensor, "answer_token d_vocab"], task: Task) -> 
         ``task.answers`` with ``exact_match`` (every token is the argmax), ``first_token`` (the first one is) and
         ``log_prob`` (natural logarithm of the whole answer's probability).
     """
+    return task.answers.assign(**{name: values.numpy() for name, values in answer_scores(logits, task).items()})
+
+
+def answer_scores(logits: Float[Tensor, "answer_token d_vocab"], task: Task) -> dict[str, Shaped[Tensor, " answer"]]:
+    """Score answer logits as `score_answers` does, without the table.
+
+    Returns:
+        Each of the `METRICS` for every answer, on the CPU.
+    """
     where = task.answer_mask.nonzero()
     targets = task.tokens[where[:, 0], where[:, 1]].to(logits.device)
     right = (logits.argmax(-1) == targets).cpu()
@@ -39,11 +48,11 @@ def score_answers(logits: Float[Tensor, "answer_token d_vocab"], task: Task) -> 
     first = torch.ones(len(owner), dtype=torch.bool)
     first[1:] = owner[1:] != owner[:-1]
     wrong = torch.zeros(count).index_add_(0, owner, (~right).float())
-    return task.answers.assign(
-        exact_match=(wrong == 0).numpy(),
-        first_token=right[first].numpy(),
-        log_prob=torch.zeros(count, dtype=torch.float64).index_add_(0, owner, log_probs).numpy(),
-    )
+    return {
+        "exact_match": wrong == 0,
+        "first_token": right[first],
+        "log_prob": torch.zeros(count, dtype=torch.float64).index_add_(0, owner, log_probs),
+    }
 
 
 def _owners(task: Task) -> Int[Tensor, " answer_token"]:

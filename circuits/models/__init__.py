@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from circuits.models.architectures import ParameterSource, architecture_of
-from circuits.models.forward import answer_logits, final_residual, unembed
+from circuits.models.forward import answer_logits, embed, final_residual, run_layer, unembed
 from circuits.models.huggingface import load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
 
@@ -63,6 +63,7 @@ __all__ = [
     "capture",
     "checkpoint_of",
     "editing",
+    "embed",
     "facts_of",
     "final_residual",
     "fingerprint",
@@ -75,6 +76,7 @@ __all__ = [
     "parameters_of",
     "quiet",
     "recording",
+    "run_layer",
     "save_model",
     "shape_of",
     "unembed",
