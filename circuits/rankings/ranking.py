@@ -163,14 +163,18 @@ def rank_by_ablation(evidence: Evidence, kind: Kind) -> pandas.DataFrame:
     """
     if evidence.task is None:
         raise _missing("ablation", "a task to score as task")
-    shape = shape_of(evidence.fine_tuned)
+    model, task = evidence.fine_tuned, evidence.task
+    shape = shape_of(model)
     layers, count = shape.n_layers, kind.count(shape)
-    one_at_a_time = torch.eye(layers * count, dtype=torch.bool).view(-1, layers, count)
-    subsets = torch.cat([torch.zeros(1, layers, count, dtype=torch.bool), one_at_a_time])
-    with ablating(evidence.fine_tuned, kind) as switch:
-        scores = score_subsets(evidence.fine_tuned, [evidence.task], subsets, switch, f"ablate {kind.NOUN}s")
-    whole, *ablated = scores["log_prob"]
-    return _ranked(kind, whole - torch.tensor(ablated, dtype=torch.float64).view(layers, count))
+    falls = torch.zeros(layers, count, dtype=torch.float64)
+    with ablating(model, kind) as switch:
+        whole = score_subsets(model, [task], torch.zeros(1, layers, count, dtype=torch.bool), switch)["log_prob"][0]
+        for layer in range(layers):
+            alone = torch.zeros(count, layers, count, dtype=torch.bool)
+            alone[:, layer] = torch.eye(count, dtype=torch.bool)
+            scores = score_subsets(model, [task], alone, switch, f"ablate {kind.NOUN}s of layer {layer}")
+            falls[layer] = whole - torch.tensor(scores["log_prob"].to_numpy(copy=True))
+    return _ranked(kind, falls)
 
 
 def rank_at_random(evidence: Evidence, kind: Kind) -> pandas.DataFrame:

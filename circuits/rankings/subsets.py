@@ -11,6 +11,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pandas
@@ -252,7 +253,7 @@ def score_subsets(
     distinct, which = subsets.flatten(1).unique(dim=0, return_inverse=True)
     distinct = distinct.view(-1, *subsets.shape[1:])
     firsts = [0]
-    for before, after in zip(distinct, distinct[1:], strict=False):
+    for before, after in pairwise(distinct):
         firsts.append(int((before != after).any(1).nonzero()[0]))
     batches = [(number, batch) for number, task in enumerate(tasks) for batch in _by_length(task).batches(batch_size)]
     sums = torch.zeros(len(tasks), len(distinct), 2, dtype=torch.float64)
