@@ -24,7 +24,7 @@ RANKING_LABELS = {
 }
 _COLOURS = {
     "shared_size": "#d62728",
-    "bio_trace": "#7f7f7f",
+    "bio_trace": "#17becf",
     "qa_trace": "#2ca02c",
     "change": "#1f77b4",
     "graft_size": "#ff7f0e",
@@ -32,11 +32,13 @@ _COLOURS = {
     "ablation": "#8c564b",
     "random": "#a0a0a0",
 }
+#: Rankings that often run together: one of each pair is dashed, and Shared Size is broad, so that none hides another.
+_DASHED = ("qa_trace", "graft_size", "ablation")
 _TITLES = {
-    "sufficient": "Only the top n units fine-tuned: are they enough?",
-    "revert": "The top n units back at their weights before fine-tuning: were they needed?",
-    "zero": "The outputs of the top n units zero: were they needed?",
-    "mean": "The outputs of the top n units at their mean: were they needed?",
+    "sufficient": "Only the top n {units} fine-tuned: are they enough?",
+    "revert": "The top n {units} back at their weights before fine-tuning: were they needed?",
+    "zero": "The outputs of the top n {units} zero: were they needed?",
+    "mean": "The outputs of the top n {units} at their mean: were they needed?",
 }
 #: Up to so many units the axis of n is linear.
 _LINEAR = 32
@@ -45,8 +47,8 @@ _LINEAR = 32
 def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "units") -> go.Figure:
     """Exact match against the number of units, one line for each ranking, one panel for each value of a column.
 
-    The band around a ranking of several draws is the 95 % interval of their mean. Dotted lines are the whole models
-    after and before fine-tuning. Beyond 32 units the axis of n is logarithmic, with n = 0 at its left end.
+    The band around a ranking of several draws is the 95 % interval of their mean. Thin lines are the whole model
+    after (dotted) and before (dashed) fine-tuning. Beyond 32 units the axis of n is logarithmic, with n = 0 at its left end.
 
     Args:
         curves: from `circuits.rankings.sufficient_curve` or `circuits.rankings.critical_curve`.
@@ -92,7 +94,7 @@ def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "
                 name=name,
                 legendgroup=whole,
                 showlegend=column == 1,
-                line={"dash": "dot" if whole == "fine_tuned" else "dash", "color": "#444444", "width": 1.2},
+                line={"dash": "dot" if whole == "fine_tuned" else "longdash", "color": "#444444", "width": 1.2},
                 row=1,
                 col=column,
             )
@@ -104,7 +106,7 @@ def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "
     figure.update_yaxes(title="exact match", col=1)
     condition = str(curves["condition"].iloc[0])
     figure.update_layout(
-        title={"text": _TITLES.get(condition, condition), "x": 0.02, "font": {"size": 16}},
+        title={"text": _TITLES.get(condition, condition).format(units=units), "x": 0.02, "font": {"size": 16}},
         template="plotly_white",
         width=max(640, 380 * len(panels) + 260),
         height=440,
@@ -117,7 +119,7 @@ def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "
 def _draw_curve(figure: go.Figure, rows: DataFrame, metric: str, logarithmic: bool, column: int) -> None:
     """The mean over draws, and a band where there are several."""
     points = [(int(n), *mean_interval(draws["exact_match"].tolist())) for n, draws in rows.groupby("n")]
-    colour = _COLOURS.get(metric, "#17becf")
+    colour = _COLOURS.get(metric, "#444444")
     places = [_place(n, logarithmic) for n, *_ in points]
     if rows["draw"].nunique() > 1:
         red, green, blue = hex_to_rgb(colour)
@@ -142,8 +144,12 @@ def _draw_curve(figure: go.Figure, rows: DataFrame, metric: str, logarithmic: bo
         name=RANKING_LABELS.get(metric, metric),
         legendgroup=metric,
         showlegend=column == 1,
-        line={"color": colour, "width": 3 if metric == "shared_size" else 1.6},
-        marker={"size": 5},
+        line={
+            "color": colour,
+            "width": 5 if metric == "shared_size" else 1.8,
+            "dash": "dash" if metric in _DASHED else "solid",
+        },
+        marker={"size": 8 if metric == "shared_size" else 5},
         row=1,
         col=column,
     )
@@ -191,7 +197,10 @@ def agreement_figure(agreement: DataFrame, title: str = "") -> go.Figure:
             colorscale="RdBu",
             xgap=1,
             ygap=1,
-            text=[["–" if math.isnan(value) else f"{value:.2f}" for value in row] for row in values],
+            text=[
+                ["–" if math.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00") for value in row]
+                for row in values
+            ],
             texttemplate="%{text}",
             hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
             colorbar={"title": "Spearman", "thickness": 14},
@@ -201,7 +210,7 @@ def agreement_figure(agreement: DataFrame, title: str = "") -> go.Figure:
     figure.update_xaxes(tickangle=-35)
     side = 62 * len(labels)
     figure.update_layout(
-        title={"text": title, "x": 0.02, "font": {"size": 16}},
+        title={"text": f"How far rankings agree{': ' * bool(title)}{title}", "x": 0.02, "font": {"size": 16}},
         template="plotly_white",
         width=side + 290,
         height=side + 210,

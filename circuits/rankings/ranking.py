@@ -5,7 +5,7 @@
    ``bio_trace``, ``qa_trace``: the sum of the task's gradient trace over the unit's parameters. ``change``: the sum of
    |θ_ft − θ_pre|. In each, a head gets its equal share of its key/value group.
 3. ``ablation``: how far the task's log-probability falls when the unit alone puts out zero.
-   ``gradient_x_activation``: its first-order estimate, by how much the loss would rise.
+   ``gradient_x_activation``: its first-order estimate, how much the loss would change.
 4. ``random``: numbers drawn from the seed, the control for all of them.
 5. Two rankings agree as far as their scores correlate by rank (Spearman).
 """
@@ -145,15 +145,16 @@ def rank_by_change(evidence: Evidence, kind: Kind) -> pandas.DataFrame:
 
 
 def rank_by_gradient_x_activation(evidence: Evidence, kind: Kind) -> pandas.DataFrame:
-    """By how much the QA loss would rise, to first order, if the unit put out zero: −gradient × activation.
+    """How much the QA loss would change, to first order, if the unit put out zero: |gradient × activation|.
 
-    The sign counts: a unit whose output harms the task comes last, as it does in the ranking by ablation.
+    The size counts and not the sign. A trained model lies where the loss is flat, so that the sign says little: over the
+    heads of trained tiny models the signed estimate runs against the ablation effect as often as with it.
 
     Source:
         Attribution patching with a zero baseline; docs/method.md, section 5.
     """
     trace = _trace(evidence, "qa", "gradient_x_activation")
-    return _ranked(kind, -trace.hook_points[f"{kind.NOUN}.gradient_x_activation"].double())
+    return _ranked(kind, trace.hook_points[f"{kind.NOUN}.gradient_x_activation"].double().abs())
 
 
 def rank_by_ablation(evidence: Evidence, kind: Kind) -> pandas.DataFrame:
