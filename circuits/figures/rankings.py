@@ -48,7 +48,8 @@ def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "
     """Exact match against the number of units, one line for each ranking, one panel for each value of a column.
 
     The band around a ranking of several draws is the 95 % interval of their mean. Thin lines are the whole model
-    after (dotted) and before (dashed) fine-tuning. Beyond 32 units the axis of n is logarithmic, with n = 0 at its left end.
+    after (dotted) and before (dashed) fine-tuning. Beyond 32 units the axis of n is
+    logarithmic, with n = 0 at its left end.
 
     Args:
         curves: from `circuits.rankings.sufficient_curve` or `circuits.rankings.critical_curve`.
@@ -86,7 +87,7 @@ def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "
             level = float(rows[whole].iloc[0])
             if math.isnan(level):
                 continue
-            ends = [float(rows["n"].min()), float(rows["n"].max())]
+            ends = [int(rows["n"].min()), int(rows["n"].max())]
             figure.add_scatter(
                 x=[_place(n, logarithmic) for n in ends],
                 y=[level, level],
@@ -100,7 +101,7 @@ def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "
             )
     figure.update_xaxes(title=f"number of {units}, n")
     if logarithmic:
-        shown = _ticks(sorted(curves["n"].unique()))
+        shown = _ticks(sorted({int(n) for n in curves["n"]}))
         figure.update_xaxes(tickvals=[_place(n, True) for n in shown], ticktext=[f"{n:,}" for n in shown])
     figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.05])
     figure.update_yaxes(title="exact match", col=1)
@@ -155,8 +156,8 @@ def _draw_curve(figure: go.Figure, rows: DataFrame, metric: str, logarithmic: bo
     )
 
 
-def _place(n: float, logarithmic: bool) -> float:
-    return math.log2(n + 1) if logarithmic else n
+def _place(n: int, logarithmic: bool) -> float:
+    return math.log2(n + 1) if logarithmic else float(n)
 
 
 def _ticks(counts: list[int]) -> list[int]:
@@ -166,6 +167,10 @@ def _ticks(counts: list[int]) -> list[int]:
         if _place(shown[-1], True) - _place(count, True) >= _place(counts[-1], True) / 9:
             shown.append(count)
     return sorted(shown)
+
+
+def _two_digits(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
 
 
 def agreement_figure(agreement: DataFrame, title: str = "") -> go.Figure:
@@ -182,9 +187,7 @@ def agreement_figure(agreement: DataFrame, title: str = "") -> go.Figure:
         arXiv 2505.16178, Fig. 4c.
     """
     if agreement.empty or list(agreement.index) != list(agreement.columns):
-        raise CircuitsError(
-            "agreement is a table with the same rankings as rows and as columns: make it with agreement"
-        )
+        raise CircuitsError("agreement is a table with the same rankings as rows and columns: make it with agreement")
     labels = [RANKING_LABELS.get(name, name) for name in agreement.columns]
     values = agreement.to_numpy(dtype=float)
     figure = go.Figure(

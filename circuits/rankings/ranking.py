@@ -147,8 +147,8 @@ def rank_by_change(evidence: Evidence, kind: Kind) -> pandas.DataFrame:
 def rank_by_gradient_x_activation(evidence: Evidence, kind: Kind) -> pandas.DataFrame:
     """How much the QA loss would change, to first order, if the unit put out zero: |gradient × activation|.
 
-    The size counts and not the sign. A trained model lies where the loss is flat, so that the sign says little: over the
-    heads of trained tiny models the signed estimate runs against the ablation effect as often as with it.
+    The size counts and not the sign: a trained model lies where the loss is flat, and over the heads of trained tiny
+    models the signed estimate runs against the effect of ablation more often than with it.
 
     Source:
         Attribution patching with a zero baseline; docs/method.md, section 5.
