@@ -95,7 +95,7 @@ def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "
                 name=name,
                 legendgroup=whole,
                 showlegend=column == 1,
-                line={"dash": "dot" if whole == "fine_tuned" else "longdash", "color": "#444444", "width": 1.2},
+                line={"dash": "dot" if whole == "fine_tuned" else "dash", "color": "#444444", "width": 1.2},
                 row=1,
                 col=column,
             )
