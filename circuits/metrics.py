@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy
 import pandas
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from circuits.datasets import Task
@@ -170,12 +170,21 @@ def score_answers(logits: Float[Tensor, "answer_token d_vocab"], task: Task) -> 
         ``task.answers`` with ``exact_match`` (every token is the argmax), ``first_token`` (the first one is) and
         ``log_prob`` (natural logarithm of the whole answer's probability).
     """
+    return task.answers.assign(**{name: values.numpy() for name, values in answer_scores(logits, task).items()})
+
+
+def answer_scores(logits: Float[Tensor, "answer_token d_vocab"], task: Task) -> dict[str, Shaped[Tensor, " answer"]]:
+    """Score answer logits as `score_answers` does, without the table.
+
+    Returns:
+        Each of the `METRICS` for every answer, on the CPU.
+    """
     known = AnswerTokens.of(task, device=logits.device)
-    return task.answers.assign(
-        exact_match=exact_match(logits, known).bool().cpu().numpy(),
-        first_token=first_token(logits, known).bool().cpu().numpy(),
-        log_prob=log_prob(logits, known).cpu().numpy(),
-    )
+    return {
+        "exact_match": exact_match(logits, known).bool().cpu(),
+        "first_token": first_token(logits, known).bool().cpu(),
+        "log_prob": log_prob(logits, known).cpu(),
+    }
 
 
 def _owners(task: Task) -> Int[Tensor, " answer_token"]:

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from circuits.models.architectures import ParameterSource, architecture_of
-from circuits.models.forward import answer_logits, final_residual, unembed
+from circuits.models.forward import answer_logits, embed, final_residual, run_layer, unembed
 from circuits.models.huggingface import empty_huggingface, lending, load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
 
@@ -82,6 +82,7 @@ __all__ = [
     "checkpoint_of",
     "component_of",
     "editing",
+    "embed",
     "empty_huggingface",
     "facts_of",
     "final_residual",
@@ -100,6 +101,8 @@ __all__ = [
     "positional_weights",
     "projections_of",
     "quiet",
+    "recording",
+    "run_layer",
     "save_model",
     "shape_of",
     "unembed",

@@ -19,6 +19,22 @@ def final_residual(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> Float[
     return residual
 
 
+def embed(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+    """The stream that enters the first layer of a hooked model."""
+    hooked: Any = model
+    residual: Tensor = hooked(tokens.to(hooked.cfg.device), stop_at_layer=0)
+    return residual
+
+
+def run_layer(
+    model: nn.Module, layer: int, residual: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos d_model"]:
+    """The stream that leaves a layer of a hooked model, given the one that enters it."""
+    hooked: Any = model
+    after: Tensor = hooked(residual, start_at_layer=layer, stop_at_layer=layer + 1)
+    return after
+
+
 def unembed(model: nn.Module, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
     """Logits from `final_residual`, at any selection of positions."""
     if isinstance(model, PreTrainedModel):

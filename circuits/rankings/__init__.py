@@ -1,4 +1,4 @@
-"""Which units matter: what heads attend to, and scores to rank and search them by."""
+"""Which units matter: rankings and their curves; what heads attend to, and scores to search them by."""
 
 from circuits.rankings.attention import (
     BEHAVIOURS,
@@ -10,14 +10,25 @@ from circuits.rankings.attention import (
     read_head,
     token_texts,
 )
+from circuits.rankings.curves import RESTS, critical_curve, curve_summary, default_counts, sufficient_curve
+from circuits.rankings.ranking import RANKINGS, Evidence, agreement, rank_units
 
 __all__ = [
     "BEHAVIOURS",
+    "RANKINGS",
+    "RESTS",
+    "Evidence",
     "HeadReading",
+    "agreement",
     "attention_scores",
     "behaviour_masks",
+    "critical_curve",
+    "curve_summary",
+    "default_counts",
     "induction_scores",
     "prompt_length",
+    "rank_units",
     "read_head",
+    "sufficient_curve",
     "token_texts",
 ]

@@ -1,0 +1,287 @@
+"""Scoring a model with many subsets of its units changed: the inner loop of curves and of one-at-a-time ablation.
+
+1. A subset of the heads or neurons is a table of booleans, layer × unit. A switch puts the model in the state of a
+   subset: `swapping` gives its units the weights of another model, `ablating` a fixed output.
+2. What enters a layer depends on the units of the layers before it alone. So the distinct subsets are sorted layer by
+   layer, and from one to the next the stream is computed anew only from the first layer that differs.
+3. A head owns its slices of W_Q, W_O and their biases. The keys and values of a group (grouped-query attention) change
+   with the first of the group's heads, and are counted once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pandas
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuits.datasets import Task
+from circuits.errors import CircuitsError
+from circuits.metrics import answer_scores
+from circuits.models import (
+    HookedTransformer,
+    HookPoints,
+    capture,
+    editing,
+    embed,
+    hooked,
+    parameters_of,
+    run_layer,
+    shape_of,
+    unembed,
+)
+from circuits.progress import bar
+from circuits.units import Head, KVGroup, ModelShape, Neuron, layer_of, layout_of
+
+#: The kinds of unit that can be ranked.
+Kind = type[Head] | type[Neuron]
+#: Puts the model in the state of a subset.
+Switch = Callable[[Bool[Tensor, "layer unit"]], None]
+
+
+@dataclass(frozen=True)
+class OwnedParameter:
+    """A parameter whose slices belong to units of one kind.
+
+    Attributes:
+        name: of the parameter.
+        layer: it lies in.
+        axis: that counts the units, or their groups.
+        grouped: whether each slice belongs to a group of heads.
+    """
+
+    name: str
+    layer: int
+    axis: int
+    grouped: bool
+
+    def owners(self, subsets: Bool[Tensor, "*subset layer unit"], shape: ModelShape) -> Bool[Tensor, "*subset slice"]:
+        """Which slices of the parameter the units of each subset touch."""
+        units = subsets[..., self.layer, :]
+        return units.unflatten(-1, (shape.n_key_value_heads, -1)).any(-1) if self.grouped else units
+
+
+def owned_parameters(model: HookedTransformer, kind: Kind) -> list[OwnedParameter]:
+    """The parameters whose slices belong to units of a kind; for heads also those of their key/value groups."""
+    owned = []
+    for name in parameters_of(model):
+        layout, layer = layout_of(name), layer_of(name)
+        grouped = kind is Head and layout.unit is KVGroup
+        if layer is not None and (layout.unit is kind or grouped):
+            owned.append(OwnedParameter(name, layer, layout.axis, grouped))
+    return owned
+
+
+def unit_sums(
+    model: HookedTransformer, kind: Kind, value: Callable[[str], Tensor | None]
+) -> Float[Tensor, "layer unit"]:
+    """Sum a value over the parameters of each unit; a head gets its equal share of what its key/value group has.
+
+    Args:
+        model: whose units they are.
+        kind: `Head` or `Neuron`.
+        value: parameter name → a number for each of its entries, or None if it has none.
+
+    Raises:
+        CircuitsError: no parameter of such units has a value.
+    """
+    shape = shape_of(model)
+    sums = torch.zeros(shape.n_layers, kind.count(shape), dtype=torch.float64)
+    found = False
+    for owned in owned_parameters(model, kind):
+        entries = value(owned.name)
+        if entries is None:
+            continue
+        found = True
+        slices = entries.detach().movedim(owned.axis, 0)
+        by_slice = slices.reshape(len(slices), -1).sum(1, dtype=torch.float64).cpu()
+        if owned.grouped:
+            repeats = shape.n_heads // shape.n_key_value_heads
+            by_slice = by_slice.repeat_interleave(repeats) / repeats
+        sums[owned.layer] += by_slice
+    if not found:
+        raise CircuitsError(f"there is nothing to rank {kind.NOUN}s by: it covers none of their parameters")
+    return sums
+
+
+def count_parameters(
+    model: HookedTransformer, kind: Kind, subsets: Bool[Tensor, "subset layer unit"]
+) -> Int[Tensor, " subset"]:
+    """How many parameters the units of each subset own; those of a key/value group count once."""
+    shape, parameters = shape_of(model), parameters_of(model)
+    counts = torch.zeros(len(subsets), dtype=torch.long)
+    for owned in owned_parameters(model, kind):
+        parameter = parameters[owned.name]
+        counts += owned.owners(subsets, shape).sum(-1) * (parameter.numel() // parameter.shape[owned.axis])
+    return counts
+
+
+@contextmanager
+def swapping(model: HookedTransformer, other: HookedTransformer, kind: Kind) -> Iterator[Switch]:
+    """Inside the block, a switch gives the units of a subset the weights of another model, and all others their own.
+
+    Only slices whose owner enters or leaves the subset are written. At the end every weight is the model's own again,
+    bit for bit.
+
+    Args:
+        model: which is changed.
+        other: of the same shape.
+        kind: `Head` or `Neuron`.
+
+    Raises:
+        CircuitsError: ``other`` has other parameters.
+    """
+    shape, owned = shape_of(model), owned_parameters(model, kind)
+    parameters, others = parameters_of(model), parameters_of(other)
+    for row in owned:
+        if row.name not in others or others[row.name].shape != parameters[row.name].shape:
+            raise CircuitsError(
+                f"{model.checkpoint.source} and {other.checkpoint.source} are not the same kind of model: "
+                f"{row.name} has another shape or is missing in one of them"
+            )
+    own = {row.name: parameters[row.name].detach().clone() for row in owned}
+    swapped = torch.zeros(shape.n_layers, kind.count(shape), dtype=torch.bool)
+
+    @torch.no_grad()
+    def switch(subset: Bool[Tensor, "layer unit"]) -> None:
+        for row in owned:
+            wanted = row.owners(subset, shape)
+            changed = wanted != row.owners(swapped, shape)
+            for source, which in ((others, changed & wanted), (own, changed & ~wanted)):
+                if which.any():
+                    target = parameters[row.name].detach()
+                    index = which.nonzero()[:, 0].to(target.device)
+                    values = source[row.name].detach().index_select(row.axis, index.to(source[row.name].device))
+                    target.index_copy_(row.axis, index, values.to(target))
+        swapped.copy_(subset)
+
+    with editing(model):
+        try:
+            yield switch
+        finally:
+            with torch.no_grad():
+                for name, values in own.items():
+                    parameters[name].copy_(values)
+
+
+@contextmanager
+def ablating(
+    model: HookedTransformer, kind: Kind, outputs: Float[Tensor, "layer unit #width"] | None = None
+) -> Iterator[Switch]:
+    """Inside the block, a switch makes the units of a subset put out a fixed value in every forward pass.
+
+    Args:
+        model: loaded with `circuits.load_model`.
+        kind: `Head` (at z) or `Neuron` (at post).
+        outputs: the value of each unit, from `mean_outputs`; zero if not given.
+    """
+    shape = shape_of(model)
+    ablated = torch.zeros(shape.n_layers, kind.count(shape), dtype=torch.bool)
+    fixed = torch.zeros(*ablated.shape, 1) if outputs is None else outputs
+
+    layers = {name: layer for layer, name in enumerate(_hook_points(shape, kind))}
+
+    def switch(subset: Bool[Tensor, "layer unit"]) -> None:
+        ablated.copy_(subset)
+
+    def overwrite(activation: Tensor, hook: Any) -> Tensor | None:
+        which, value = (table[layers[hook.name]].to(activation.device) for table in (ablated, fixed))
+        if not which.any():
+            return None
+        # a head's output is as wide as d_head, a neuron's is one number
+        by_unit = activation if kind is Head else activation[..., None]
+        return torch.where(which[:, None], value.to(activation.dtype), by_unit).view_as(activation)
+
+    with hooked(model, dict.fromkeys(layers, overwrite)):
+        yield switch
+
+
+def _hook_points(shape: ModelShape, kind: Kind) -> list[str]:
+    layers = [HookPoints(layer) for layer in range(shape.n_layers)]
+    return [hooks.z if kind is Head else hooks.post for hooks in layers]
+
+
+@torch.no_grad()
+def mean_outputs(
+    model: HookedTransformer, reference: Task, kind: Kind, batch_size: int = 64
+) -> Float[Tensor, "layer unit width"]:
+    """Mean output of every unit over all tokens of a reference set; padding is not counted.
+
+    Args:
+        model: loaded with `circuits.load_model`.
+        reference: the set that stands for ordinary input.
+        kind: `Head` (its z, as wide as ``d_head``) or `Neuron` (one number).
+        batch_size: examples in one pass.
+    """
+    names = _hook_points(shape_of(model), kind)
+    total, count = torch.zeros(0), 0
+    for batch in reference.batches(batch_size):
+        kept, mask = capture(model, batch.tokens, names), batch.attention_mask
+        summed = torch.stack([kept[name][mask.to(kept[name].device)].double().sum(0).cpu() for name in names])
+        total = total + summed if total.numel() else summed
+        count += int(mask.sum())
+    return (total / count).float().view(*total.shape[:2], -1)
+
+
+@torch.no_grad()
+def score_subsets(
+    model: HookedTransformer,
+    tasks: Sequence[Task],
+    subsets: Bool[Tensor, "subset layer unit"],
+    switch: Switch,
+    description: str = "score subsets",
+    batch_size: int = 64,
+) -> pandas.DataFrame:
+    """Score a model in the state of every subset.
+
+    Args:
+        model: inside a block of `swapping` or `ablating`.
+        tasks: what to score.
+        subsets: which units each state changes; equal ones are scored once.
+        switch: what the block gave.
+        description: of the progress bar.
+        batch_size: examples in one pass.
+
+    Returns:
+        One row for each subset and task, in their order: ``subset``, ``task``, ``exact_match``, ``log_prob``, means
+        over answers.
+    """
+    distinct, which = subsets.flatten(1).unique(dim=0, return_inverse=True)
+    distinct = distinct.view(-1, *subsets.shape[1:])
+    firsts = [0]
+    for before, after in pairwise(distinct):
+        firsts.append(int((before != after).any(1).nonzero()[0]))
+    batches = [(number, batch) for number, task in enumerate(tasks) for batch in _by_length(task).batches(batch_size)]
+    sums = torch.zeros(len(tasks), len(distinct), 2, dtype=torch.float64)
+    with bar(description, len(batches) * len(distinct), "pass") as shown:
+        for number, batch in batches:
+            where = batch.answer_mask.nonzero().to(model.cfg.device)
+            # nothing after the last token that predicts an answer needs to be run
+            streams = [embed(model, batch.tokens[:, : int(where[:, 1].max())])]
+            for state, (subset, first) in enumerate(zip(distinct, firsts, strict=True)):
+                switch(subset)
+                del streams[first + 1 :]
+                for layer in range(first, len(subset)):
+                    streams.append(run_layer(model, layer, streams[layer]))
+                scores = answer_scores(unembed(model, streams[-1][where[:, 0], where[:, 1] - 1]), batch)
+                for column, metric in enumerate(("exact_match", "log_prob")):
+                    sums[number, state, column] += scores[metric].sum()
+                shown.update()
+    tables = []
+    for number, task in enumerate(tasks):
+        means = (sums[number, which] / len(task.answers)).numpy()
+        tables.append(
+            pandas.DataFrame(
+                {"subset": range(len(subsets)), "task": task.name, "exact_match": means[:, 0], "log_prob": means[:, 1]}
+            )
+        )
+    return pandas.concat(tables, ignore_index=True)
+
+
+def _by_length(task: Task) -> Task:
+    """The task with its examples sorted by length, so that batches need little padding."""
+    return task.select(task.attention_mask.sum(1).argsort(stable=True))

@@ -1,0 +1,26 @@
+"""A fine-tuned model and what it was before, and a task that the fine-tuned one answers without a mistake."""
+
+import pytest
+import torch
+
+from circuits.datasets import Task
+from circuits.models import HookedTransformer, load_model
+from tests.conftest import lively
+
+
+@pytest.fixture
+def pre(family, tokenizer) -> HookedTransformer:
+    return load_model(lively(family, seed=1), tokenizer=tokenizer)
+
+
+@pytest.fixture
+def recalled(model, tasks) -> Task:
+    """Questions whose answers are one token: the one that the model predicts."""
+    task = tasks["qa_ood"]
+    task = task.select(task.answers.loc[task.answers["end"] - task.answers["start"] == 1, "example"].tolist()[:8])
+    tokens = task.tokens.clone()
+    starts = torch.tensor(task.answers["start"].tolist())
+    examples = torch.arange(len(task))
+    with torch.no_grad():
+        tokens[examples, starts] = model(tokens)[examples, starts - 1].argmax(-1)
+    return Task("recalled", tokens, task.roles, task.answers, task.texts)

@@ -1,0 +1,240 @@
+import copy
+import math
+
+import pandas
+import pytest
+import torch
+
+from circuits.datasets import Task
+from circuits.errors import CircuitsError
+from circuits.interventions import ablate_heads, mean_head_outputs
+from circuits.metrics import evaluate, mean_interval
+from circuits.models import parameters_of
+from circuits.rankings import (
+    RESTS,
+    Evidence,
+    critical_curve,
+    curve_summary,
+    default_counts,
+    rank_units,
+    sufficient_curve,
+)
+from circuits.units import Head, Neuron
+
+ATTENTION = ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V", "_W_K", "_b_K", "_W_V", "_b_V", "W_O")
+
+
+def grafted_by_hand(start, source, units, everything_else=False):
+    """A copy of ``start`` with the heads' slices of ``source``, and perhaps all that belongs to no head."""
+    by_hand = copy.deepcopy(start)
+    ours, theirs = parameters_of(by_hand), parameters_of(source)
+    with torch.no_grad():
+        for name in ours:
+            if everything_else and name.split(".")[-1] not in ATTENTION:
+                ours[name].copy_(theirs[name])
+        for layer, index in units:
+            for name in ATTENTION:
+                if (full := f"blocks.{layer}.attn.{name}") in ours:
+                    slot = index * len(ours[full]) // start.cfg.n_heads
+                    ours[full][slot] = theirs[full][slot]
+    return by_hand
+
+
+def agrees(row, model, task) -> bool:
+    scores = evaluate(model, task)
+    return row.exact_match == scores["exact_match"].mean() and row.log_prob == pytest.approx(
+        scores["log_prob"].mean(), abs=1e-4
+    )
+
+
+def top(rankings: pandas.DataFrame, row) -> list[tuple[int, int]]:
+    order = rankings[(rankings["metric"] == row.metric) & (rankings["draw"] == row.draw)]
+    return list(zip(order["layer"], order["index"], strict=True))[: row.n]
+
+
+@pytest.fixture
+def rankings(model, pre) -> pandas.DataFrame:
+    return rank_units(Evidence(model, pre), Head, ["change", "random"], draws=2)
+
+
+@pytest.fixture
+def state(model, pre):
+    return [{name: value.detach().clone() for name, value in one.named_parameters()} for one in (model, pre)]
+
+
+def restored(state, model, pre) -> bool:
+    return all(
+        torch.equal(value, before[name])
+        for before, one in zip(state, (model, pre), strict=True)
+        for name, value in one.named_parameters()
+    )
+
+
+@pytest.mark.parametrize("rest", RESTS)
+def test_a_sufficient_curve_equals_a_fresh_graft_at_every_point(model, pre, recalled, tasks, rankings, state, rest):
+    scored = [recalled, tasks["bio"].select(range(4))]
+    curve = sufficient_curve(rankings, pre, model, scored, rest=rest, counts=[0, 1, 2, 7, 15])
+    assert len(curve) == 3 * 5 * 2
+    assert restored(state, model, pre)
+    for row in curve[(curve["draw"] == 0) & curve["n"].isin([0, 2, 15])].itertuples():
+        by_hand = grafted_by_hand(pre, model, top(rankings, row), rest == "fine_tuned")
+        assert agrees(row, by_hand, scored[row.task == "bio"])
+
+
+def test_a_critical_curve_equals_a_fresh_copy_at_every_point(model, pre, recalled, rankings, state):
+    curve = critical_curve(rankings, model, [recalled], pre)
+    assert restored(state, model, pre)
+    assert list(curve["n"]) == 3 * list(range(17))
+    for row in curve[(curve["draw"] == 0) & curve["n"].isin([1, 5, 16])].itertuples():
+        assert agrees(row, grafted_by_hand(model, pre, top(rankings, row)), recalled)
+
+
+@pytest.mark.parametrize("mode", ["zero", "mean"])
+def test_a_critical_curve_of_ablated_outputs_equals_ablating_heads(model, tasks, recalled, rankings, mode):
+    means = mean_head_outputs(model, tasks["bio"])
+    curve = critical_curve(rankings, model, [recalled], mode=mode, reference=tasks["bio"], counts=[0, 1, 3, 9])
+    for row in curve.itertuples():
+        with ablate_heads(model, [Head(*unit) for unit in top(rankings, row)], mode, means):
+            assert agrees(row, model, recalled)
+    assert curve["pre"].isna().all()
+    assert set(curve["condition"]) == {mode}
+
+
+def test_curves_end_at_the_models_themselves(model, pre, recalled, rankings):
+    sufficient, critical = (
+        sufficient_curve(rankings, pre, model, [recalled]),
+        critical_curve(rankings, model, [recalled], pre),
+    )
+    whole, before = (evaluate(one, recalled) for one in (model, pre))
+    assert whole["exact_match"].mean() == 1
+    assert before["exact_match"].mean() < 1
+    for curve, n in ((sufficient, 16), (critical, 0)):
+        assert (curve.loc[curve["n"] == n, "exact_match"] == 1).all()
+        assert curve.loc[curve["n"] == n, "log_prob"].tolist() == pytest.approx(
+            [whole["log_prob"].mean()] * 3, abs=1e-5
+        )
+        assert (curve["fine_tuned"] == 1).all()
+        assert (curve["pre"] == before["exact_match"].mean()).all()
+    lowest = sufficient_curve(rankings, pre, model, [recalled], [0], "pre")
+    assert lowest["log_prob"].tolist() == pytest.approx([before["log_prob"].mean()] * 3, abs=1e-5)
+
+
+def test_the_fraction_is_of_all_parameters(model, pre, recalled, rankings):
+    curve = critical_curve(rankings, model, [recalled], pre, counts=[0, 1, 16])
+    total = sum(value.numel() for value in parameters_of(model).values())
+    if model.checkpoint.config.tie_word_embeddings:
+        total -= model.unembed.W_U.numel()
+    owned = sum(value.numel() for name, value in parameters_of(model).items() if name.split(".")[-1] in ATTENTION)
+    first = curve[curve["n"] == 1]["fraction"]
+    one = sum(
+        parameters_of(model)[f"blocks.0.attn.{name}"][0].numel()
+        for name in ATTENTION
+        if f"blocks.0.attn.{name}" in parameters_of(model)
+    )
+    assert first.tolist() == pytest.approx([one / total] * 3)
+    assert curve[curve["n"] == 16]["fraction"].tolist() == pytest.approx([owned / total] * 3)
+
+
+def test_curves_of_neurons(model, pre, recalled):
+    rankings = rank_units(Evidence(model, pre), Neuron, ["change"])
+    two = recalled.select([0, 1])
+    sufficient = sufficient_curve(rankings, pre, model, [two], counts=[0, 100, 4 * model.cfg.d_mlp])
+    assert sufficient["exact_match"].iloc[-1] == 1
+    zero = critical_curve(rankings, model, [two], mode="zero", counts=[0, 100, 4 * model.cfg.d_mlp])
+    no_neurons = copy.deepcopy(model)
+    with torch.no_grad():
+        for block in no_neurons.blocks:
+            block.mlp.W_out[:] = 0
+    assert zero["log_prob"].iloc[-1] == pytest.approx(evaluate(no_neurons, two)["log_prob"].mean(), abs=1e-4)
+    assert critical_curve(rankings, model, [two], mode="mean", counts=[0])["exact_match"].tolist() == [1.0]
+
+
+def test_one_ranking_alone_is_a_table_with_units(model, pre, recalled):
+    curve = critical_curve(pandas.DataFrame({"unit": ["L3H1", "L0H0"]}), model, [recalled], pre)
+    assert list(curve["n"]) == [0, 1, 2]
+    assert set(curve["metric"]) == {"ranking"}
+
+
+def test_the_same_curve_twice_to_the_bit(model, pre, recalled, rankings):
+    one, two = (sufficient_curve(rankings, pre, model, [recalled], [0, 3, 5]) for _ in range(2))
+    assert one.equals(two)
+
+
+def made_up(condition: str, accuracies: list[float], draw: int = 0, counts=(0, 1, 2, 4, 8)) -> pandas.DataFrame:
+    return pandas.DataFrame(
+        {
+            "condition": condition,
+            "metric": "made_up",
+            "draw": draw,
+            "n": counts,
+            "task": "qa",
+            "exact_match": accuracies,
+            "fine_tuned": 0.8,
+        }
+    )
+
+
+def test_one_number_for_a_curve_by_hand():
+    (row,) = curve_summary(made_up("sufficient", [0.0, 0.2, 0.75, 0.76, 0.8])).itertuples()
+    area = (0.5 * (0.0 + 0.2) + 0.5 * (0.2 + 0.75) + 2 * 0.5 * (0.75 + 0.76) + 4 * 0.5 * (0.76 + 0.8)) / 8
+    assert row.auc == pytest.approx(area)
+    assert (row.n95, row.draws) == (4, 1)
+    assert math.isnan(row.auc_low)
+    (row,) = curve_summary(made_up("revert", [0.8, 0.4, 0.39, 0.5, 0.0])).itertuples()
+    assert row.n50 == 2
+    assert "n95" not in row._fields
+
+
+def test_a_curve_that_never_gets_there_has_no_number():
+    assert curve_summary(made_up("sufficient", [0.0, 0.1, 0.2, 0.3, 0.4]))["n95"].isna().all()
+    assert curve_summary(made_up("zero", [0.8] * 5))["n50"].isna().all()
+    nothing_right = made_up("sufficient", [0.0] * 5).assign(fine_tuned=0.0)
+    assert curve_summary(nothing_right)["n95"].isna().all()
+
+
+def test_draws_give_an_interval_and_a_median():
+    rising = ([0.0, 0.8, 0.8, 0.8, 0.8], [0.0, 0.0, 0.0, 0.8, 0.8], [0.0, 0.0, 0.0, 0.0, 0.1])
+    (row,) = curve_summary(
+        pandas.concat([made_up("sufficient", values, draw) for draw, values in enumerate(rising)])
+    ).itertuples()
+    areas = [curve_summary(made_up("sufficient", values))["auc"].item() for values in rising]
+    assert (row.auc, row.auc_low, row.auc_high) == pytest.approx(mean_interval(areas))
+    assert (row.n95, row.draws) == (4, 3)
+
+
+def test_counts_are_dense_first_and_end_at_all():
+    assert default_counts(32) == list(range(33))
+    counts = default_counts(1408)
+    assert counts == sorted(set(counts))
+    assert (counts[:6], counts[-2:], len(counts)) == ([0, 1, 2, 3, 4, 6], [1024, 1408], 22)
+
+
+def test_bad_input_is_refused(model, pre, recalled, rankings):
+    def refuses(message, table=rankings, tasks=(recalled,), **options):
+        with pytest.raises(CircuitsError, match=message):
+            critical_curve(table, model, list(tasks), pre, **options)
+
+    refuses("there is no mode 'delete': choose from revert, zero, mean", mode="delete")
+    refuses("the counts must lie between 0 and 16", counts=[0, 17])
+    refuses("the counts must lie between 0 and 16", counts=[])
+    refuses("a curve needs a task to score", tasks=())
+    refuses("two tasks are called recalled", tasks=(recalled, recalled))
+    refuses("a ranking is a table with a column unit", table=rankings.drop(columns="unit"))
+    refuses("a ranking is of heads or of neurons: it names L0G1", table=pandas.DataFrame({"unit": ["L0G1"]}))
+    refuses("'L0N1' is not a head", table=pandas.DataFrame({"unit": ["L0H1", "L0N1"]}))
+    refuses("there is no head L9H0", table=pandas.DataFrame({"unit": ["L9H0"]}))
+    refuses("the ranking ranking names L0H1 twice", table=pandas.DataFrame({"unit": ["L0H1", "L0H1"]}))
+    with pytest.raises(CircuitsError, match="reverting needs the model before fine-tuning"):
+        critical_curve(rankings, model, [recalled])
+    with pytest.raises(CircuitsError, match="there is no rest 'none': choose from fine_tuned, pre"):
+        sufficient_curve(rankings, pre, model, [recalled], rest="none")
+    with pytest.raises(CircuitsError, match="the curves have no condition"):
+        curve_summary(rankings)
+    with pytest.raises(CircuitsError, match="the revert curve of change has a single point"):
+        curve_summary(critical_curve(rankings, model, [recalled], pre, counts=[3]))
+
+
+def test_a_task_of_several_answers_counts_answers(model, pre, bio, rankings):
+    long = Task("long", bio.tokens, bio.roles, bio.answers, bio.texts)
+    curve = critical_curve(rankings, model, [long], pre, counts=[0])
+    assert curve["log_prob"].tolist() == pytest.approx([evaluate(model, long)["log_prob"].mean()] * 3, abs=1e-4)
