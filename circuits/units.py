@@ -1,7 +1,8 @@
 """Units: attention heads, key/value groups and MLP neurons, their names, and the parameters they own.
 
 A unit is written as the paper writes it: ``L21H17`` is head 17 of layer 21, ``L21N512`` neuron 512, and ``L21G5``
-key/value group 5 of a model with grouped-query attention. Layers, heads, groups and neurons count from 0.
+key/value group 5 of a model with grouped-query attention. Layers, heads, groups and neurons count from 0. A whole
+activation of a layer is a component, such as ``L21.attn_out``.
 
 This file and ``circuits.models`` are the only ones that know how TransformerLens names and lays out parameters.
 """
@@ -122,6 +123,71 @@ class Neuron(_Unit):
     LETTER = "N"
     NOUN = "neuron"
     SIZE = "d_mlp"
+
+
+@dataclass(frozen=True, order=True)
+class Component:
+    """A whole activation of one layer, written ``L21.attn_out``.
+
+    Attributes:
+        layer: its layer.
+        name: ``resid_pre`` (the residual stream before the layer), ``attn_out``, ``resid_mid`` (between attention and
+            MLP), ``mlp_out`` or ``resid_post``.
+
+    Example:
+        >>> str(Component(21, "attn_out")), Component.parse("L3.mlp_out")
+        ('L21.attn_out', Component(layer=3, name='mlp_out'))
+    """
+
+    layer: int
+    name: str
+
+    NAMES: ClassVar[tuple[str, ...]] = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+
+    def __str__(self) -> str:
+        return f"L{self.layer}.{self.name}"
+
+    @classmethod
+    def parse(cls, text: str, shape: ModelShape | None = None) -> "Component":
+        """Read a component's name; with ``shape``, also check that the model has it.
+
+        Raises:
+            CircuitsError: the text is not such a name, or the model has no such layer.
+        """
+        match = re.fullmatch(rf"L(\d+)\.({'|'.join(cls.NAMES)})", text.strip(), re.IGNORECASE)
+        if match is None:
+            raise CircuitsError(f"{text!r} is not a component: write layer and one of {', '.join(cls.NAMES)}")
+        component = cls(int(match[1]), match[2].lower())
+        if shape is not None:
+            component.check(shape)
+        return component
+
+    def check(self, shape: ModelShape) -> None:
+        """Raise a `CircuitsError` unless a model of this shape has the component."""
+        if self.layer >= shape.n_layers:
+            raise CircuitsError(f"there is no {self}: the model has layers 0 to {shape.n_layers - 1}")
+
+
+#: Anything an intervention can act on.
+AnyUnit = Head | KVGroup | Neuron | Component
+
+
+def parse_unit(text: str, shape: ModelShape | None = None) -> AnyUnit:
+    """Read the name of a head, key/value group, neuron or component.
+
+    Raises:
+        CircuitsError: the text is no such name, or the model has no such unit.
+
+    Example:
+        >>> [type(parse_unit(name)).__name__ for name in ("L2H1", "L2G0", "L2N7", "L2.mlp_out")]
+        ['Head', 'KVGroup', 'Neuron', 'Component']
+    """
+    if "." in text:
+        return Component.parse(text, shape)
+    for kind in (Head, KVGroup, Neuron):
+        if re.fullmatch(rf"L\d+{kind.LETTER}\d+", text.strip(), re.IGNORECASE):
+            return kind.parse(text, shape)
+    raise CircuitsError(f"{text!r} is not a unit: write L21H17, L21G5, L21N512 or L21.attn_out")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,127 @@
+"""What to do to which units at which tokens: the description of an intervention, apart from how it is computed.
+
+1. A unit is a head, a key/value group, a neuron, or a whole activation of a layer (a component).
+2. A mode says what takes the place of the unit's activation: ``zero``; ``mean`` over all tokens of a reference set, or
+   ``mean_by_position``; ``resample``, its value in another example of the reference set, at the same position;
+   ``patch``, its value in the source run at the matching position; ``revert``, what the unit computes with its own
+   weights from before fine-tuning.
+3. Positions say at which tokens: all, one position, or the tokens of one role.
+4. Several units of one intervention are changed together: alone, in pairs, or cumulatively along a ranking.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+
+from circuits.errors import CircuitsError
+from circuits.units import AnyUnit, Component, Head, KVGroup, Neuron
+
+MODES: tuple[str, ...] = ("zero", "mean", "mean_by_position", "resample", "patch", "revert")
+
+#: Where each kind of unit can be changed; the first is the default. ``kv`` is keys and values together.
+SITES: dict[type, tuple[str, ...]] = {
+    Head: ("z", "q", "k", "v", "pattern"),
+    KVGroup: ("kv", "k", "v"),
+    Neuron: ("post",),
+}
+
+#: Roles that name positions; ``last`` is the token that predicts an answer's first token.
+POSITIONS: tuple[str, ...] = ("all", "subject", "relation", "answer", "last")
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """Units that are changed together in one run.
+
+    Attributes:
+        units: which.
+        mode: one of `MODES`.
+        site: where a head (``z``, ``q``, ``k``, ``v``, ``pattern``) or a key/value group (``kv``, ``k``, ``v``) is
+            changed; by default a head's output z, and a group's keys and values.
+        positions: ``all``, a position counted from 0, or a role: ``subject``, ``relation``, ``answer``, ``last``. A
+            pattern is changed for the queries at these positions.
+
+    Raises:
+        CircuitsError: there is no such mode, site or role.
+
+    Example:
+        >>> str(Intervention((Head(2, 1), Head(3, 0)), "mean", positions="subject"))
+        'mean L2H1+L3H0 at subject'
+    """
+
+    units: tuple[AnyUnit, ...]
+    mode: str = "zero"
+    site: str | None = None
+    positions: int | str = "all"
+
+    def __post_init__(self) -> None:
+        if not self.units:
+            raise CircuitsError("an intervention needs a unit to act on: none was given")
+        if self.mode not in MODES:
+            raise CircuitsError(f"there is no mode {self.mode!r}: choose from {', '.join(MODES)}")
+        for unit in self.units:
+            allowed = SITES.get(type(unit), ())
+            if self.site is not None and self.site not in allowed:
+                choices = f"choose from {', '.join(allowed)}" if allowed else "leave it out"
+                raise CircuitsError(f"{unit} has no site {self.site!r}: {choices}")
+        if isinstance(self.positions, str) and self.positions not in POSITIONS:
+            raise CircuitsError(
+                f"there are no positions {self.positions!r}: give a number or choose from {', '.join(POSITIONS)}"
+            )
+        if isinstance(self.positions, int) and self.positions < 0:
+            raise CircuitsError(f"there is no position {self.positions}: positions count from 0")
+        if self.mode == "mean" and self.site == "pattern":
+            raise CircuitsError("a pattern has no mean over all tokens: use mean_by_position")
+        if self.mode == "revert":
+            if self.site is not None:
+                raise CircuitsError("reverting acts on a unit's weights, not at a site: leave the site out")
+            for unit in self.units:
+                if isinstance(unit, Component):
+                    raise CircuitsError(f"{unit} has no weights of its own to revert: choose heads, groups or neurons")
+
+    def __str__(self) -> str:
+        site = f" {self.site}" if self.site else ""
+        where = "" if self.positions == "all" else f" at {self.positions}"
+        return f"{self.mode} {'+'.join(map(str, self.units))}{site}{where}"
+
+    @property
+    def layer(self) -> int:
+        """The lowest layer that is changed."""
+        return min(unit.layer for unit in self.units)
+
+
+def single(
+    units: Iterable[AnyUnit], mode: str = "zero", site: str | None = None, positions: int | str = "all"
+) -> list[Intervention]:
+    """Each unit alone.
+
+    Example:
+        >>> [str(one) for one in single([Head(0, 0), Head(0, 1)])]
+        ['zero L0H0', 'zero L0H1']
+    """
+    return [Intervention((unit,), mode, site, positions) for unit in units]
+
+
+def pairs(
+    units: Iterable[AnyUnit], mode: str = "zero", site: str | None = None, positions: int | str = "all"
+) -> list[Intervention]:
+    """Every two of the units together.
+
+    Example:
+        >>> [str(one) for one in pairs([Head(0, 0), Head(0, 1), Head(1, 0)])]
+        ['zero L0H0+L0H1', 'zero L0H0+L1H0', 'zero L0H1+L1H0']
+    """
+    return [Intervention(pair, mode, site, positions) for pair in combinations(units, 2)]
+
+
+def cumulative(
+    units: Iterable[AnyUnit], mode: str = "zero", site: str | None = None, positions: int | str = "all"
+) -> list[Intervention]:
+    """The first unit, the first two, and so on: along a ranking.
+
+    Example:
+        >>> [str(one) for one in cumulative([Head(3, 1), Head(0, 2)])]
+        ['zero L3H1', 'zero L3H1+L0H2']
+    """
+    ranking = tuple(units)
+    return [Intervention(ranking[:count], mode, site, positions) for count in range(1, len(ranking) + 1)]
