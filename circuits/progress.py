@@ -1,5 +1,6 @@
 """Progress that a person sees: a bar in a terminal and in Jupyter, nothing in a log file."""
 
+import multiprocessing
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,8 @@ def bar(description: str, total: int, unit: str = "it", done: int = 0) -> Any:
         from tqdm.autonotebook import tqdm
         from tqdm.std import tqdm as terminal
 
-    looked_at = tqdm is not terminal or sys.stderr.isatty()
+    # a worker process has the same terminal, but its parent shows how far it is
+    looked_at = (tqdm is not terminal or sys.stderr.isatty()) and multiprocessing.parent_process() is None
     return tqdm(
         total=total,
         desc=description,
