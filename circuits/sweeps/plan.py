@@ -184,7 +184,7 @@ class SweepPlan:
         if "model" not in settings:
             raise CircuitsError(f"{path} names no model: give the folder of a checkpoint as 'model'")
         try:
-            return cls(**settings)
+            return cls(**{name: _read_setting(name, value) for name, value in settings.items()})
         except CircuitsError as error:
             raise CircuitsError(f"{path}: {error}") from None
 
@@ -277,7 +277,7 @@ def _check_keys(settings: Mapping[Any, Any], path: Path) -> None:
     known = [field.name for field in fields(SweepPlan)]
     for key in settings:
         if key not in known:
-            close = get_close_matches(str(key), known, 1)
+            close = get_close_matches(str(key), [name for name in known if name not in settings], 1)
             raise CircuitsError(
                 f"{path} has an unknown setting {key!r}: "
                 + (f"{close[0]!r} may be meant" if close else f"choose from {_list(known)}")

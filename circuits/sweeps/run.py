@@ -86,7 +86,9 @@ def run_sweep(
         runner.close(stop=True)
         if error.errno not in _FULL:
             raise
-        raise CircuitsError(f"the disk of {folder.path} is full: {_so_far(folder, jobs)} and kept; {_AGAIN}") from None
+        raise CircuitsError(
+            f"the disk of {folder.path} is full: {_so_far(folder, jobs)} and kept; make room, and {_AGAIN}"
+        ) from None
     except BaseException as error:
         runner.close(stop=True)
         if isinstance(error, KeyboardInterrupt):

@@ -29,7 +29,7 @@ def test_a_plan_in_yaml_in_toml_and_in_python_is_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("model: m\nmode: zero\n", "plan.yaml has an unknown setting 'mode': 'model' may be meant"),
+        ("model: m\nmode: zero\n", "plan.yaml has an unknown setting 'mode': 'modes' may be meant"),
         ("model: m\nbanana: 1\n", "plan.yaml has an unknown setting 'banana': choose from model, dataset, tasks, "),
         ("tasks: bio\n", "plan.yaml names no model"),
         ("", "plan.yaml is no plan: write settings such as 'model: FOLDER'"),
@@ -57,7 +57,7 @@ def test_a_plan_in_yaml_in_toml_and_in_python_is_the_same(tmp_path):
         ("model: m\npositions: -1\n", "there is no position -1"),
         ("model: m\nmodes: patch\n", "the mode patch needs source: people or formats"),
         ("model: m\nmodes: revert\n", "the mode revert needs pre: the folder of the checkpoint before fine-tuning"),
-        ("model: m\nsource: people\n", "source is for the mode patch, but the plan has zero alone"),
+        ("model: m\nsource: people\n", "source is for the mode patch, but the modes are: zero"),
         ("model: m\nreference: bio\n", "reference is for the mode mean or mean_by_position or resample"),
         ("model: m\nseed:\n", "seed is None: it must be a whole number"),
         ("model: m\nscreen: attribution\ntogether: cumulative\n", "but together is cumulative"),
@@ -123,8 +123,8 @@ def test_the_order_is_mode_then_unit_then_position():
 
 
 def test_interventions_that_memory_could_not_hold_are_refused():
-    shape = ModelShape(32, 32, 32, 11008)
-    with pytest.raises(CircuitsError, match=r"pairs of 352,256 units are too many interventions"):
+    shape = ModelShape(4, 4, 4, 1000)
+    with pytest.raises(CircuitsError, match=r"pairs of 4,000 units are too many interventions"):
         SweepPlan("m", units="neurons", together="pairs").interventions(shape, 10)
     with pytest.raises(CircuitsError, match="name two units or more"):
         SweepPlan("m", units="L0H0", together="pairs").interventions(shape, 10)

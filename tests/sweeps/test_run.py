@@ -15,10 +15,7 @@ from circuits.sweeps import SweepPlan, run_sweep, sweep_state
 from circuits.sweeps.jobs import largest
 from circuits.units import Head
 from tests.conftest import FAMILIES
-
-
-def contents(folder) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+from tests.sweeps.conftest import contents
 
 
 def times(folder) -> dict[str, int]:
@@ -206,12 +203,3 @@ def test_the_state_of_a_sweep_that_is_under_way(plan_of, tmp_path):
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(CircuitsError, match="is no plan that this version reads"):
         sweep_state(tmp_path)
-
-
-def test_several_processes_give_the_same_bytes_as_one(plan_of, tmp_path):
-    plan = plan_of(tasks=["qa_id", "bio"], screen="attribution", job_size=2)
-    run_sweep(plan, tmp_path / "serial")
-    run_sweep(plan, tmp_path / "processes", "processes", 2)
-    serial, processes = contents(tmp_path / "serial"), contents(tmp_path / "processes")
-    assert serial == processes
-    assert len([name for name in serial if name.startswith("parts/")]) > 4
