@@ -4,19 +4,139 @@ Exact match under greedy decoding equals "every answer token is the argmax under
 (docs/method.md, section 6).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy
 import pandas
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from circuits.datasets import Task
+from circuits.errors import CircuitsError
 from circuits.models import answer_logits
 
 #: The columns of a scored task: each is a number for every answer.
 METRICS: tuple[str, ...] = ("exact_match", "first_token", "log_prob")
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """What is known about the answer tokens that logits predict, in the order of ``task.answer_mask.nonzero()``.
+
+    Attributes:
+        targets: the right token.
+        owner: the row of ``task.answers`` each belongs to.
+        answers: how many answers there are.
+        first: whether it is the first of its answer.
+        foils: for each answer, the token that `logit_diff` compares its first token with.
+        clean: log-probabilities without intervention, that `kl` compares with.
+    """
+
+    targets: Int[Tensor, " answer_token"]
+    owner: Int[Tensor, " answer_token"]
+    answers: int
+    first: Bool[Tensor, " answer_token"]
+    foils: Int[Tensor, " answer"] | None = None
+    clean: Float[Tensor, "answer_token d_vocab"] | None = None
+
+    @classmethod
+    def of(cls, task: Task, source: Task | None = None, device: torch.device | str = "cpu") -> "AnswerTokens":
+        """Of a task; the foils are the first answer tokens of a source with as many answers."""
+        where = task.answer_mask.nonzero()
+        owner = _owners(task)
+        first = torch.ones(len(owner), dtype=torch.bool)
+        first[1:] = owner[1:] != owner[:-1]
+        foils = None
+        if source is not None and len(source.answers) == len(task.answers):
+            found = source.answers
+            foils = source.tokens[found["example"].to_numpy(copy=True), found["start"].to_numpy(copy=True)].to(device)
+        targets = task.tokens[where[:, 0], where[:, 1]]
+        return cls(targets.to(device), owner.to(device), len(task.answers), first.to(device), foils)
+
+    def total(self, values: Float[Tensor, "... answer_token"]) -> Float[Tensor, "... answer"]:
+        """Sums over each answer's tokens, in double precision."""
+        sums = torch.zeros(*values.shape[:-1], self.answers, dtype=torch.float64, device=values.device)
+        return sums.index_add_(-1, self.owner, values.double())
+
+    def right(self, logits: Float[Tensor, "... answer_token d_vocab"]) -> Bool[Tensor, "... answer_token"]:
+        """Whether the right token has the largest logit."""
+        return logits.argmax(-1) == self.targets
+
+    def chosen(
+        self, logits: Float[Tensor, "... answer_token d_vocab"], tokens: Int[Tensor, " answer_token"]
+    ) -> Float[Tensor, "... answer_token"]:
+        """The logit of one token at each place."""
+        return logits.gather(-1, tokens.expand(logits.shape[:-1])[..., None])[..., 0]
+
+
+def exact_match(logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerTokens) -> Float[Tensor, "... answer"]:
+    """1 if every token of the answer has the largest logit."""
+    return (known.total((~known.right(logits)).float()) == 0).double()
+
+
+def first_token(logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerTokens) -> Float[Tensor, "... answer"]:
+    """1 if the first token of the answer has the largest logit."""
+    return known.total((known.right(logits) & known.first).float())
+
+
+def log_prob(logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerTokens) -> Float[Tensor, "... answer"]:
+    """Natural logarithm of the whole answer's probability."""
+    logits = logits.float()
+    return known.total(known.chosen(logits, known.targets) - logits.logsumexp(-1))
+
+
+def logit_diff(logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerTokens) -> Float[Tensor, "... answer"]:
+    """Logit of the answer's first token less that of the foil's.
+
+    Raises:
+        CircuitsError: there are no foils.
+    """
+    if known.foils is None:
+        raise CircuitsError("the metric logit_diff needs a foil for each answer: give a source with other answers")
+    firsts = logits[..., known.first, :].float()
+    return (
+        firsts.gather(-1, known.targets[known.first].expand(firsts.shape[:-1])[..., None])
+        - firsts.gather(-1, known.foils.expand(firsts.shape[:-1])[..., None])
+    )[..., 0].double()
+
+
+def kl(logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerTokens) -> Float[Tensor, "... answer"]:
+    """Kullback-Leibler divergence of the predictions from those without intervention, in nats, summed over tokens.
+
+    Raises:
+        CircuitsError: there is no clean run to compare with.
+    """
+    if known.clean is None:
+        raise CircuitsError("the metric kl compares with a clean run: use it with interventions")
+    own = logits.float().log_softmax(-1)
+    return known.total((known.clean.exp() * (known.clean - own)).sum(-1))
+
+
+#: A metric: from the logits that predict answer tokens to one number for each answer. Leading axes are kept.
+Metric = Callable[[Tensor, AnswerTokens], Tensor]
+
+NAMED_METRICS: dict[str, Metric] = {
+    "exact_match": exact_match,
+    "first_token": first_token,
+    "log_prob": log_prob,
+    "logit_diff": logit_diff,
+    "kl": kl,
+}
+
+
+def metric_of(metric: str | Metric) -> tuple[str, Metric]:
+    """Name and function of a metric.
+
+    Raises:
+        CircuitsError: there is no metric of that name.
+    """
+    if callable(metric):
+        return str(getattr(metric, "__name__", type(metric).__name__)), metric
+    if metric not in NAMED_METRICS:
+        raise CircuitsError(f"there is no metric {metric!r}: choose from {', '.join(NAMED_METRICS)}")
+    return metric, NAMED_METRICS[metric]
 
 
 def score_answers(logits: Float[Tensor, "answer_token d_vocab"], task: Task) -> pandas.DataFrame:
@@ -30,19 +150,11 @@ def score_answers(logits: Float[Tensor, "answer_token d_vocab"], task: Task) -> 
         ``task.answers`` with ``exact_match`` (every token is the argmax), ``first_token`` (the first one is) and
         ``log_prob`` (natural logarithm of the whole answer's probability).
     """
-    where = task.answer_mask.nonzero()
-    targets = task.tokens[where[:, 0], where[:, 1]].to(logits.device)
-    right = (logits.argmax(-1) == targets).cpu()
-    log_probs = logits.float().log_softmax(-1).gather(-1, targets[:, None])[:, 0].double().cpu()
-    owner = _owners(task)
-    count = len(task.answers)
-    first = torch.ones(len(owner), dtype=torch.bool)
-    first[1:] = owner[1:] != owner[:-1]
-    wrong = torch.zeros(count).index_add_(0, owner, (~right).float())
+    known = AnswerTokens.of(task, device=logits.device)
     return task.answers.assign(
-        exact_match=(wrong == 0).numpy(),
-        first_token=right[first].numpy(),
-        log_prob=torch.zeros(count, dtype=torch.float64).index_add_(0, owner, log_probs).numpy(),
+        exact_match=exact_match(logits, known).bool().cpu().numpy(),
+        first_token=first_token(logits, known).bool().cpu().numpy(),
+        log_prob=log_prob(logits, known).cpu().numpy(),
     )
 
 
@@ -50,6 +162,34 @@ def _owners(task: Task) -> Int[Tensor, " answer_token"]:
     """The row of ``task.answers`` that each answer token belongs to; a task keeps both in reading order."""
     lengths = torch.as_tensor((task.answers["end"] - task.answers["start"]).to_numpy(copy=True))
     return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+
+
+def bootstrap_interval(
+    values: Float[numpy.ndarray, "row answer"], seed: int = 0, level: float = 0.95, draws: int = 1000
+) -> tuple[Float[numpy.ndarray, " row"], Float[numpy.ndarray, " row"]]:
+    """The bootstrap percentile interval of each row's mean: answers are drawn anew with replacement.
+
+    Args:
+        values: one row for each quantity, one column for each answer; all rows use the same draws.
+        seed: of the draws.
+        level: the share of draws inside the interval.
+        draws: how many.
+
+    Returns:
+        lower and upper ends.
+
+    Example:
+        >>> low, high = bootstrap_interval(numpy.array([[1.0] * 50, [0.0, 2.0] * 25]))
+        >>> round(float(low[0]), 6), round(float(high[0]), 6), bool(0.6 < low[1] < 1 < high[1] < 1.4)
+        (1.0, 1.0, True)
+    """
+    rows, count = values.shape
+    generator = numpy.random.default_rng(seed)
+    weights = generator.multinomial(count, numpy.full(count, 1 / count), size=draws).T / count
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    parts = [numpy.quantile(values[start : start + 1024] @ weights, ends, axis=1) for start in range(0, rows, 1024)]
+    low, high = numpy.concatenate(parts, axis=1)
+    return low, high
 
 
 @torch.no_grad()

@@ -92,7 +92,7 @@ def tokenise(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> list[
 
 @dataclass(frozen=True)
 class Task:
-    """Tokenised examples of one task, padded on the right.
+    """Tokenised examples of one task, padded on the right unless said otherwise.
 
     Attributes:
         name: the split, such as ``bio`` or ``qa_ood``.
@@ -189,6 +189,30 @@ class Task:
     def answer_mask(self) -> Bool[Tensor, "example pos"]:
         """True at the tokens of answers."""
         return self.roles == Role.ANSWER
+
+    def right_padded(self) -> "Task":
+        """The same examples with their padding on the right; the task itself if it already is so padded.
+
+        Example:
+            >>> roles = torch.tensor([[Role.PADDING, Role.SUBJECT, Role.ANSWER]])
+            >>> answers = pandas.DataFrame({"example": [0], "start": [2], "end": [3]})
+            >>> task = Task("qa", torch.tensor([[0, 7, 8]]), roles, answers, ["Ada Paris"]).right_padded()
+            >>> task.tokens.tolist(), task.answers["start"].tolist()
+            ([[7, 8, 0]], [1])
+        """
+        padding = self.attention_mask.int().argmax(1)
+        if not bool(padding.any()):
+            return self
+        order = (torch.arange(self.tokens.shape[1])[None] + padding[:, None]) % self.tokens.shape[1]
+        moved = padding[torch.as_tensor(self.answers["example"].to_numpy(copy=True))].numpy()
+        return type(self)(
+            self.name,
+            self.tokens.gather(1, order),
+            self.roles.gather(1, order),
+            self.answers.assign(start=self.answers["start"] - moved, end=self.answers["end"] - moved),
+            self.texts,
+            self.provenance,
+        )
 
     def select(self, examples: Sequence[int] | Int[Tensor, " chosen"]) -> "Task":
         """The task with only these examples, in this order, padded no further than they need.

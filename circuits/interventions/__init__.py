@@ -1,26 +1,17 @@
-"""Acting on activations: ablation and patching of attention heads."""
+"""Acting on activations: ablation and patching, by hooks one at a time, and by the fast exact engine."""
 
+from circuits.interventions.engine import run_interventions
 from circuits.interventions.heads import (
     ABLATIONS,
     ablate_heads,
-    matching_positions,
     mean_head_outputs,
-    pair_formats,
-    pair_people,
     patch_heads,
     patched_outputs,
     replace_heads,
 )
-from circuits.interventions.intervention import (
-    MODES,
-    POSITIONS,
-    SITES,
-    Intervention,
-    cumulative,
-    pairs,
-    single,
-)
-from circuits.interventions.standin import run_interventions, screen_interventions
+from circuits.interventions.intervention import MODES, POSITIONS, SITES, Intervention, cumulative, pairs, single
+from circuits.interventions.pairing import matching_positions, pair_formats, pair_people
+from circuits.interventions.standin import screen_interventions
 
 __all__ = [
     "ABLATIONS",

@@ -3,9 +3,7 @@
 1. A head's output z is overwritten before W_O: with zero, with its mean over a reference set, or with its own value
    from another run. Zero is the same as zeroing that head's rows of W_O.
 2. Patching takes z from the source run at the source's positions and writes it at the matching positions of the run
-   that is changed. Positions match by themselves if both runs have the same roles at the same places (two people in
-   one template); otherwise by role: subject tokens from the last backwards, relation tokens from the last backwards,
-   and the token that predicts the answer.
+   that is changed.
 3. Hooks leave with the ``with`` block. A hook that did not fire is an error.
 """
 
@@ -14,11 +12,12 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from circuits.datasets import Role, Task
+from circuits.datasets import Task
 from circuits.errors import CircuitsError
+from circuits.interventions.pairing import matching_positions
 from circuits.models import HookedTransformer, HookPoints, capture, hooked, shape_of
 from circuits.units import Head
 
@@ -127,40 +126,6 @@ def ablate_heads(
     return replace_heads(model, {head: means[head.layer, head.index] for head in chosen})
 
 
-def matching_positions(source: Task, target: Task) -> Int[Tensor, "match 3"]:
-    """Which position of the source matches which of the target: rows of ``example, source position, target position``.
-
-    Args:
-        source: the run that values are taken from.
-        target: the run that is changed, with as many examples.
-
-    Raises:
-        CircuitsError: the tasks have different numbers of examples, or an example has several answers.
-    """
-    if len(source) != len(target):
-        raise CircuitsError(f"patching pairs examples: the source has {len(source)}, the target {len(target)}")
-    for task in (source, target):
-        if len(task.answers) != len(task):
-            raise CircuitsError(
-                f"patching needs one answer in each example, but {task.name} has biographies of several"
-            )
-    rows = []
-    for example in range(len(target)):
-        roles, other = target.roles[example].tolist(), source.roles[example].tolist()
-        last, last_other = roles.index(Role.ANSWER) - 1, other.index(Role.ANSWER) - 1
-        if roles[: last + 1] == other[: last_other + 1]:
-            pairs = [(position, position) for position in range(last + 1)]
-        else:
-            pairs = []
-            for role in (Role.SUBJECT, Role.RELATION):
-                theirs = [position for position, found in enumerate(other[:last_other]) if found == role]
-                ours = [position for position, found in enumerate(roles[:last]) if found == role]
-                pairs += zip(reversed(theirs), reversed(ours), strict=False)
-            pairs.append((last_other, last))
-        rows += [(example, theirs, ours) for theirs, ours in pairs]
-    return torch.tensor(rows)
-
-
 @torch.no_grad()
 def patched_outputs(
     model: HookedTransformer, source: Task, target: Task
@@ -223,52 +188,3 @@ def patch_heads(
         head.check(shape)
     outputs = patched_outputs(model, source, target)
     return replace_heads(model, {head: outputs[head.layer, :, :, head.index] for head in chosen})
-
-
-def pair_formats(task: Task, source: Task) -> Task:
-    """The examples of ``source`` that tell the same fact of the same person as those of ``task``, in its order.
-
-    Raises:
-        CircuitsError: a fact is not in the source.
-    """
-    known = {
-        (answer.person, answer.attribute): answer.example for answer in reversed(list(source.answers.itertuples()))
-    }
-    wanted = list(zip(task.answers["person"], task.answers["attribute"], strict=True))
-    for person, attribute in wanted:
-        if (person, attribute) not in known:
-            raise CircuitsError(f"{source.name} does not tell the {attribute} of person {person}")
-    return source.select([known[fact] for fact in wanted])
-
-
-def pair_people(task: Task, seed: int = 0) -> Task:
-    """For each example one about another person, the same attribute in the same wording: the corrupted run.
-
-    Prompts of a pair have the same tokens but for the subject, and subjects of as many tokens; answers may differ in
-    length.
-
-    Raises:
-        CircuitsError: an example has no partner of the same form and length with another answer.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    answers = task.answers
-    forms = [(answer.attribute, *_frame(task, answer.example, answer.start)) for answer in answers.itertuples()]
-    groups: dict[Any, list[int]] = {}
-    for row, form in enumerate(forms):
-        groups.setdefault(form, []).append(row)
-    chosen = []
-    for row, form in enumerate(forms):
-        partners = [other for other in groups[form] if answers["value"][other] != answers["value"][row]]
-        if not partners:
-            raise CircuitsError(
-                f"nobody else is asked in the words of {task.texts[answers['example'][row]]!r}: take more people"
-            )
-        pick = int(torch.randint(len(partners), (1,), generator=generator))
-        chosen.append(int(answers["example"][partners[pick]]))
-    return task.select(chosen)
-
-
-def _frame(task: Task, example: int, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Roles of a prompt, and its tokens that are not the subject's."""
-    roles, tokens = task.roles[example, :length], task.tokens[example, :length]
-    return tuple(roles.tolist()), tuple(tokens[roles != Role.SUBJECT].tolist())

@@ -14,6 +14,7 @@ from circuits.models.quiet import quiet
 
 if TYPE_CHECKING:
     from circuits.models.hooks import HookPoints, capture, head_output, hooked
+    from circuits.models.lean import LeanLayer, LeanModel, Linear, Norm
     from circuits.models.loading import (
         Checkpoint,
         HookedTransformer,
@@ -33,6 +34,10 @@ _HOOKED = {
     "Checkpoint": "loading",
     "HookPoints": "hooks",
     "HookedTransformer": "loading",
+    "LeanLayer": "lean",
+    "LeanModel": "lean",
+    "Linear": "lean",
+    "Norm": "lean",
     "Projection": "projections",
     "Recording": "projections",
     "capture": "hooks",
@@ -55,6 +60,10 @@ __all__ = [
     "Checkpoint",
     "HookPoints",
     "HookedTransformer",
+    "LeanLayer",
+    "LeanModel",
+    "Linear",
+    "Norm",
     "ParameterSource",
     "Projection",
     "Recording",

@@ -33,8 +33,9 @@ def unembed(model: nn.Module, residual: Float[Tensor, "... d_model"]) -> Float[T
 def answer_logits(model: nn.Module, task: Task) -> Float[Tensor, "answer_token d_vocab"]:
     """Logits that predict each answer token: read one position before it; only these positions are unembedded.
 
-    The order is that of ``task.answer_mask.nonzero()``. Padding stands on the right, so that no token sees it.
+    The order is that of ``task.answer_mask.nonzero()``. Padding is moved to the right, so that no token sees it.
     """
+    task = task.right_padded()
     where = task.answer_mask.nonzero()
     residual = final_residual(model, task.tokens)
     return unembed(model, residual[where[:, 0].to(residual.device), where[:, 1].to(residual.device) - 1])

@@ -18,7 +18,7 @@ from typing import Any
 from circuits.datasets import SPLITS
 from circuits.errors import CircuitsError
 from circuits.interventions import MODES, Intervention, cumulative, pairs, single
-from circuits.metrics import METRICS
+from circuits.metrics import NAMED_METRICS
 from circuits.models.loading import DTYPES
 from circuits.units import AnyUnit, Component, Head, KVGroup, ModelShape, Neuron, parse_unit
 
@@ -286,7 +286,7 @@ def _check_keys(settings: Mapping[Any, Any], path: Path) -> None:
 
 #: What a name may be, and what several names may be.
 _NAME = {"together": tuple(TOGETHER), "source": SOURCES, "reference": SPLITS, "screen": SCREENS, "dtype": tuple(DTYPES)}
-_NAMES = {"tasks": SPLITS, "modes": MODES, "metrics": METRICS}
+_NAMES = {"tasks": SPLITS, "modes": MODES, "metrics": tuple(NAMED_METRICS)}
 #: The least a number may be.
 _LEAST = {"examples": 1, "seed": 0, "threads": 1, "job_size": 1}
 _OPTIONAL = ("dataset", "examples", "site", "pre", "source", "reference", "device", "screen")

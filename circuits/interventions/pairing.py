@@ -1,0 +1,99 @@
+"""Which examples, and which of their tokens, belong together in activation patching.
+
+1. A run is patched from a source run: another person in the same template, or the same person's fact in the other
+   format.
+2. Positions match by themselves if both runs have the same roles at the same places; otherwise by role: subject tokens
+   from the last backwards, relation tokens from the last backwards, and the token that predicts the answer.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from circuits.datasets import Role, Task
+from circuits.errors import CircuitsError
+
+
+def matching_positions(source: Task, target: Task) -> Int[Tensor, "match 3"]:
+    """Which position of the source matches which of the target: rows of ``example, source position, target position``.
+
+    Args:
+        source: the run that values are taken from.
+        target: the run that is changed, with as many examples.
+
+    Raises:
+        CircuitsError: the tasks have different numbers of examples, or an example has several answers.
+    """
+    if len(source) != len(target):
+        raise CircuitsError(f"patching pairs examples: the source has {len(source)}, the target {len(target)}")
+    for task in (source, target):
+        if len(task.answers) != len(task):
+            raise CircuitsError(
+                f"patching needs one answer in each example, but {task.name} has biographies of several"
+            )
+    rows = []
+    for example in range(len(target)):
+        roles, other = target.roles[example].tolist(), source.roles[example].tolist()
+        last, last_other = roles.index(Role.ANSWER) - 1, other.index(Role.ANSWER) - 1
+        if roles[: last + 1] == other[: last_other + 1]:
+            pairs = [(position, position) for position in range(last + 1)]
+        else:
+            pairs = []
+            for role in (Role.SUBJECT, Role.RELATION):
+                theirs = [position for position, found in enumerate(other[:last_other]) if found == role]
+                ours = [position for position, found in enumerate(roles[:last]) if found == role]
+                pairs += zip(reversed(theirs), reversed(ours), strict=False)
+            pairs.append((last_other, last))
+        rows += [(example, theirs, ours) for theirs, ours in pairs]
+    return torch.tensor(rows)
+
+
+def pair_formats(task: Task, source: Task) -> Task:
+    """The examples of ``source`` that tell the same fact of the same person as those of ``task``, in its order.
+
+    Raises:
+        CircuitsError: a fact is not in the source.
+    """
+    known = {
+        (answer.person, answer.attribute): answer.example for answer in reversed(list(source.answers.itertuples()))
+    }
+    wanted = list(zip(task.answers["person"], task.answers["attribute"], strict=True))
+    for person, attribute in wanted:
+        if (person, attribute) not in known:
+            raise CircuitsError(f"{source.name} does not tell the {attribute} of person {person}")
+    return source.select([known[fact] for fact in wanted])
+
+
+def pair_people(task: Task, seed: int = 0) -> Task:
+    """For each example one about another person, the same attribute in the same wording: the corrupted run.
+
+    Prompts of a pair have the same tokens but for the subject, and subjects of as many tokens; answers may differ in
+    length.
+
+    Raises:
+        CircuitsError: an example has no partner of the same form and length with another answer.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    answers = task.answers
+    forms = [(answer.attribute, *_frame(task, answer.example, answer.start)) for answer in answers.itertuples()]
+    groups: dict[Any, list[int]] = {}
+    for row, form in enumerate(forms):
+        groups.setdefault(form, []).append(row)
+    chosen = []
+    for row, form in enumerate(forms):
+        partners = [other for other in groups[form] if answers["value"][other] != answers["value"][row]]
+        if not partners:
+            raise CircuitsError(
+                f"nobody else is asked in the words of {task.texts[answers['example'][row]]!r}: take more people"
+            )
+        pick = int(torch.randint(len(partners), (1,), generator=generator))
+        chosen.append(int(answers["example"][partners[pick]]))
+    return task.select(chosen)
+
+
+def _frame(task: Task, example: int, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Roles of a prompt, and its tokens that are not the subject's."""
+    roles, tokens = task.roles[example, :length], task.tokens[example, :length]
+    return tuple(roles.tolist()), tuple(tokens[roles != Role.SUBJECT].tolist())

@@ -1,0 +1,159 @@
+"""What takes the place of an activation, for each mode, at the changed nodes of a tree.
+
+1. ``mean`` and ``mean_by_position``: the reference set runs once, and sums are taken over all its tokens, or over the
+   tokens at each position. Padding is not counted.
+2. ``patch``: the source runs once; a node takes the value of the source's token that matches it.
+3. ``resample``: the same, with another example of the reference set as the source, drawn among those at least as long,
+   and the same position as the match.
+4. ``revert``: the weights before fine-tuning compute the unit anew from what stands before it.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.datasets import Task
+from circuits.errors import CircuitsError
+from circuits.interventions.forward import Forward, Recorder, Site
+from circuits.interventions.tokens import TokenTree, needed_lengths
+from circuits.models import LeanModel
+
+#: Modes whose values are the same for every prompt, so that prompts may share nodes.
+SHARED_MODES = ("zero", "mean", "mean_by_position", "revert")
+
+
+@dataclass
+class Means:
+    """Mean activations of a reference set.
+
+    Attributes:
+        sums: site → sums over the tokens at each position, ``[pos, ...]`` in double precision.
+        counts: how many tokens stand at each position.
+        name: of the reference set.
+    """
+
+    sums: dict[Site, Tensor] = field(default_factory=dict)
+    counts: Int[Tensor, " pos"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    name: str = ""
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, lean: LeanModel, reference: Task, sites: Collection[Site], tokens: int) -> "Means":
+        """Run the reference set.
+
+        Args:
+            lean: the model.
+            reference: a right-padded task.
+            sites: which activations.
+            tokens: how many tokens to run at once.
+        """
+        length = int(reference.attention_mask.sum(1).max())
+        means = cls(counts=reference.attention_mask.sum(0)[:length].to(lean.device), name=reference.name)
+        for batch in reference.batches(max(1, tokens // length)):
+            tree = TokenTree.of(batch, whole=True)
+            recorder = Recorder(sites)
+            Forward(lean, tree, everywhere=True).run_clean(recorder)
+            # a node counts once for every prompt that goes through it
+            times = torch.bincount(tree.nodes[tree.nodes >= 0], minlength=len(tree)).to(lean.device)
+            positions = tree.positions.to(lean.device)
+            for site, found in recorder.found.items():
+                if site[1] == "pattern":
+                    found = torch.nn.functional.pad(found, (0, length - found.shape[-1]))
+                if site not in means.sums:
+                    means.sums[site] = found.new_zeros((length, *found.shape[1:]), dtype=torch.float64)
+                weights = times.double().view(-1, *[1] * (found.dim() - 1))
+                means.sums[site].index_add_(0, positions, found.double() * weights)
+        return means
+
+    def pooled(self, site: Site) -> Float[Tensor, "1 ..."]:
+        """The mean over all tokens."""
+        return self.sums[site].sum(0, keepdim=True) / self.counts.sum()
+
+    def by_position(self, site: Site, positions: Int[Tensor, " node"]) -> Float[Tensor, "node ..."]:
+        """The mean at each of these positions.
+
+        Raises:
+            CircuitsError: no reference example is so long.
+        """
+        if len(positions) and int(positions.max()) >= len(self.counts):
+            raise CircuitsError(
+                f"the reference {self.name} has no token at position {int(positions.max())}: "
+                "take a reference with longer examples, or the mode mean"
+            )
+        sums = self.sums[site]
+        return sums[positions] / self.counts[positions].view(-1, *[1] * (sums.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Values of another run at the nodes of a tree.
+
+    Attributes:
+        found: site → activations of the other run.
+        node: for each node of the tree, the matching node of the other run; ``-1`` if there is none.
+    """
+
+    found: dict[Site, Tensor]
+    node: Int[Tensor, " node"]
+
+    @classmethod
+    def of(
+        cls, lean: LeanModel, source: Task, matches: Int[Tensor, "match 3"], tree: TokenTree, sites: Collection[Site]
+    ) -> "Matched":
+        """Run the source.
+
+        Args:
+            lean: the model.
+            source: the other prompts, right-padded, one for each example of the tree.
+            matches: rows of example, source position, position.
+            tree: of prompts that share no nodes.
+            sites: which activations.
+        """
+        other = TokenTree.of(source, whole=True)
+        recorder = Recorder(sites)
+        with torch.no_grad():
+            Forward(lean, other, everywhere=True).run_clean(recorder)
+        matches = matches[matches[:, 2] < tree.nodes.shape[1]]
+        example, theirs, ours = matches.T
+        node = torch.full((len(tree) + 1,), -1)
+        node[tree.nodes[example, ours]] = other.nodes[example, theirs]
+        node = node[:-1]
+        if any(name == "pattern" for _, name in sites):
+            matched = node[tree.changed]
+            if bool((other.positions[matched] != tree.positions[tree.changed]).any()) or bool((matched < 0).any()):
+                raise CircuitsError(
+                    "a pattern can be patched only between prompts whose tokens match one by one: "
+                    "pair people in one template"
+                )
+        return cls(recorder.found, node.to(lean.device))
+
+
+def other_examples(task: Task, reference: Task, seed: int) -> Int[Tensor, " example"]:
+    """For each example of a task another one of the reference set that has all the positions needed.
+
+    Raises:
+        CircuitsError: there is none.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    known = reference.attention_mask.sum(1)
+    chosen = []
+    for example, length in enumerate(needed_lengths(task).tolist()):
+        tokens = task.tokens[example, :length]
+        long = (known >= length).nonzero().flatten().tolist()
+        others = [other for other in long if not torch.equal(reference.tokens[other, :length], tokens)]
+        if not others:
+            raise CircuitsError(
+                f"the reference {reference.name} has no other example of {length} tokens or more to resample "
+                f"{task.texts[example]!r} from"
+            )
+        chosen.append(others[int(torch.randint(len(others), (1,), generator=generator))])
+    return torch.tensor(chosen)
+
+
+def same_positions(task: Task) -> Int[Tensor, "match 3"]:
+    """Every token that matters matches the one at its own position."""
+    where = (torch.arange(task.tokens.shape[1])[None] < needed_lengths(task)[:, None]).nonzero()
+    return torch.cat([where, where[:, 1:]], 1)

@@ -1,0 +1,472 @@
+"""The engine against hooks written by hand, one example at a time, without padding."""
+
+import copy
+from itertools import cycle
+
+import numpy
+import pytest
+import torch
+
+from circuits.datasets import Role, Task
+from circuits.errors import CircuitsError
+from circuits.interventions import (
+    Intervention,
+    cumulative,
+    matching_positions,
+    pair_formats,
+    pair_people,
+    pairs,
+    run_interventions,
+    single,
+)
+from circuits.interventions import engine as engine_module
+from circuits.interventions.engine import Engine, arithmetic
+from circuits.metrics import evaluate
+from circuits.models import load_model
+from circuits.units import Component, Head, KVGroup, Neuron
+from tests.conftest import lively
+
+ROLES = {"subject": Role.SUBJECT, "relation": Role.RELATION, "answer": Role.ANSWER}
+
+
+@pytest.fixture
+def pre(family, tokenizer):
+    return load_model(lively(family, seed=1), tokenizer=tokenizer)
+
+
+def alone(task: Task, example: int) -> torch.Tensor:
+    return task.tokens[example, task.attention_mask[example]][None]
+
+
+def places(task: Task, example: int, positions) -> list[int]:
+    length = int(task.attention_mask[example].sum())
+    if positions == "all":
+        return list(range(length))
+    if isinstance(positions, int):
+        return [positions] if positions < length else []
+    if positions == "last":
+        return [int(start) - 1 for start in task.answers["start"][task.answers["example"] == example]]
+    return [place for place in range(length) if task.roles[example, place] == ROLES[positions]]
+
+
+def hook_name(unit, site: str) -> str:
+    block = f"blocks.{unit.layer}."
+    if isinstance(unit, Component):
+        return f"{block}hook_{unit.name}"
+    return f"{block}mlp.hook_post" if isinstance(unit, Neuron) else f"{block}attn.hook_{site}"
+
+
+def select(x: torch.Tensor, unit, site: str) -> torch.Tensor:
+    """The unit's part of one example's activation, position first."""
+    if isinstance(unit, Component):
+        return x[0]
+    return x[0, unit.index] if site == "pattern" else x[0, :, unit.index]
+
+
+@torch.no_grad()
+def by_hand(model, task, intervention, source=None, reference=None, partners=None, matches=None):
+    """Log-probability of every answer under an intervention, by run_with_hooks."""
+    reference = task if reference is None else reference
+    found, runs = {}, {}
+    for example in range(len(task)):
+        hooks = []
+        for unit in intervention.units:
+            kv = isinstance(unit, KVGroup)
+            sites = ["k", "v"] if kv and intervention.site in (None, "kv") else [intervention.site or "z"]
+            for site in sites:
+                name = hook_name(unit, site)
+                changed = places(task, example, intervention.positions)
+                values = None
+                if intervention.mode.startswith("mean") and name not in runs:
+                    runs[name] = [
+                        model.run_with_cache(alone(reference, other), names_filter=name)[1][name]
+                        for other in range(len(reference))
+                    ]
+                rows = [select(run, unit, site) for run in runs.get(name, [])]
+                if intervention.mode == "mean":
+                    values = torch.cat(rows).mean(0).expand(task.tokens.shape[1], *rows[0].shape[1:])
+                elif intervention.mode == "mean_by_position":
+                    width = reference.tokens.shape[1]
+                    sums, counts = None, torch.zeros(width)
+                    for row in rows:
+                        if site == "pattern":
+                            row = torch.nn.functional.pad(row, (0, width - row.shape[1]))
+                        sums = torch.zeros(width, *row.shape[1:]) if sums is None else sums
+                        sums[: len(row)] += row
+                        counts[: len(row)] += 1
+                    values = sums / counts.view(-1, *[1] * (sums.dim() - 1))
+                elif intervention.mode in ("patch", "resample"):
+                    other = alone(source, example) if partners is None else alone(reference, partners[example])
+                    _, cache = model.run_with_cache(other, names_filter=name)
+                    theirs = select(cache[name], unit, site)
+                    if matches is None:
+                        values = theirs
+                    else:
+                        own = matches[matches[:, 0] == example].tolist()
+                        changed = [place for place in changed if place in [ours for _, _, ours in own]]
+                        values = torch.zeros(task.tokens.shape[1], *theirs.shape[1:])
+                        for _, position, ours in own:
+                            values[ours] = theirs[position]
+
+                def hook(x, hook, unit=unit, site=site, changed=changed, values=values):
+                    x = x.clone()
+                    part = select(x, unit, site)
+                    for place in changed:
+                        value = 0.0 if values is None else values[place]
+                        part[place] = value[: part.shape[1]] if site == "pattern" and values is not None else value
+                    return x
+
+                hooks.append((name, hook))
+        logits = model.run_with_hooks(alone(task, example), fwd_hooks=hooks)[0].log_softmax(-1)
+        for row, answer in task.answers[task.answers["example"] == example].iterrows():
+            where = range(answer["start"], answer["end"])
+            found[row] = sum(float(logits[place - 1, task.tokens[example, place]]) for place in where)
+    return numpy.array([found[row] for row in sorted(found)])
+
+
+def log_probs(model, task, intervention, **options) -> numpy.ndarray:
+    table = run_interventions(model, task, [intervention], metrics=["log_prob"], per_answer=True, **options)
+    return table["log_prob"].to_numpy()
+
+
+def every_unit(model) -> list[tuple[tuple, str | None]]:
+    grouped = model.cfg.n_key_value_heads is not None
+    found = [((Head(1, 2),), site) for site in ("z", "q", "pattern")]
+    found += [((Head(2, 1), Head(3, 0)), None), ((Neuron(1, 7), Neuron(2, 9)), None)]
+    found += [((KVGroup(1, 1),), site) for site in ("kv", "k", "v")]
+    found += [((Component(layer, name),), None) for layer, name in ((0, "resid_pre"), (2, "attn_out"), (1, "mlp_out"))]
+    found += [((Component(1, "resid_post"),), None), ((Head(0, 0), Neuron(2, 3), Component(3, "attn_out")), None)]
+    if not grouped:
+        found += [((Head(1, 2),), site) for site in ("k", "v")]
+    if not model.cfg.parallel_attn_mlp:
+        found.append(((Component(2, "resid_mid"),), None))
+    return found
+
+
+@pytest.fixture
+def questions(tasks) -> Task:
+    """Four questions of unequal length, some with a common beginning."""
+    task = tasks["qa_ood"].select([0, 1, 5, 6])
+    assert len(set(task.attention_mask.sum(1).tolist())) > 1
+    return task
+
+
+@pytest.mark.parametrize("mode", ["zero", "mean", "mean_by_position"])
+def test_ablations_equal_hooks_written_by_hand(model, questions, bio, mode):
+    plan = [(units, site) for units, site in every_unit(model) if not (mode == "mean" and site == "pattern")]
+    reference = bio.select(range(4)) if mode == "mean" else None
+    positions = cycle(["all", 2, "subject", "last"])
+    for units, site in plan:
+        one = Intervention(units, mode, site, next(positions))
+        found = log_probs(model, questions, one, reference=reference)
+        expected = by_hand(model, questions, one, reference=reference)
+        assert found == pytest.approx(expected, abs=1e-4), one
+
+
+@pytest.mark.parametrize("positions", ["all", 0, 3, "subject", "relation", "last", "answer"])
+def test_positions_equal_hooks_written_by_hand(model, questions, positions):
+    one = Intervention((Head(1, 2), Neuron(2, 9)), "zero", None, positions)
+    assert log_probs(model, questions, one) == pytest.approx(by_hand(model, questions, one), abs=1e-4)
+
+
+def test_several_answers_in_one_example(model, tasks):
+    task = tasks["bio"].select(range(3))
+    for positions in ("all", "last", "answer"):
+        one = Intervention((Head(1, 1), Component(2, "mlp_out")), "zero", None, positions)
+        assert log_probs(model, task, one) == pytest.approx(by_hand(model, task, one), abs=1e-4)
+
+
+def test_patching_between_people_equals_hooks_written_by_hand(model, tasks):
+    chosen = [0, 3, 7]
+    positions = cycle(["all", "relation", 2])
+    target, source = (task.select(chosen) for task in (tasks["qa_ood"], pair_people(tasks["qa_ood"])))
+    for units, site in every_unit(model):
+        one = Intervention(units, "patch", site, next(positions))
+        expected = by_hand(model, target, one, source=source, matches=matching_positions(source, target))
+        assert log_probs(model, target, one, source=source) == pytest.approx(expected, abs=1e-4), one
+
+
+def test_patching_between_formats_equals_hooks_written_by_hand(model, tasks):
+    target = tasks["qa_ood"].select([0, 3, 7])
+    source = pair_formats(target, tasks["bio"])
+    for units, site in every_unit(model):
+        if site == "pattern":
+            with pytest.raises(CircuitsError, match="a pattern can be patched only between prompts"):
+                log_probs(model, target, Intervention(units, "patch", site), source=source)
+            continue
+        one = Intervention(units, "patch", site)
+        expected = by_hand(model, target, one, source=source, matches=matching_positions(source, target))
+        assert log_probs(model, target, one, source=source) == pytest.approx(expected, abs=1e-4), one
+
+
+def test_resampling_equals_hooks_written_by_hand(model, questions, bio):
+    for reference in (None, bio):
+        for units, site in every_unit(model)[::3]:
+            one = Intervention(units, "resample", site, "subject")
+            engine = Engine(model, questions, [one], reference=reference, seed=3)
+            expected = by_hand(model, questions, one, reference=reference, partners=engine._partners.tolist())
+            found = log_probs(model, questions, one, reference=reference, seed=3)
+            assert found == pytest.approx(expected, abs=1e-4), one
+
+
+def reverted(model, pre, units):
+    """A copy of the model with the units' own slices of the weights from before fine-tuning."""
+    changed = copy.deepcopy(model)
+    grouped = model.cfg.n_key_value_heads is not None
+    with torch.no_grad():
+        for unit in units:
+            own, old = changed.blocks[unit.layer], pre.blocks[unit.layer]
+            if isinstance(unit, Neuron):
+                own.mlp.W_in[:, unit.index] = old.mlp.W_in[:, unit.index]
+                own.mlp.b_in[unit.index] = old.mlp.b_in[unit.index]
+                own.mlp.W_out[unit.index] = old.mlp.W_out[unit.index]
+                if model.cfg.gated_mlp:
+                    own.mlp.W_gate[:, unit.index] = old.mlp.W_gate[:, unit.index]
+                continue
+            names = ["W_Q", "b_Q", "W_O"] if isinstance(unit, Head) else []
+            under = "_" if grouped else ""
+            if isinstance(unit, KVGroup) or not grouped:
+                names += [f"{under}{kind}_{letter}" for kind in "Wb" for letter in "KV"]
+            for name in names:
+                getattr(own.attn, name)[unit.index] = getattr(old.attn, name)[unit.index]
+    return changed
+
+
+def test_reverting_equals_a_model_with_the_old_weights(model, pre, questions):
+    units = [(Head(1, 2),), (Head(2, 1), Head(2, 3), Head(0, 0)), (Neuron(1, 7), Neuron(3, 9)), (KVGroup(2, 0),)]
+    for chosen in [one for one in units if model.cfg.n_key_value_heads or not isinstance(one[0], KVGroup)]:
+        expected = evaluate(reverted(model, pre, chosen), questions)["log_prob"]
+        assert log_probs(model, questions, Intervention(chosen, "revert"), pre=pre) == pytest.approx(expected, abs=1e-4)
+
+
+def test_reverting_at_some_tokens_equals_hooks_written_by_hand(model, pre, questions):
+    head, neuron = Head(1, 2), Neuron(2, 5)
+    found = log_probs(model, questions, Intervention((head, neuron), "revert", positions="subject"), pre=pre)
+    kept = {}
+    old, new = pre.blocks[1].attn, model.blocks[1].attn
+    grouped = model.cfg.n_key_value_heads is not None
+    expected = []
+    for example in range(len(questions)):
+        changed = places(questions, example, "subject")
+
+        def keep(x, hook):
+            kept[hook.name] = x
+
+        def project(x, hook, changed=changed):
+            letter = hook.name[-1].upper()
+            normed = model.blocks[1].ln1(kept["blocks.1.hook_resid_pre"])
+            weight, bias = (getattr(old, f"{kind}_{letter}")[head.index] for kind in "Wb")
+            x[0, changed, head.index] = normed[0, changed] @ weight + bias
+            return x
+
+        def output(x, hook, changed=changed):
+            z = kept["blocks.1.attn.hook_z"][0, changed, head.index]
+            x[0, changed] += z @ (old.W_O[head.index] - new.W_O[head.index])
+            return x
+
+        def hidden(x, hook, changed=changed):
+            block, before = model.blocks[2], pre.blocks[2].mlp
+            stream = kept["blocks.2.hook_resid_pre" if model.cfg.parallel_attn_mlp else "blocks.2.hook_resid_mid"]
+            normed = block.ln2(stream)[0, changed]
+            up = normed @ before.W_in[:, neuron.index] + before.b_in[neuron.index]
+            gate = normed @ before.W_gate[:, neuron.index] if model.cfg.gated_mlp else up
+            value = before.act_fn(gate) * (up if model.cfg.gated_mlp else 1)
+            kept["neuron"] = value
+            x[0, changed, neuron.index] = value
+            return x
+
+        def written(x, hook, changed=changed):
+            change = pre.blocks[2].mlp.W_out[neuron.index] - model.blocks[2].mlp.W_out[neuron.index]
+            x[0, changed] += kept["neuron"][:, None] * change
+            return x
+
+        names = ["blocks.1.hook_resid_pre", "blocks.1.attn.hook_z", "blocks.2.hook_resid_pre"]
+        names += [] if model.cfg.parallel_attn_mlp else ["blocks.2.hook_resid_mid"]
+        hooks = [(name, keep) for name in names]
+        hooks += [(f"blocks.1.attn.hook_{letter}", project) for letter in ("q" if grouped else "qkv")]
+        hooks += [("blocks.1.hook_attn_out", output), ("blocks.2.mlp.hook_post", hidden)]
+        hooks += [("blocks.2.hook_mlp_out", written)]
+        with torch.no_grad():
+            logits = model.run_with_hooks(alone(questions, example), fwd_hooks=hooks)[0].log_softmax(-1)
+        answer = questions.answers.iloc[example]
+        tokens = questions.tokens[example, answer["start"] : answer["end"]]
+        expected.append(float(logits[answer["start"] - 1 : answer["end"] - 1].gather(1, tokens[:, None]).sum()))
+    assert found == pytest.approx(numpy.array(expected), abs=1e-4)
+
+
+def left_padded(task: Task) -> Task:
+    width = task.tokens.shape[1]
+    shift = width - task.attention_mask.sum(1)
+    order = (torch.arange(width)[None] - shift[:, None]) % width
+    moved = shift[torch.as_tensor(task.answers["example"].to_numpy(copy=True))].numpy()
+    answers = task.answers.assign(start=task.answers["start"] + moved, end=task.answers["end"] + moved)
+    return Task(task.name, task.tokens.gather(1, order), task.roles.gather(1, order), answers, task.texts)
+
+
+def test_padding_on_either_side_gives_the_same_as_one_by_one(model, questions):
+    plan = single([Head(1, 1), Head(3, 2)], "zero") + single([Head(2, 1)], "zero", positions="subject")
+    options = {"metrics": ["log_prob"], "per_answer": True}
+    right = run_interventions(model, questions, plan, **options)["log_prob"].to_numpy()
+    left = run_interventions(model, left_padded(questions), plan, **options)["log_prob"].to_numpy()
+    assert left.tolist() == right.tolist()
+    assert (
+        evaluate(model, left_padded(questions))["log_prob"].tolist() == evaluate(model, questions)["log_prob"].tolist()
+    )
+    for example in range(len(questions)):
+        one = run_interventions(model, questions.select([example]), plan, **options)["log_prob"]
+        assert right.reshape(len(plan), -1)[:, example] == pytest.approx(one.to_numpy(), abs=1e-4)
+
+
+def test_the_batch_changes_nothing_beyond_rounding(model, questions):
+    plan = single([Head(layer, head) for layer in range(4) for head in range(4)]) + pairs([Head(0, 1), Head(3, 1)])
+    tables = [run_interventions(model, questions, plan, tokens=tokens) for tokens in (16, 100, 4096)]
+    for table in tables[1:]:
+        assert table["log_prob"].to_numpy() == pytest.approx(tables[0]["log_prob"].to_numpy(), abs=1e-4)
+        assert table["units"].tolist() == [str("+".join(map(str, one.units))) for one in plan]
+
+
+def test_memory_that_does_not_suffice_makes_batches_smaller(model, questions, monkeypatch):
+    plan = single([Head(layer, head) for layer in range(4) for head in range(4)])
+    expected = run_interventions(model, questions, plan)["log_prob"].to_numpy()
+    run, refused = engine_module.Forward.run, []
+
+    def scarce(self, rows, *rest):
+        if rows * len(self.active) > 30:
+            refused.append(rows)
+            raise torch.OutOfMemoryError("no room")
+        return run(self, rows, *rest)
+
+    monkeypatch.setattr(engine_module.Forward, "run", scarce)
+    assert run_interventions(model, questions, plan)["log_prob"].to_numpy() == pytest.approx(expected, abs=1e-4)
+    assert refused
+
+    def none(self, rows, *rest):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate")
+
+    monkeypatch.setattr(engine_module.Forward, "run", none)
+    with pytest.raises(CircuitsError, match="memory does not suffice to run one example of qa_ood alone"):
+        run_interventions(model, questions, plan)
+
+
+def test_cumulative_changes_are_all_in_place(model, questions):
+    ranking = [Head(3, 1), Head(0, 2), Head(1, 0)]
+    table = run_interventions(model, questions, cumulative(ranking), metrics=["log_prob"], per_answer=True)
+    for count in (1, 2, 3):
+        expected = by_hand(model, questions, Intervention(tuple(ranking[:count])))
+        found = table["log_prob"].to_numpy().reshape(3, -1)[count - 1]
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+@torch.no_grad()
+def test_metrics_equal_their_definitions(model, tasks):
+    target, source = (task.select([0, 3, 4]) for task in (tasks["qa_ood"], pair_people(tasks["qa_ood"])))
+    one, head = Intervention((Head(2, 1),)), Head(2, 1)
+
+    def twice(logits, known):
+        return 2 * known.total(known.chosen(logits, known.targets))
+
+    names = ["exact_match", "first_token", "log_prob", "logit_diff", "kl", twice]
+    table = run_interventions(model, target, [one], source=source, metrics=names, per_answer=True)
+
+    def zero(z, hook):
+        z[:, :, head.index] = 0
+        return z
+
+    for example in range(len(target)):
+        tokens, start, end = alone(target, example), target.answers["start"][example], target.answers["end"][example]
+        logits = model.run_with_hooks(tokens, fwd_hooks=[("blocks.2.attn.hook_z", zero)])[0, start - 1 : end - 1]
+        clean = model(tokens)[0, start - 1 : end - 1].log_softmax(-1)
+        targets, foil = tokens[0, start:end], source.tokens[example, source.answers["start"][example]]
+        row = table.iloc[example]
+        assert row["exact_match"] == float((logits.argmax(-1) == targets).all())
+        assert row["first_token"] == float(logits[0].argmax() == targets[0])
+        chosen = logits.gather(1, targets[:, None])
+        assert row["log_prob"] == pytest.approx(float((chosen[:, 0] - logits.logsumexp(-1)).sum()), abs=1e-4)
+        assert row["twice"] == pytest.approx(2 * float(chosen.sum()), abs=1e-3)
+        assert row["logit_diff"] == pytest.approx(float(logits[0, targets[0]] - logits[0, foil]), abs=1e-4)
+        divergence = torch.nn.functional.kl_div(logits.log_softmax(-1), clean, log_target=True, reduction="sum")
+        assert row["kl"] == pytest.approx(float(divergence), abs=1e-4)
+        assert row["kl_effect"] == pytest.approx(row["kl"], abs=1e-5)
+
+
+def test_effects_have_bootstrap_intervals(model, questions):
+    plan = single([Head(1, 1), Head(2, 2)])
+    table = run_interventions(model, questions, plan, metrics=["log_prob"], seed=5)
+    answers = run_interventions(model, questions, plan, metrics=["log_prob"], per_answer=True)
+    for row, units in enumerate(["L1H1", "L2H2"]):
+        effects = answers[answers["units"] == units]["log_prob_effect"].to_numpy()
+        assert table["log_prob_effect"][row] == pytest.approx(effects.mean())
+        draws = numpy.random.default_rng(0).choice(effects, (4000, len(effects))).mean(1)
+        low, high = numpy.quantile(draws, [0.025, 0.975])
+        assert table["log_prob_low"][row] == pytest.approx(low, abs=0.2 * (high - low))
+        assert table["log_prob_high"][row] == pytest.approx(high, abs=0.2 * (high - low))
+
+
+def test_half_precision_follows_float32(huggingface, tokenizer, questions):
+    plan = single([Head(layer, head) for layer in range(4) for head in range(4)])
+    full = run_interventions(load_model(huggingface, tokenizer=tokenizer), questions, plan)
+    model = load_model(huggingface, dtype="bfloat16", tokenizer=tokenizer)
+    half = run_interventions(model, questions, plan)
+    assert half.attrs["arithmetic"] == str(arithmetic(model)).removeprefix("torch.")
+    assert half["log_prob_effect"].corr(full["log_prob_effect"], "spearman") > 0.9
+
+
+def test_the_model_is_left_as_it_was(model, questions):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    run_interventions(model, questions, single([Head(1, 1)]))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def one_per_token(logits, known):
+    return logits[..., 0] + len(known.targets)
+
+
+@pytest.mark.parametrize(
+    ("units", "options", "extra", "sentence"),
+    [
+        ((), {}, {}, "an intervention needs a unit"),
+        ((Head(0, 0),), {"mode": "max"}, {}, "there is no mode 'max': choose from zero, mean"),
+        ((Head(0, 0),), {"site": "post"}, {}, "L0H0 has no site 'post': choose from z, q, k, v, pattern"),
+        ((Component(0, "attn_out"),), {"site": "z"}, {}, "L0.attn_out has no site 'z': leave it out"),
+        ((Head(0, 0),), {"positions": "verb"}, {}, "there are no positions 'verb'"),
+        ((Head(0, 0),), {"positions": -1}, {}, "positions count from 0"),
+        ((Head(0, 0),), {"positions": 99}, {}, "no example of qa_ood has a position 99: nothing would be changed"),
+        ((Head(0, 0),), {"mode": "mean", "site": "pattern"}, {}, "use mean_by_position"),
+        ((Head(0, 0),), {"mode": "revert", "site": "z"}, {}, "leave the site out"),
+        ((Component(0, "attn_out"),), {"mode": "revert"}, {}, "has no weights of its own to revert"),
+        ((Head(0, 0),), {"mode": "revert"}, {}, "give pre"),
+        ((Head(0, 0),), {"mode": "patch"}, {}, "give source"),
+        ((Head(9, 0),), {}, {}, "there is no head L9H0: the model has layers 0 to 3"),
+        ((Component(9, "attn_out"),), {}, {}, "there is no L9.attn_out: the model has layers 0 to 3"),
+        ((Head(0, 0),), {}, {"metrics": ["speed"]}, "there is no metric 'speed'"),
+        ((Head(0, 0),), {}, {"metrics": ["logit_diff"]}, "needs a foil for each answer"),
+        ((Head(0, 0),), {}, {"tokens": 0}, "give one or more"),
+        ((Head(0, 0),), {}, {"metrics": [one_per_token]}, "must give one number for each answer"),
+    ],
+)
+def test_bad_input_is_refused(model, questions, units, options, extra, sentence):
+    with pytest.raises(CircuitsError, match=sentence):
+        run_interventions(model, questions, [Intervention(units, **options)], **extra)
+
+
+def test_what_an_architecture_has_not_is_refused(model, questions):
+    if model.cfg.parallel_attn_mlp:
+        with pytest.raises(CircuitsError, match="attention and MLP are parallel in this model"):
+            run_interventions(model, questions, [Intervention((Component(0, "resid_mid"),))])
+    if model.cfg.n_key_value_heads is not None:
+        with pytest.raises(CircuitsError, match="L0H0 has no k of its own in this model: act on its key/value group"):
+            run_interventions(model, questions, [Intervention((Head(0, 0),), site="k")])
+    with pytest.raises(CircuitsError, match="nothing to run"):
+        run_interventions(model, questions, [])
+    with pytest.raises(CircuitsError, match="no other example of"):
+        run_interventions(model, questions.select([0]), [Intervention((Head(0, 0),), "resample")])
+    short = questions.select([0])
+    longer = max(range(len(questions)), key=lambda example: int(questions.attention_mask[example].sum()))
+    if int(questions.attention_mask[longer].sum()) > int(short.attention_mask.sum()):
+        with pytest.raises(CircuitsError, match="has no token at position"):
+            run_interventions(
+                model,
+                questions.select([longer]),
+                [Intervention((Head(0, 0),), "mean_by_position")],
+                reference=short,
+            )
