@@ -17,13 +17,13 @@ def screen_interventions(
     *,
     source: Task | None = None,
     reference: Task | None = None,
-    pre: HookedTransformer | None = None,
+    metric: str = "log_prob",
     seed: int = 0,
 ) -> pandas.DataFrame:
     """Estimates from two examples."""
     few = None if source is None else source.select([0, 1])
     table = run_interventions(
-        model, task.select([0, 1]), interventions, source=few, reference=reference, pre=pre, seed=seed
+        model, task.select([0, 1]), interventions, source=few, reference=reference, metrics=[metric], seed=seed
     )
     columns = ["units", "mode", "site", "positions", "task"]
-    return table[columns].assign(answers=len(task.answers), estimate=table["log_prob_effect"])
+    return table[columns].assign(answers=len(task.answers), estimate=table[f"{metric}_effect"])

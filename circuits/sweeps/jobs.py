@@ -119,16 +119,22 @@ class PreparedSweep:
         settings: dict[str, Any] = {
             "source": self.sources[job.task],
             "reference": self.reference,
-            "pre": self.pre,
             "seed": plan.seed,
         }
         with _arithmetic(plan.threads):
             if job.stage == "estimate":
-                return screen_interventions(self.model, task, interventions[job.start : job.stop], **settings)
+                return screen_interventions(
+                    self.model, task, interventions[job.start : job.stop], metric=plan.screened, **settings
+                )
             if estimates is not None:
                 interventions = [interventions[place] for place in largest(estimates, plan.exact_count(len(estimates)))]
             return run_interventions(
-                self.model, task, interventions[job.start : job.stop], metrics=tuple(plan.metrics), **settings
+                self.model,
+                task,
+                interventions[job.start : job.stop],
+                pre=self.pre,
+                metrics=tuple(plan.metrics),
+                **settings,
             )
 
 

@@ -34,6 +34,12 @@ STAGES: tuple[str, ...] = ("estimate", "exact")
 
 _TABLES = (".parquet", ".csv")
 _OF_REFERENCE = ("mean", "mean_by_position", "resample")
+#: Settings that some modes and metrics take values from, and what they must be, where there is no default.
+_NEEDED = {
+    "pre": (("revert",), "the folder of the checkpoint before fine-tuning"),
+    "source": (("patch", "logit_diff"), "people or formats"),
+    "reference": (_OF_REFERENCE, ""),
+}
 #: Units named in all interventions of a task, at most; more would not fit into memory.
 _MOST = 10_000_000
 
@@ -81,14 +87,16 @@ class SweepPlan:
         positions: ``all``, ``each`` position of the longest prompt alone, one position counted from 0, or ``subject``,
             ``relation``, ``answer``, ``last``.
         pre: folder of the checkpoint before fine-tuning, for ``revert``.
-        source: for ``patch``: ``people`` (another person's run) or ``formats`` (the same person's biography).
+        source: for ``patch`` and the metric ``logit_diff``: ``people`` (another person's run) or ``formats`` (the same
+            person's biography).
         reference: the split for ``mean``, ``mean_by_position`` and ``resample``; the first task if not given.
-        metrics: of each answer.
+        metrics: of each answer: ``exact_match``, ``first_token``, ``log_prob``, ``logit_diff``, ``kl``.
         seed: of every draw.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: where the model goes; CUDA if there is any, else the CPU.
         threads: of the CPU in each job; a part of the plan because numbers are rounded otherwise with more.
-        screen: ``attribution`` estimates every intervention and computes only the largest exactly.
+        screen: ``attribution`` estimates what every intervention does to the log-probability (or the logit difference)
+            and computes only the largest exactly.
         verify: the share that is computed exactly after a screen.
         job_size: interventions in a job: so many are lost at most when a job is killed.
 
@@ -130,19 +138,18 @@ class SweepPlan:
     def _check(self) -> None:
         if self.screen is not None and self.together == "cumulative":
             raise CircuitsError("a screen picks single units or pairs to compute exactly, but together is cumulative")
+        if self.screen is not None and "revert" in self.modes:
+            raise CircuitsError("a screen cannot estimate what revert does: leave out one of them")
         for mode in self.modes:
             for unit in self._examples_of_units():
                 Intervention((unit,), mode, self.site, "all" if self.positions == "each" else self.positions)
-        for name, modes in {"pre": ("revert",), "source": ("patch",), "reference": _OF_REFERENCE}.items():
-            needed = [mode for mode in self.modes if mode in modes]
+        for name, (users, hint) in _NEEDED.items():
+            chosen = [user for user in (*self.modes, *self.metrics) if user in users]
             given = getattr(self, name) is not None
-            if needed and not given and name != "reference":
-                hint = "people or formats" if name == "source" else "the folder of the checkpoint before fine-tuning"
-                raise CircuitsError(f"the mode {needed[0]} needs {name}: {hint}")
-            if given and not needed:
-                raise CircuitsError(
-                    f"{name} is for the mode {' or '.join(modes)}, but the modes are {_list(self.modes)}"
-                )
+            if chosen and hint and not given:
+                raise CircuitsError(f"{chosen[0]} needs {name}: {hint}")
+            if given and not chosen:
+                raise CircuitsError(f"{name} is given, but it is for {' or '.join(users)} alone")
 
     def _examples_of_units(self) -> list[AnyUnit]:
         """Units of every kind that the plan is known to name, before any model is seen."""
@@ -242,6 +249,11 @@ class SweepPlan:
         if kind is None:
             return [Component(layer, str(self.units)) for layer in range(shape.n_layers)]
         return [kind(layer, index) for layer in range(shape.n_layers) for index in range(kind.count(shape))]
+
+    @property
+    def screened(self) -> str:
+        """The metric whose effect a screen estimates: the first that has a gradient."""
+        return next((metric for metric in self.metrics if metric in ("log_prob", "logit_diff")), "log_prob")
 
     def exact_count(self, count: int) -> int:
         """How many of a task's interventions are computed exactly."""

@@ -18,7 +18,10 @@ from circuits.sweeps import run_sweep, sweep_state
 from circuits.sweeps.folder import SweepFolder
 from tests.sweeps.conftest import contents
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked"),
+    pytest.mark.usefixtures("unchecked"),
+]
 
 
 def forked(work: Callable[[], object]) -> int:
@@ -80,7 +83,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_twenty_kills_at_random_times_change_no_byte(plan_of, tmp_path, undisturbed):
-    plan = plan_of(positions="each", modes=["zero", "mean"], job_size=4, examples=2)
+    plan = plan_of(positions="each", modes=["zero", "mean"], job_size=4, examples=2, metrics="log_prob")
     expected, seconds = undisturbed(plan)
     jobs = sum(name.startswith("parts/") for name in expected)
     assert jobs > 60
@@ -251,7 +254,7 @@ def running(process: int) -> bool:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
 def test_workers_give_the_same_bytes_and_end_when_their_parent_is_killed(plan_of, tmp_path, undisturbed):
-    plan = plan_of(positions="each", modes=["zero", "mean"], job_size=4, examples=2)
+    plan = plan_of(positions="each", modes=["zero", "mean"], job_size=4, examples=2, metrics="log_prob")
     expected, _ = undisturbed(plan)
     out = tmp_path / "out"
     child = forked(lambda: run_sweep(plan, out, "processes", 2))
