@@ -34,6 +34,7 @@ class SweepFolder:
         self.plan = self.path / "plan.json"
         self.parts = self.path / "parts"
         self.table = self.path / "table.parquet"
+        self._csv = self.path / "table.csv"
         self._locks = self.path / ".locks"
 
     def claim(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,18 +102,19 @@ class SweepFolder:
         return pandas.read_parquet(self.part(job))
 
     def finish(self, rows: pandas.DataFrame, facts: Mapping[str, Any]) -> None:
-        """Make the table, unless it is there."""
-        if self.is_finished():
-            return
+        """Make the table, or what is missing of it."""
         with self._lock("table"):
-            for name in ("table.parquet", "table.csv"):
-                self._clear(self.path, name)
-            if not self.is_finished():
-                write_table(self.table, rows, facts, csv=True)
+            for path in (self.table, self._csv):
+                self._clear(self.path, path.name)
+            if not self.table.is_file():
+                write_table(self.table, rows, facts)
+            if not self._csv.is_file():
+                with atomic_file(self._csv) as temporary:
+                    rows.to_csv(temporary, index=False)
 
     def is_finished(self) -> bool:
         """Whether the table is there."""
-        return self.table.is_file() and self.table.with_suffix(".csv").is_file()
+        return self.table.is_file() and self._csv.is_file()
 
     def _lock(self, name: str) -> BaseFileLock:
         self._locks.mkdir(parents=True, exist_ok=True)
