@@ -1,5 +1,6 @@
 """Acting on activations: ablation and patching, by hooks one at a time, and by the fast exact engine."""
 
+from circuits.interventions.attribution import screen_interventions
 from circuits.interventions.engine import run_interventions
 from circuits.interventions.heads import (
     ABLATIONS,
@@ -11,7 +12,6 @@ from circuits.interventions.heads import (
 )
 from circuits.interventions.intervention import MODES, POSITIONS, SITES, Intervention, cumulative, pairs, single
 from circuits.interventions.pairing import matching_positions, pair_formats, pair_people
-from circuits.interventions.standin import screen_interventions
 
 __all__ = [
     "ABLATIONS",
