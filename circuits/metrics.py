@@ -30,7 +30,8 @@ class AnswerTokens:
         owner: the row of ``task.answers`` each belongs to.
         answers: how many answers there are.
         first: whether it is the first of its answer.
-        foils: for each answer, the token that `logit_diff` compares its first token with.
+        foils: for each answer, the first token of the source's answer, that `logit_diff` compares with.
+        foil_tokens: the source's answers token by token, if each has as many tokens as the answer it is paired with.
         clean: log-probabilities without intervention, that `kl` compares with.
     """
 
@@ -39,21 +40,24 @@ class AnswerTokens:
     answers: int
     first: Bool[Tensor, " answer_token"]
     foils: Int[Tensor, " answer"] | None = None
+    foil_tokens: Int[Tensor, " answer_token"] | None = None
     clean: Float[Tensor, "answer_token d_vocab"] | None = None
 
     @classmethod
     def of(cls, task: Task, source: Task | None = None, device: torch.device | str = "cpu") -> "AnswerTokens":
-        """Of a task; the foils are the first answer tokens of a source with as many answers."""
+        """Of a task; the foils are the answers of a source with as many answers."""
         where = task.answer_mask.nonzero()
         owner = _owners(task)
         first = torch.ones(len(owner), dtype=torch.bool)
         first[1:] = owner[1:] != owner[:-1]
-        foils = None
+        foils = foil_tokens = None
         if source is not None and len(source.answers) == len(task.answers):
             found = source.answers
             foils = source.tokens[found["example"].to_numpy(copy=True), found["start"].to_numpy(copy=True)].to(device)
+            if torch.equal(_owners(source), owner):
+                foil_tokens = source.tokens[source.answer_mask].to(device)
         targets = task.tokens[where[:, 0], where[:, 1]]
-        return cls(targets.to(device), owner.to(device), len(task.answers), first.to(device), foils)
+        return cls(targets.to(device), owner.to(device), len(task.answers), first.to(device), foils, foil_tokens)
 
     def total(self, values: Float[Tensor, "... answer_token"]) -> Float[Tensor, "... answer"]:
         """Sums over each answer's tokens, in double precision."""
@@ -102,6 +106,21 @@ def logit_diff(logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerT
     )[..., 0].double()
 
 
+def source_exact_match(
+    logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerTokens
+) -> Float[Tensor, "... answer"]:
+    """1 if every token of the foil has the largest logit: the source's answer is given.
+
+    Raises:
+        CircuitsError: there are no foils, or one has another number of tokens than the answer.
+    """
+    if known.foil_tokens is None:
+        raise CircuitsError(
+            "the metric source_exact_match needs a source whose answers have as many tokens as the task's"
+        )
+    return (known.total((logits.argmax(-1) != known.foil_tokens).float()) == 0).double()
+
+
 def kl(logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerTokens) -> Float[Tensor, "... answer"]:
     """Kullback-Leibler divergence of the predictions from those without intervention, in nats, summed over tokens.
 
@@ -122,6 +141,7 @@ NAMED_METRICS: dict[str, Metric] = {
     "first_token": first_token,
     "log_prob": log_prob,
     "logit_diff": logit_diff,
+    "source_exact_match": source_exact_match,
     "kl": kl,
 }
 

@@ -103,8 +103,16 @@ class Context:
         if matched is not None:
             self._changed = self._changed & (matched.node >= 0)
         self._positions = forward.tree.positions.to(self._lean.device)
+        self._nodes: Tensor | None = None
         self._where: dict[int, tuple[Tensor, Tensor]] = {}
         self._tables: dict[tuple[Site, int], Tensor] = {}
+
+    @property
+    def changed(self) -> Int[Tensor, " changed"]:
+        """The nodes that are changed."""
+        if self._nodes is None:
+            self._nodes = self._changed.nonzero().flatten()
+        return self._nodes
 
     def where(self, queries: Queries | None) -> tuple[Int[Tensor, " changed"], Int[Tensor, " changed"]]:
         """Where the changed nodes stand among the queries (or all active nodes), and which nodes they are."""
@@ -117,6 +125,11 @@ class Context:
 
     def value(self, site: Site, nodes: Int[Tensor, " changed"], unit: AnyUnit) -> Tensor:
         """What goes to a unit's activation at these nodes: ``[changed or 1, ...]``, or a zero."""
+        table = self.table(site, nodes)
+        return table if isinstance(unit, Component) or table.dim() == 0 else table[:, unit.index]
+
+    def table(self, site: Site, nodes: Int[Tensor, " changed"]) -> Tensor:
+        """What goes to a whole activation at these nodes: ``[changed or 1, ...]``, or a zero."""
         if self.mode == "zero":
             return torch.zeros((), dtype=self._lean.dtype, device=self._lean.device)
         key = (site, id(nodes))
@@ -131,8 +144,7 @@ class Context:
                 pooled = self.mode == "mean"
                 found = self._means.pooled(site) if pooled else self._means.by_position(site, self._positions[nodes])
             self._tables[key] = found.to(self._lean.dtype)
-        table = self._tables[key]
-        return table if isinstance(unit, Component) else table[:, unit.index]
+        return self._tables[key]
 
     def revert(self, site: Site, x: Tensor, source: Tensor, where: Tensor, unit: AnyUnit) -> None:
         """Let the weights before fine-tuning compute one unit's part of an activation of one row, in place.
@@ -305,19 +317,20 @@ class Engine:
         count, answers = len(self.interventions), len(self.task.answers)
         clean = {name: numpy.zeros(answers) for name in self.metrics}
         found = {name: numpy.zeros((count, answers)) for name in self.metrics}
-        groups: dict[tuple[int | str, str], list[int]] = {}
-        for index, one in enumerate(self.interventions):
-            groups.setdefault((one.positions, one.mode), []).append(index)
         rows_of = self.task.answers.groupby("example").indices
         with bar("interventions", count * len(self.task), "run") as progress:
-            for (positions, mode), members in groups.items():
+            for (positions, mode), members in self.groups().items():
                 members.sort(key=lambda index: self._start(self.interventions[index]))
-                waiting = self._batches()
+                waiting = self.batches()
                 while waiting:
                     examples = waiting.pop(0)
                     columns = numpy.concatenate([rows_of[example] for example in examples])
                     try:
-                        batch = self._batch(examples, positions, mode)
+                        batch = self.batch(examples, positions, mode)
+                        batch.forward.run_clean()
+                        if "kl" in self.metrics:
+                            logits = self.lean.unembed(batch.forward.clean.last)
+                            batch = replace(batch, known=replace(batch.known, clean=logits.float().log_softmax(-1)))
                         for name, values in self._score(batch, batch.forward.clean.last[None]).items():
                             clean[name][columns] = values[0]
                         self._run_batch(batch, members, columns, found, progress)
@@ -332,7 +345,14 @@ class Engine:
                         waiting[:0] = [examples[:half], examples[half:]]
         return clean, found
 
-    def _batches(self) -> list[list[int]]:
+    def groups(self) -> dict[tuple[int | str, str], list[int]]:
+        """Interventions that can share one clean run: by positions and mode."""
+        groups: dict[tuple[int | str, str], list[int]] = {}
+        for index, one in enumerate(self.interventions):
+            groups.setdefault((one.positions, one.mode), []).append(index)
+        return groups
+
+    def batches(self) -> list[list[int]]:
         """Examples, those with common beginnings together, as many at once as the token budget allows."""
         lengths = self.task.attention_mask.sum(1).tolist()
         batches: list[list[int]] = [[]]
@@ -345,12 +365,11 @@ class Engine:
             size += lengths[example]
         return batches
 
-    def _batch(self, examples: list[int], positions: int | str, mode: str) -> Batch:
-        """The clean run of some examples, and the values that interventions of one mode put in."""
+    def batch(self, examples: list[int], positions: int | str, mode: str, everywhere: bool = False) -> Batch:
+        """Some examples, not run yet, and the values that interventions of one mode put in."""
         task = self.task.select(examples)
         source = None if self.source is None else self.source.select(examples)
-        forward = Forward(self.lean, TokenTree.of(task, positions, share=mode in SHARED_MODES))
-        forward.run_clean()
+        forward = Forward(self.lean, TokenTree.of(task, positions, share=mode in SHARED_MODES), everywhere)
         matched = None
         if mode in self._matches:
             other = self.reference.select(self._partners[examples]) if mode == "resample" else source
@@ -362,8 +381,6 @@ class Engine:
             matches[:, 0] = place[matches[:, 0]]
             matched = Matched.of(self.lean, other, matches[matches[:, 0] >= 0], forward.tree, sites)
         known = AnswerTokens.of(task, source, self.lean.device)
-        if "kl" in self.metrics:
-            known = replace(known, clean=self.lean.unembed(forward.clean.last).float().log_softmax(-1))
         return Batch(forward, Context(forward, mode, self._means, matched, self._pre), known)
 
     def _run_batch(
@@ -384,7 +401,7 @@ class Engine:
                 size //= 2
                 continue
             for name, values in scores.items():
-                found[name][numpy.ix_(chosen, columns)] = values
+                found[name][numpy.asarray(chosen)[:, None], columns] = values
             start += len(chosen)
             progress.update(len(chosen) * len(batch.forward.tree.nodes))
 
@@ -456,8 +473,8 @@ def run_interventions(
             Its answers are also the foils of ``logit_diff``.
         reference: for ``mean``, ``mean_by_position`` and ``resample``: where values come from; the task if not given.
         pre: for ``revert``: the model before fine-tuning.
-        metrics: names (``exact_match``, ``first_token``, ``log_prob``, ``logit_diff``, ``kl``), or functions of the
-            answer logits and `circuits.metrics.AnswerTokens`.
+        metrics: names (``exact_match``, ``first_token``, ``log_prob``, ``logit_diff``, ``source_exact_match``,
+            ``kl``), or functions of the answer logits and `circuits.metrics.AnswerTokens`.
         seed: of resampling and of the bootstrap.
         per_answer: one row for each intervention and answer instead of means.
         tokens: how many tokens to compute at once; changes speed and memory, the result only by rounding.

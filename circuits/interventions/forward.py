@@ -78,7 +78,8 @@ class Queries:
 
     def gather(self, x: Float[Tensor, "row query heads d_head"]) -> Float[Tensor, "row example query_pos heads d_head"]:
         """Lay values of queries out on the grid."""
-        return x[:, self.grid.flatten()].unflatten(1, self.grid.shape)
+        laid_out: Tensor = x[:, self.grid.flatten()].unflatten(1, self.grid.shape)
+        return laid_out
 
 
 @dataclass
@@ -95,7 +96,8 @@ class Attention:
         repeats = self.q.shape[3] // self.k.shape[3]
         q, k = self.q[row, :, :, head], self.k[row, :, :, head // repeats]
         scores = (q @ k.transpose(1, 2)).float() / self.q.shape[-1] ** 0.5
-        return scores.masked_fill(~self.seen(), -torch.inf).softmax(-1).to(q.dtype)
+        pattern: Tensor = scores.masked_fill(~self.seen(), -torch.inf).softmax(-1).to(q.dtype)
+        return pattern
 
     def seen(self) -> Bool[Tensor, "example query_pos pos"]:
         """Which positions each query sees."""
@@ -165,7 +167,7 @@ class Forward:
     """
 
     def __init__(self, lean: LeanModel, tree: TokenTree, everywhere: bool = False) -> None:
-        self.lean, self.tree = lean, tree
+        self.lean, self.tree, self._everywhere = lean, tree, everywhere
         device = lean.device
         every = torch.arange(len(tree))
         # the clean run of the whole tree is the same computation with every node active
@@ -186,7 +188,7 @@ class Forward:
 
     def run_clean(self, visitor: Visitor = _NOBODY) -> CleanRun:
         """Run every node once, and keep streams, keys and values."""
-        whole = self if self._all_active else Forward(self.lean, self._whole)
+        whole = self if self._all_active else Forward(self.lean, self._whole, self._everywhere)
         x = self.lean.embed(self.tree.tokens)[None]
         if torch.is_grad_enabled():
             x.requires_grad_()
@@ -260,8 +262,13 @@ class Forward:
             k[:, where].unflatten(1, queries.keys.shape),
             v[:, where].unflatten(1, queries.keys.shape),
         )
+        asked, known, read = (
+            tensor.flatten(0, 1).transpose(1, 2) for tensor in (attention.q, attention.k, attention.v)
+        )
         mixed = functional.scaled_dot_product_attention(
-            *(tensor.flatten(0, 1).transpose(1, 2) for tensor in (attention.q, attention.k, attention.v)),
+            asked,
+            known,
+            read,
             attn_mask=None if queries.visible is None else queries.visible.repeat(len(x), 1, 1)[:, None],
             is_causal=queries.visible is None,
             enable_gqa=lean.n_groups != lean.n_heads,

@@ -74,7 +74,7 @@ class LeanLayer:
         up = self.up.part(which)(x)
         if self.gate is None:
             return self.activation(up)
-        return self.activation(self.gate.part(which)(x)).mul(up)
+        return self.activation(self.gate.part(which)(x)).mul_(up)
 
 
 class LeanModel:
@@ -164,7 +164,8 @@ class LeanModel:
 
     def heads(self, x: Float[Tensor, "... features"]) -> Float[Tensor, "... heads d_head"]:
         """Split the features of a projection into heads or groups."""
-        return x.unflatten(-1, (-1, self.d_head))
+        split: Tensor = x.unflatten(-1, (-1, self.d_head))
+        return split
 
     def unembed(self, stream: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         """Logits from the stream after the last layer."""

@@ -225,9 +225,13 @@ def fingerprint(model: HookedTransformer) -> str:
     config = checkpoint_of(model).config.to_diff_dict()
     shape = {name: value for name, value in config.items() if name not in _NO_PART_OF_THE_MODEL}
     parts: list[Any] = [json.dumps(shape, sort_keys=True, default=str)]
-    for name, parameter in parameters_of(model).items():
-        value = parameter.detach().cpu().contiguous()
-        parts += [f"{name} {value.dtype} {tuple(value.shape)}", value.view(torch.uint8).numpy().data]
+    parameters = parameters_of(model)
+    for source in checkpoint_of(model).sources:
+        value = parameters[source.hooked].detach().cpu()
+        parts.append(f"{source.hooked} {value.dtype} {tuple(value.shape)}")
+        # the checkpoint's own layout lies in memory in one piece and need not be copied
+        value = (value if source.part is not None else source.to_checkpoint(value)).contiguous()
+        parts.append(value.view(torch.uint8).numpy().data)
     return digest(*parts)
 
 

@@ -1,7 +1,4 @@
-"""Sweeps over all heads: ablate or patch each one alone, and measure what that does to the answers.
-
-Each row of the result is one head under one intervention on one task, beside the model's own score without it.
-"""
+"""Sweeps over all heads of a model in memory: ablate or patch each one alone, and measure what that does to answers."""
 
 from collections.abc import Sequence
 
@@ -9,32 +6,25 @@ import pandas
 
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
-from circuits.interventions import ablate_heads, mean_head_outputs, patched_outputs, replace_heads
-from circuits.metrics import evaluate
+from circuits.interventions import ABLATIONS, run_interventions, single
+from circuits.metrics import Metric
 from circuits.models import HookedTransformer, shape_of
-from circuits.progress import track
 from circuits.units import Head
 
+_METRICS: tuple[str, ...] = ("exact_match", "log_prob")
 
-def _row(head: Head, mode: str, task: Task, scores: pandas.DataFrame, own: pandas.DataFrame) -> dict[str, object]:
-    row: dict[str, object] = {
-        "head": str(head),
-        "layer": head.layer,
-        "index": head.index,
-        "mode": mode,
-        "task": task.name,
-        "answers": len(scores),
-    }
-    for metric in ("exact_match", "log_prob"):
-        row[metric] = float(scores[metric].mean())
-        row[f"{metric}_effect"] = float(scores[metric].mean() - own[metric].mean())
-    return row
+
+def _by_head(table: pandas.DataFrame) -> pandas.DataFrame:
+    """A table of single heads with ``head``, ``layer`` and ``index`` in the place of what all rows have in common."""
+    heads = [Head.parse(name) for name in table["units"]]
+    names = {"head": table["units"], "layer": [head.layer for head in heads], "index": [head.index for head in heads]}
+    return pandas.concat([pandas.DataFrame(names), table.drop(columns=["units", "site", "positions"])], axis=1)
 
 
 def sweep_heads(
     model: HookedTransformer,
     tasks: Sequence[Task],
-    modes: Sequence[str] = ("zero", "mean"),
+    modes: Sequence[str] = ABLATIONS,
     reference: Task | None = None,
     heads: Sequence[Head] | None = None,
 ) -> pandas.DataFrame:
@@ -43,14 +33,14 @@ def sweep_heads(
     Args:
         model: loaded with `circuits.load_model`.
         tasks: what to score.
-        modes: ``zero``, ``mean``, or both.
-        reference: the set that mean outputs are taken over; the first task if not given.
+        modes: ``zero``, ``mean``, ``mean_by_position``, ``resample``; one or several.
+        reference: the set that means and resampled values come from; the first task if not given.
         heads: only these; all of them if not given.
 
     Returns:
         One row for each head, mode and task: ``head``, ``layer``, ``index``, ``mode``, ``task``, ``answers``,
-        ``exact_match`` and ``log_prob`` (nats, mean over answers) under the ablation, and their ``…_effect``:
-        the difference from the model without it.
+        ``exact_match`` and ``log_prob`` (nats, mean over answers) under the ablation, their ``…_effect``: the
+        difference from the model without it, and its 95 % bootstrap interval, ``…_low`` and ``…_high``.
 
     Raises:
         CircuitsError: there is no task, no such mode or no such head.
@@ -61,15 +51,9 @@ def sweep_heads(
     if not tasks:
         raise CircuitsError("a sweep needs a task to score: none was given")
     chosen = list(shape_of(model).heads()) if heads is None else list(heads)
-    means = mean_head_outputs(model, reference or tasks[0]) if "mean" in modes else None
-    own = {task.name: evaluate(model, task) for task in tasks}
-    rows = []
-    plan = [(head, mode) for mode in modes for head in chosen]
-    for head, mode in track(plan, "ablate heads", len(plan), "head"):
-        with ablate_heads(model, [head], mode, means):
-            for task in tasks:
-                rows.append(_row(head, mode, task, evaluate(model, task), own[task.name]))
-    return pandas.DataFrame(rows)
+    plan = [one for mode in modes for one in single(chosen, mode)]
+    tables = [run_interventions(model, task, plan, reference=reference or tasks[0], metrics=_METRICS) for task in tasks]
+    return _by_head(pandas.concat(tables, ignore_index=True))
 
 
 def sweep_patches(
@@ -96,30 +80,14 @@ def sweep_patches(
         docs/method.md, section 6 (activation patching).
     """
     chosen = list(shape_of(model).heads()) if heads is None else list(heads)
-    outputs = patched_outputs(model, source, target)
-    other = _with_answers_of(target, source)
-    own = evaluate(model, target, len(target))
-    own_other = None if other is None else evaluate(model, other, len(other))
-    rows = []
-    for head in track(chosen, f"{mode} heads", len(chosen), "head"):
-        with replace_heads(model, {head: outputs[head.layer, :, :, head.index]}):
-            row = _row(head, mode, target, evaluate(model, target, len(target)), own)
-            if other is not None and own_other is not None:
-                scores = evaluate(model, other, len(other))
-                row["source_exact_match"] = float(scores["exact_match"].mean())
-                row["source_exact_match_effect"] = float(
-                    (scores["exact_match"] * 1.0 - own_other["exact_match"]).mean()
-                )
-        rows.append(row)
-    return pandas.DataFrame(rows)
+    metrics: list[str | Metric] = list(_METRICS)
+    if _other_answers(target, source):
+        metrics.append("source_exact_match")
+    table = run_interventions(model, target, single(chosen, "patch"), source=source, metrics=metrics)
+    return _by_head(table.assign(mode=mode))
 
 
-def _with_answers_of(target: Task, source: Task) -> Task | None:
-    """The target's prompts with the source's answers, if those are other answers of the same lengths."""
+def _other_answers(target: Task, source: Task) -> bool:
+    """Whether the source has other answers of the same lengths."""
     lengths = [(task.answers["end"] - task.answers["start"]).tolist() for task in (target, source)]
-    if lengths[0] != lengths[1] or (target.answers["value"] == source.answers["value"]).all():
-        return None
-    tokens = target.tokens.clone()
-    for ours, theirs in zip(target.answers.itertuples(), source.answers.itertuples(), strict=True):
-        tokens[ours.example, ours.start : ours.end] = source.tokens[theirs.example, theirs.start : theirs.end]
-    return Task(target.name, tokens, target.roles, target.answers.assign(value=source.answers["value"]), target.texts)
+    return lengths[0] == lengths[1] and not (target.answers["value"] == source.answers["value"]).all()

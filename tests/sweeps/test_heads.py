@@ -38,7 +38,7 @@ def test_mean_ablation_in_a_sweep(model, tasks, bio):
 
     with model.hooks([("blocks.2.attn.hook_z", hook)]):
         expected = evaluate(model, task)["log_prob"].mean()
-    assert table["log_prob"].tolist() == pytest.approx([expected], abs=1e-5)
+    assert table["log_prob"].tolist() == pytest.approx([expected], abs=1e-4)
 
 
 def test_a_patch_sweep_says_how_often_the_other_answer_is_given(model, tasks):

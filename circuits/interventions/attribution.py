@@ -1,0 +1,120 @@
+"""Attribution patching: the effect of many interventions estimated from one forward and one backward pass.
+
+1. The clean run is differentiated: the gradient of the metric, summed over answers, at every activation that an
+   intervention acts on.
+2. Putting a value v in the place of an activation a changes the metric by about ∂metric/∂a · (v − a), summed over the
+   changed tokens: the first order of the exact effect. It is poor where the metric bends between a and v, most of all
+   through the attention softmax (Kramár et al. 2024, AtP*); no correction is made for that, so look at estimates as a
+   screen and verify the largest by `run_interventions`.
+"""
+
+from collections.abc import Sequence
+
+import numpy
+import pandas
+import torch
+from torch import Tensor
+
+from circuits.datasets import Task
+from circuits.errors import CircuitsError
+from circuits.interventions.engine import TOKENS, Engine, describe, sites_of
+from circuits.interventions.forward import Queries, Site, Visitor
+from circuits.interventions.intervention import Intervention
+from circuits.metrics import Metric
+from circuits.models import HookedTransformer, facts_of
+from circuits.progress import track
+from circuits.storage import provenance
+from circuits.units import Component
+
+
+class _Kept(Visitor):
+    """Keeps activations in the graph."""
+
+    def __init__(self, sites: set[Site]) -> None:
+        self._sites = sites
+        self.found: dict[Site, Tensor] = {}
+
+    def __call__(self, site: Site, x: Tensor, queries: Queries | None, source: Tensor | None) -> Tensor:  # noqa: ARG002
+        if site in self._sites:
+            self.found[site] = x
+        return x
+
+
+def screen_interventions(
+    model: HookedTransformer,
+    task: Task,
+    interventions: Sequence[Intervention],
+    *,
+    source: Task | None = None,
+    reference: Task | None = None,
+    metric: str | Metric = "log_prob",
+    seed: int = 0,
+    tokens: int = TOKENS,
+) -> pandas.DataFrame:
+    """Estimate the effect of each intervention to first order.
+
+    Args:
+        model: loaded with `circuits.load_model`.
+        task: the prompts and their answers.
+        interventions: zero, mean, mean_by_position, resample or patch, at any site but the pattern.
+        source: as in `run_interventions`.
+        reference: as in `run_interventions`.
+        metric: a metric that can be differentiated: ``log_prob``, ``logit_diff`` or a function.
+        seed: of resampling.
+        tokens: how many tokens to compute at once.
+
+    Returns:
+        One row for each intervention, in order: ``units``, ``mode``, ``site``, ``positions``, ``task``, ``answers``
+        and ``estimate``: of the metric's ``…_effect`` in `run_interventions`.
+
+    Raises:
+        CircuitsError: an intervention cannot be estimated, or as `run_interventions`.
+
+    Source:
+        Nanda 2023, Attribution patching; Syed et al. 2023 (arXiv 2310.10348); docs/method.md, section 5.
+
+    Example:
+        >>> from circuits import Head, Task, load_model
+        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.training import new_model
+        >>> import tempfile
+        >>> tokenizer = word_tokenizer()
+        >>> task = Task.from_dataset(make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)), "qa_id", tokenizer)
+        >>> model = load_model(new_model("tiny-llama", tokenizer))
+        >>> screen_interventions(model, task, [Intervention((Head(2, 1),))]).columns.tolist()
+        ['units', 'mode', 'site', 'positions', 'task', 'answers', 'estimate']
+    """
+    for one in interventions:
+        if one.mode == "revert" or one.site == "pattern":
+            raise CircuitsError(f"attribution cannot estimate {one}: run it exactly")
+    if metric in ("exact_match", "first_token", "kl"):
+        raise CircuitsError(f"the metric {metric} has no useful gradient: screen by log_prob or logit_diff")
+    engine = Engine(model, task, interventions, source, reference, None, [metric], seed, tokens)
+    (function,) = engine.metrics.values()
+    estimates = numpy.zeros(len(interventions))
+    work = [(group, examples) for group in engine.groups().items() for examples in engine.batches()]
+    for ((positions, mode), members), examples in track(work, "attribution", len(work), "batch"):
+        with torch.no_grad():
+            batch = engine.batch(examples, positions, mode, everywhere=True)
+        sites = {site for index in members for site, _ in sites_of(interventions[index], engine.grouped)}
+        kept = _Kept(sites)
+        with torch.enable_grad():
+            last = batch.forward.run_clean(kept).last
+            total = function(engine.lean.unembed(last), batch.known).sum()
+            gradients = torch.autograd.grad(total, [kept.found[site] for site in sites], materialize_grads=True)
+        changed = batch.context.changed
+        by_unit: dict[Site, Tensor] = {}
+        for site, gradient in zip(sites, gradients, strict=True):
+            change = batch.context.table(site, changed) - kept.found[site][0, changed].detach()
+            product = (gradient[0, changed].float() * change.float()).sum(0)
+            # a head's or group's dimensions are summed; neurons and components keep theirs
+            by_unit[site] = product.sum(-1) if product.dim() == 2 else product
+        for index in members:
+            for site, unit in sites_of(interventions[index], engine.grouped):
+                found = by_unit[site]
+                estimates[index] += float(found.sum() if isinstance(unit, Component) else found[unit.index])
+    table = describe(interventions).assign(
+        task=task.name, answers=len(engine.task.answers), estimate=estimates / len(engine.task.answers)
+    )
+    table.attrs = provenance(**facts_of(model), task=task.provenance, seed=seed)
+    return table

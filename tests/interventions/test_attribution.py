@@ -1,0 +1,89 @@
+"""Attribution patching against gradients taken through hooks of the hooked model, one example at a time."""
+
+from itertools import cycle
+
+import pytest
+import torch
+
+from circuits.errors import CircuitsError
+from circuits.interventions import (
+    Intervention,
+    matching_positions,
+    pair_people,
+    run_interventions,
+    screen_interventions,
+    single,
+)
+from circuits.units import Component, Head, KVGroup, Neuron
+from tests.interventions.test_engine import alone, hook_name, places, select
+
+
+def estimate_by_hand(model, task, unit, site, values, positions, matches=None):
+    """Σ gradient · (value − activation); ``values(name, example)`` gives the unit's new values, position first."""
+    total = 0.0
+    for example in range(len(task)):
+        kept = {}
+
+        def keep(x, hook, kept=kept):
+            x.retain_grad()
+            kept[hook.name] = x
+
+        name = hook_name(unit, site)
+        with torch.enable_grad():
+            logits = model.run_with_hooks(alone(task, example), fwd_hooks=[(name, keep)])[0].log_softmax(-1)
+            answer = task.answers.iloc[example]
+            tokens = task.tokens[example, answer["start"] : answer["end"]]
+            logits[answer["start"] - 1 : answer["end"] - 1].gather(1, tokens[:, None]).sum().backward()
+        own, gradient = select(kept[name].detach(), unit, site), select(kept[name].grad, unit, site)
+        for place in places(task, example, positions):
+            new = values(name, example)
+            if new is None:
+                total += float((gradient[place] * -own[place]).sum())
+            else:
+                found = [theirs for _, theirs, ours in matches[matches[:, 0] == example].tolist() if ours == place]
+                total += sum(float((gradient[place] * (new[theirs] - own[place])).sum()) for theirs in found)
+    return total / len(task)
+
+
+def units_of(model):
+    found = [(Head(1, 2), "z"), (Head(2, 0), "q"), (Neuron(1, 7), "post"), (Component(3, "attn_out"), "")]
+    found += [(Component(2, "resid_pre"), ""), (KVGroup(1, 1), "v"), (Head(3, 3), "z"), (Component(3, "mlp_out"), "")]
+    return found
+
+
+def test_estimates_equal_gradient_times_change(model, tasks):
+    target, source = (task.select([0, 3]) for task in (tasks["qa_ood"], pair_people(tasks["qa_ood"])))
+    matches = matching_positions(source, target)
+    for (unit, site), positions in zip(units_of(model), cycle(["all", "subject", "last"])):
+        chosen = site if site in ("q", "v") else None
+        plan = [Intervention((unit,), mode, chosen, positions) for mode in ("zero", "patch")]
+        found = screen_interventions(model, target, plan, source=source)["estimate"]
+
+        def theirs(name, example, unit=unit, site=site):
+            with torch.no_grad():
+                _, cache = model.run_with_cache(alone(source, example), names_filter=name)
+            return select(cache[name], unit, site)
+
+        zero = estimate_by_hand(model, target, unit, site, lambda name, example: None, positions)  # noqa: ARG005
+        patch = estimate_by_hand(model, target, unit, site, theirs, positions, matches)
+        assert found[0] == pytest.approx(zero, rel=1e-3, abs=1e-4), unit
+        assert found[1] == pytest.approx(patch, rel=1e-3, abs=1e-4), unit
+
+
+def test_estimates_are_the_first_order_of_the_exact_effect(model, tasks):
+    # a change small enough for the first order: the mean of a reference that is the example itself, almost
+    task = tasks["qa_ood"].select([0, 1, 4, 5])
+    heads = single([Head(layer, head) for layer in range(4) for head in range(4)], "mean_by_position")
+    estimate = screen_interventions(model, task, heads, reference=task)["estimate"]
+    exact = run_interventions(model, task, heads, reference=task)["log_prob_effect"]
+    assert estimate.corr(exact, "spearman") > 0.6
+
+
+def test_what_cannot_be_estimated_is_refused(model, tasks):
+    task = tasks["qa_ood"].select([0, 1])
+    with pytest.raises(CircuitsError, match="attribution cannot estimate zero L0H0 pattern: run it exactly"):
+        screen_interventions(model, task, [Intervention((Head(0, 0),), site="pattern")])
+    with pytest.raises(CircuitsError, match="attribution cannot estimate revert L0H0"):
+        screen_interventions(model, task, [Intervention((Head(0, 0),), "revert")])
+    with pytest.raises(CircuitsError, match="the metric exact_match has no useful gradient"):
+        screen_interventions(model, task, [Intervention((Head(0, 0),))], metric="exact_match")
