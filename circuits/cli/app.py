@@ -83,6 +83,8 @@ class HeadMode(StrEnum):
 
     ZERO = "zero"
     MEAN = "mean"
+    MEAN_BY_POSITION = "mean_by_position"
+    RESAMPLE = "resample"
 
 
 class Source(StrEnum):
@@ -471,7 +473,7 @@ def ablate(
     if mask is not None and mask_mode is MaskMode.REVERT and pre is None:
         raise CircuitsError("reverting a mask needs the model before fine-tuning: name its folder with --pre")
     splits = split or [Split.BIO, Split.QA_ID, Split.QA_OOD]
-    modes = [chosen.value for chosen in mode or list(HeadMode)]
+    modes = [chosen.value for chosen in mode or [HeadMode.ZERO, HeadMode.MEAN]]
     if _is_folder(out):
         from circuits.sweeps import SweepPlan
 
