@@ -105,7 +105,7 @@ def test_twenty_kills_at_random_times_change_no_byte(long, tmp_path, undisturbed
         os.kill(child, signal.SIGKILL)
         assert ended(child) == -signal.SIGKILL
         seen.append(len(parts(tmp_path)))
-            assert not (tmp_path / "table.parquet").exists()
+        assert not (tmp_path / "table.parquet").exists()
     assert seen == sorted(seen)
     assert len(set(seen)) > 10
     run_sweep(long, tmp_path)
