@@ -1,52 +1,222 @@
-"""The head sweep against `run_with_hooks` with logits at every position, on the study's model.
+"""The fast engine against the tools it replaces, in one run; writes ``runs/bench/sweep.json``.
 
-Run with ``python -m benchmarks.sweep``; writes ``runs/bench/sweep.json``.
+Run with ``python -m benchmarks.sweep``. The prompts are 16 questions of 16 tokens with answers of one token, such as
+"Question: In which city was Ada Lovelace born? Answer: London".
+
+- heads: every head of SmolLM2-135M zeroed alone, against one ``run_with_hooks`` for each head.
+- bf16: the same from bfloat16 weights. On a processor without bfloat16 instructions the engine computes in float32.
+- positions: every head patched at every position, against ``get_act_patch_attn_head_out_by_pos``; both on layers spread
+  over the depth, the peer on a sample of their heads and positions.
+- study: every head of the study's model, all its questions.
+- screen: attribution of every head, against the engine's exact sweep.
+- share of peak: the engine's floating-point operations in a second, as a share of what plain matrix products of the
+  same shapes reach.
 """
 
+import tempfile
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy
+import pandas
 import torch
+from torch import Tensor
+from torch.nn.functional import linear
 
 from benchmarks.place import study_model, study_task
-from benchmarks.trace import best
-from circuits.models import HookedTransformer, HookPoints, shape_of
+from benchmarks.smollm2 import smollm2
+from circuits.datasets import DatasetSettings, Task, make_dataset
+from circuits.interventions import Intervention, pair_people, run_interventions, screen_interventions, single
+from circuits.interventions.engine import Engine, arithmetic
+from circuits.models import HookedTransformer, HookPoints, load_model, shape_of
 from circuits.storage import provenance, write_json
-from circuits.sweeps import sweep_heads
+from circuits.units import Head
+
+TOKENS, PROMPTS = 16, 16
+LAYERS = (3, 11, 19, 27)
 
 
-@torch.no_grad()
-def naive(model: HookedTransformer, task) -> list[float]:
-    found = []
+def timed(work: Callable[[], object], times: int = 1) -> float:
+    """The least of some durations in seconds."""
+    seconds = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
+
+
+def prompts(model: HookedTransformer) -> tuple[Task, Task]:
+    """Questions of 16 tokens with answers of one token, and for each the same question about someone else."""
+    opening, middle = "Question: ", "Answer: "
+    with tempfile.TemporaryDirectory() as folder:
+        rows = make_dataset(folder, DatasetSettings(people=200)).rows("qa_id")
+    moved = []
+    for row in rows:
+        (start, end) = row["answer"][0]
+        text = f"{opening}{row['text'][:start]}{middle}{row['text'][start:end]}"
+        shift = len(opening) + len(middle)
+        moved.append(
+            row
+            | {
+                "text": text,
+                "subject": [[left + len(opening), right + len(opening)] for left, right in row["subject"]],
+                "relation": [[left + len(opening), right + len(opening)] for left, right in row["relation"]],
+                "answer": [[start + shift, end + shift]],
+            }
+        )
+    task = Task.from_rows("questions", moved, model.tokenizer)
+    lengths = task.attention_mask.sum(1).numpy()
+    short = (task.answers["end"] - task.answers["start"]).to_numpy() == 1
+    task = task.select(numpy.flatnonzero((lengths == TOKENS) & short).tolist())
+    forms = pandas.Series([text.split("?")[0].split(" ")[-1] for text in task.texts])
+    common = forms[forms.isin(forms.value_counts().index[:4])].index[: 4 * PROMPTS]
+    task = task.select(list(common))
+    chosen = list(range(0, len(task), len(task) // PROMPTS))[:PROMPTS]
+    return task.select(chosen), pair_people(task).select(chosen)
+
+
+def answer_log_probs(logits: Tensor, task: Task) -> Tensor:
     where = task.answer_mask.nonzero()
-    for head in shape_of(model).heads():
+    targets = task.tokens[where[:, 0], where[:, 1]]
+    return logits.float().log_softmax(-1)[where[:, 0], where[:, 1] - 1].gather(1, targets[:, None])[:, 0]
+
+
+@torch.inference_mode()
+def loop(model: HookedTransformer, task: Task, heads: Iterable[Head]) -> list[float]:
+    """One hooked forward pass for each head."""
+    found = []
+    for head in heads:
 
         def zero(z, hook, index=head.index):
             z[:, :, index] = 0
             return z
 
         logits = model.run_with_hooks(task.tokens, fwd_hooks=[(HookPoints(head.layer).z, zero)])
-        log_probs = logits[where[:, 0], where[:, 1] - 1].log_softmax(-1)
-        targets = task.tokens[where[:, 0], where[:, 1]]
-        found.append(float(log_probs.gather(1, targets[:, None]).sum()) / len(task))
+        found.append(float(answer_log_probs(logits, task).sum()) / len(task))
     return found
+
+
+def operations(model: HookedTransformer, task: Task, interventions: list[Intervention]) -> float:
+    """Floating-point operations in the matrix products of the engine's layers and unembedding."""
+    cfg = model.cfg
+    engine = Engine(model, task, interventions)
+    forward = engine.batch(list(range(len(task))), "all", "zero").forward
+    attention = 2 * cfg.d_model * cfg.d_head * (cfg.n_heads + engine.lean.n_groups)
+    output, mlp = 2 * cfg.d_model * cfg.d_head * cfg.n_heads, 6 * cfg.d_model * cfg.d_mlp
+    layer = 2 * cfg.d_model * cfg.d_head * engine.lean.n_groups + attention + output + mlp
+    active, last = len(forward.active), len(forward.answers)
+    total = 0.0
+    for one in interventions:
+        whole = max(0, cfg.n_layers - 2 - one.layer)
+        total += active * (whole * layer + (output + mlp if one.layer < cfg.n_layers - 1 else 0)) + last * layer
+        total += 2 * last * cfg.d_model * cfg.d_vocab
+    return total
+
+
+def plain_rate(model: HookedTransformer, tokens: int) -> float:
+    """Operations a second of one layer's matrix products and nothing else, on as many tokens as the engine takes."""
+    cfg = model.cfg
+    groups = cfg.n_key_value_heads or cfg.n_heads
+    shapes = [(cfg.d_model, cfg.d_model)] * 2 + [(groups * cfg.d_head, cfg.d_model)] * 2
+    shapes += [(cfg.d_mlp, cfg.d_model)] * 2 + [(cfg.d_model, cfg.d_mlp)]
+    pairs = [(torch.randn(tokens, inputs), torch.randn(outputs, inputs)) for outputs, inputs in shapes]
+    work = sum(2 * tokens * outputs * inputs for outputs, inputs in shapes)
+
+    def products() -> None:
+        for x, weight in pairs:
+            linear(x, weight)
+
+    return work / timed(products, 20)
+
+
+@torch.inference_mode()
+def positions(model: HookedTransformer, task: Task, source: Task) -> tuple[float, float]:
+    """How many times faster every head is patched at every position, and the largest difference."""
+    from transformer_lens.patching import generic_activation_patch, layer_pos_head_vector_patch_setter
+
+    heads = [head for head in shape_of(model).heads() if head.layer in LAYERS]
+    last = int(task.answers["start"].iloc[0]) - 1
+    plan = [one for position in range(last + 1) for one in single(heads, "patch", positions=position)]
+    fast = timed(lambda: run_interventions(model, task, plan, source=source, metrics=["log_prob"]))
+    table = run_interventions(model, task, plan, source=source, metrics=["log_prob"])
+    sample = list(range(0, len(plan), 23))
+    rows = [(plan[index].units[0].layer, plan[index].positions, plan[index].units[0].index) for index in sample]
+    index = pandas.DataFrame(rows, columns=["layer", "pos", "head"])
+    _, cache = model.run_with_cache(source.tokens)
+    found: list[Tensor] = []
+
+    def peer() -> None:
+        found[:] = generic_activation_patch(
+            model,
+            task.tokens,
+            cache,
+            lambda logits: answer_log_probs(logits, task).mean(),
+            layer_pos_head_vector_patch_setter,
+            "z",
+            index_df=index,
+        )
+
+    slow = timed(peer) * len(plan) / len(sample)
+    difference = max(abs(float(one) - two) for one, two in zip(found, table["log_prob"][sample], strict=True))
+    return slow / fast, difference
 
 
 def main() -> None:
     torch.set_flush_denormal(True)
-    model, task = study_model(), study_task().sample(256)
-    slow, fast = naive(model, task), sweep_heads(model, [task], ["zero"])["log_prob"].tolist()
-    difference = max(abs(one - two) for one, two in zip(slow, fast, strict=True))
-    ratio = best(lambda: naive(model, task)) / best(lambda: sweep_heads(model, [task], ["zero"]))
+    threads = torch.get_num_threads()
+    model = load_model(smollm2())
+    task, source = prompts(model)
+    heads = list(shape_of(model).heads())
+    plan = single(heads)
+
+    def sweep(model: HookedTransformer) -> pandas.DataFrame:
+        return run_interventions(model, task, plan, metrics=["log_prob"])
+
+    sweep(model)
+    fast = timed(lambda: sweep(model), 2)
+    engine = Engine(model, task, plan, metrics=["log_prob"])
+    share = operations(model, task, plan) / timed(engine.run) / plain_rate(model, engine.tokens)
+    begun = time.perf_counter()
+    expected = loop(model, task, heads)
+    slow = time.perf_counter() - begun
+    table = sweep(model)
+    screen = timed(lambda: screen_interventions(model, task, plan), 2)
+    by_position, position_difference = positions(model, task, source)
+    half = load_model(smollm2(), dtype="bfloat16")
+    half_table = sweep(half)
+    half_seconds = timed(lambda: sweep(half))
+    effects = pandas.Series(expected) - float(answer_log_probs(model(task.tokens), task).mean())
+    small, questions = study_model(), study_task()
+    small_heads = list(shape_of(small).heads())
+
+    def small_sweep() -> pandas.DataFrame:
+        return run_interventions(small, questions, single(small_heads), metrics=["log_prob"])
+
+    small_ratio = timed(lambda: loop(small, questions, small_heads), 3) / timed(small_sweep, 3)
     found = {
-        "study_ratio": round(ratio, 2),
-        "largest_difference": difference,
-        "threads": torch.get_num_threads(),
+        "heads_float32_ratio": round(slow / fast, 2),
+        "heads_float32_seconds": round(fast, 1),
+        "heads_float32_max_diff": float(numpy.abs(table["log_prob"] - expected).max()),
+        "heads_bf16_ratio": round(slow / half_seconds, 2),
+        "heads_bf16_spearman": round(float(half_table["log_prob_effect"].corr(effects, "spearman")), 4),
+        "heads_bf16_arithmetic": str(arithmetic(half)).removeprefix("torch."),
+        "positions_ratio": round(by_position, 2),
+        "positions_max_diff": position_difference,
+        "study_ratio": round(small_ratio, 2),
+        "screen_ratio": round(fast / screen, 2),
+        "screen_spearman": round(
+            float(screen_interventions(model, task, plan)["estimate"].corr(effects, "spearman")), 3
+        ),
+        "share_of_peak": round(share, 3),
+        "threads": threads,
         "provenance": provenance(),
     }
     write_json(Path("runs/bench/sweep.json"), found)
-    print(
-        f"sweep, 16 heads, 256 examples: {ratio:.1f} times as fast as run_with_hooks, apart by {difference:.1e} at most"
-    )
+    for name, value in found.items():
+        if name != "provenance":
+            print(f"{name:24} {value}")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from circuits.interventions.tokens import TokenTree
 from circuits.models import LeanModel
@@ -33,8 +33,7 @@ class Queries:
         within: where they stand among the active nodes; None if they are all of them.
         grid: for each example and query position, the index of the query; ``[example, query_pos]``.
         keys: for each example and position, the node; ``[example, pos]``.
-        visible: which positions a query of the grid sees, ``[example, query_pos, pos]``; None if exactly those up to
-            its own.
+        bias: zero where a query of the grid sees a position, minus infinity elsewhere; ``[example, query_pos, pos]``.
         back: for each query, where in the flattened grid it stands.
     """
 
@@ -42,11 +41,11 @@ class Queries:
     within: Int[Tensor, " query"] | None
     grid: Int[Tensor, "example query_pos"]
     keys: Int[Tensor, "example pos"]
-    visible: Bool[Tensor, "example query_pos pos"] | None
+    bias: Float[Tensor, "example query_pos pos"]
     back: Int[Tensor, " query"]
 
     @classmethod
-    def of(cls, tree: TokenTree, chosen: Int[Tensor, " query"], device: torch.device) -> "Queries":
+    def of(cls, tree: TokenTree, chosen: Int[Tensor, " query"], device: torch.device, dtype: torch.dtype) -> "Queries":
         """Lay out the queries of these nodes; examples without any of them are left out."""
         number = torch.full((len(tree) + 1,), -1)
         number[chosen] = torch.arange(len(chosen))
@@ -62,7 +61,7 @@ class Queries:
         positions = torch.arange(nodes.shape[1])
         # a query that only fills the grid sees the first position, so that its softmax is defined
         visible = (positions[None, None] <= torch.where(real, order, 0)[:, :, None]) & (nodes >= 0)[:, None]
-        plain = width == nodes.shape[1] and bool(real.all())
+        bias = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, -torch.inf)
         back = torch.zeros(len(chosen), dtype=torch.long)
         back[grid[real]] = real.flatten().nonzero().flatten()
         everything = torch.equal(chosen, tree.active)
@@ -72,13 +71,13 @@ class Queries:
             None if everything else within.to(device),
             grid.to(device),
             nodes.clamp(min=0).to(device),
-            None if plain else visible.to(device),
+            bias.to(device),
             back.to(device),
         )
 
     def gather(self, x: Float[Tensor, "row query heads d_head"]) -> Float[Tensor, "row example query_pos heads d_head"]:
         """Lay values of queries out on the grid."""
-        laid_out: Tensor = x[:, self.grid.flatten()].unflatten(1, self.grid.shape)
+        laid_out: Tensor = x.index_select(1, self.grid.flatten()).unflatten(1, self.grid.shape)
         return laid_out
 
 
@@ -91,21 +90,30 @@ class Attention:
     k: Tensor
     v: Tensor
 
+    def z(self) -> Float[Tensor, "row query heads d_head"]:
+        """Every head's output."""
+        rows, groups, width = len(self.q), self.k.shape[3], self.q.shape[-1]
+        # the heads of a group stand below one another: one product serves them all
+        q = rearrange(self.q, "row example pos (group head) d -> (row example) group (head pos) d", group=groups)
+        scores = q @ rearrange(self.k, "row example pos group d -> (row example) group d pos")
+        scores = scores.mul(width**-0.5).unflatten(0, (rows, -1)).unflatten(3, (-1, self.q.shape[2]))
+        pattern = (scores + self.queries.bias[:, None, None]).softmax(-1).flatten(0, 1).flatten(2, 3)
+        mixed = pattern @ rearrange(self.v, "row example pos group d -> (row example) group pos d")
+        z = rearrange(
+            mixed,
+            "(row example) group (head pos) d -> row (example pos) (group head) d",
+            row=rows,
+            pos=self.q.shape[2],
+        )
+        queries: Tensor = z.index_select(1, self.queries.back)
+        return queries
+
     def pattern(self, row: int, head: int) -> Float[Tensor, "example query_pos pos"]:
         """The attention pattern of one head in one row."""
         repeats = self.q.shape[3] // self.k.shape[3]
         q, k = self.q[row, :, :, head], self.k[row, :, :, head // repeats]
-        scores = (q @ k.transpose(1, 2)).float() / self.q.shape[-1] ** 0.5
-        pattern: Tensor = scores.masked_fill(~self.seen(), -torch.inf).softmax(-1).to(q.dtype)
+        pattern: Tensor = (q @ k.transpose(1, 2) * q.shape[-1] ** -0.5 + self.queries.bias).softmax(-1)
         return pattern
-
-    def seen(self) -> Bool[Tensor, "example query_pos pos"]:
-        """Which positions each query sees."""
-        if self.queries.visible is not None:
-            return self.queries.visible
-        size = self.q.shape[2]
-        causal = torch.ones(size, size, dtype=torch.bool, device=self.q.device).tril()
-        return causal.expand(self.q.shape[1], size, size)
 
     def mixed(
         self, row: int, head: int, pattern: Float[Tensor, "example query_pos pos"]
@@ -174,9 +182,9 @@ class Forward:
         self._whole = TokenTree(tree.tokens, tree.positions, tree.changed, every, tree.nodes, tree.predicting)
         self.active = tree.active.to(device)
         self._all_active = len(tree.active) == len(tree)
-        self._queries = Queries.of(tree, tree.active, device) if len(tree.active) else None
+        self._queries = Queries.of(tree, tree.active, device, lean.dtype) if len(tree.active) else None
         reached = tree.active if everywhere else tree.active[torch.isin(tree.active, tree.predicting)]
-        self.final = Queries.of(tree, reached, device) if len(reached) else None
+        self.final = Queries.of(tree, reached, device, lean.dtype) if len(reached) else None
         # answer tokens whose predicting node is reached, and where it stands among the final queries
         reaches = torch.isin(tree.predicting, reached)
         self.answers = reaches.nonzero().flatten().to(device)
@@ -218,9 +226,9 @@ class Forward:
         for layer in range(start, self.lean.n_layers):
             x = self._layer(layer, x, visitor, z=z if layer == start else None)
         if len(self.answers) == result.shape[1]:
-            return x[:, self._answer_query]
+            return x.index_select(1, self._answer_query)
         result = result.clone()
-        result[:, self.answers] = x[:, self._answer_query]
+        result[:, self.answers] = x.index_select(1, self._answer_query)
         return result
 
     def _clean_attention(self, layer: int) -> Float[Tensor, "1 query head d_head"]:
@@ -242,7 +250,7 @@ class Forward:
         lean, weights = self.lean, self.lean.layers[layer]
         queries = self._going_on(layer)
         normed = weights.norm1(x)
-        asking = normed if queries.within is None else normed[:, queries.within]
+        asking = normed if queries.within is None else normed.index_select(1, queries.within)
         q, k, v = lean.heads(weights.q(asking)), lean.heads(weights.k(normed)), lean.heads(weights.v(normed))
         q = visitor((layer, "q"), q, queries, asking)
         k = visitor((layer, "k"), k, None, normed)
@@ -259,21 +267,10 @@ class Forward:
         attention = Attention(
             queries,
             queries.gather(q),
-            k[:, where].unflatten(1, queries.keys.shape),
-            v[:, where].unflatten(1, queries.keys.shape),
+            k.index_select(1, where).unflatten(1, queries.keys.shape),
+            v.index_select(1, where).unflatten(1, queries.keys.shape),
         )
-        asked, known, read = (
-            tensor.flatten(0, 1).transpose(1, 2) for tensor in (attention.q, attention.k, attention.v)
-        )
-        mixed = functional.scaled_dot_product_attention(
-            asked,
-            known,
-            read,
-            attn_mask=None if queries.visible is None else queries.visible.repeat(len(x), 1, 1)[:, None],
-            is_causal=queries.visible is None,
-            enable_gqa=lean.n_groups != lean.n_heads,
-        )
-        z = mixed.transpose(1, 2).reshape(len(x), -1, lean.n_heads, lean.d_head)[:, queries.back]
+        z = attention.z()
         return visitor.attention(layer, z, attention)
 
     def _beside_clean(
@@ -300,7 +297,7 @@ class Forward:
         if z is None:
             z = self._attend(layer, x, visitor, keep)
         if queries.within is not None:
-            x = x[:, queries.within]
+            x = x.index_select(1, queries.within)
         z = visit("z", z)
         attention_out = visit("attn_out", weights.o(z.flatten(2)), z)
         middle = x + attention_out
