@@ -17,7 +17,7 @@ from torch import Tensor
 
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
-from circuits.interventions.engine import TOKENS, Engine, describe, sites_of
+from circuits.interventions.engine import Engine, describe, sites_of
 from circuits.interventions.forward import Queries, Site, Visitor
 from circuits.interventions.intervention import Intervention
 from circuits.metrics import Metric
@@ -49,7 +49,7 @@ def screen_interventions(
     reference: Task | None = None,
     metric: str | Metric = "log_prob",
     seed: int = 0,
-    tokens: int = TOKENS,
+    tokens: int | None = None,
 ) -> pandas.DataFrame:
     """Estimate the effect of each intervention to first order.
 
@@ -61,7 +61,7 @@ def screen_interventions(
         reference: as in `run_interventions`.
         metric: a metric that can be differentiated: ``log_prob``, ``logit_diff`` or a function.
         seed: of resampling.
-        tokens: how many tokens to compute at once.
+        tokens: how many tokens to compute at once; by default as many as suit the device.
 
     Returns:
         One row for each intervention, in order: ``units``, ``mode``, ``site``, ``positions``, ``task``, ``answers``

@@ -32,7 +32,7 @@ from circuits.progress import bar
 from circuits.storage import provenance
 from circuits.units import AnyUnit, Component, Head, KVGroup, Neuron
 
-#: Tokens in one tensor of rows. More fall out of the processor's cache, fewer do not fill its pipelines.
+#: Tokens in one tensor of rows on a CPU. More fall out of its cache, fewer do not fill its pipelines.
 TOKENS = 2048
 
 #: Logits in memory at once.
@@ -245,7 +245,7 @@ class Engine:
         pre: the model before fine-tuning, to revert to.
         metrics: names or functions.
         seed: of resampling.
-        tokens: how many tokens to compute at once.
+        tokens: how many tokens to compute at once; `token_budget` if not given.
     """
 
     def __init__(
@@ -258,16 +258,17 @@ class Engine:
         pre: HookedTransformer | None = None,
         metrics: Sequence[str | Metric] = ("exact_match", "log_prob"),
         seed: int = 0,
-        tokens: int = TOKENS,
+        tokens: int | None = None,
     ) -> None:
         if not interventions:
             raise CircuitsError("there is nothing to run: no interventions were given")
-        if tokens < 1:
+        if tokens is not None and tokens < 1:
             raise CircuitsError(f"{tokens} tokens cannot be computed at once: give one or more")
-        self.interventions, self.tokens = list(interventions), tokens
+        self.interventions = list(interventions)
         self.metrics = dict(map(metric_of, metrics))
         dtype = arithmetic(model)
         self.lean = LeanModel(model, dtype)
+        self.tokens = token_budget(model) if tokens is None else tokens
         self.grouped = self.lean.n_groups != self.lean.n_heads
         self.task = task.right_padded()
         self.source = None if source is None else source.right_padded()
@@ -284,7 +285,7 @@ class Engine:
         self._means: Means | None = None
         averaged = {site for one in interventions if one.mode.startswith("mean") for site, _ in self._sites(one)}
         if averaged:
-            self._means = Means.of(self.lean, self.reference, averaged, tokens)
+            self._means = Means.of(self.lean, self.reference, averaged, self.tokens)
 
     def _sites(self, intervention: Intervention) -> list[tuple[Site, AnyUnit]]:
         return sites_of(intervention, self.grouped)
@@ -450,6 +451,17 @@ def arithmetic(model: HookedTransformer) -> torch.dtype:
     return dtype if any(known.get(name) for name in names) else torch.float32
 
 
+def token_budget(model: HookedTransformer) -> int:
+    """How many tokens to compute at once: what a CPU's cache likes, or what fits a quarter of a GPU's free memory."""
+    device = torch.device(model.cfg.device)
+    if device.type != "cuda":
+        return TOKENS
+    # a stream before each layer in the clean run, and a layer's projections and neurons at a time
+    numbers = model.cfg.d_model * (model.cfg.n_layers + 12) + 4 * model.cfg.d_mlp
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return max(TOKENS, free // 4 // int(numbers * model.cfg.dtype.itemsize))
+
+
 def run_interventions(
     model: HookedTransformer,
     task: Task,
@@ -461,7 +473,7 @@ def run_interventions(
     metrics: Sequence[str | Metric] = ("exact_match", "log_prob"),
     seed: int = 0,
     per_answer: bool = False,
-    tokens: int = TOKENS,
+    tokens: int | None = None,
 ) -> pandas.DataFrame:
     """Run each intervention over a task, and measure what it does to the answers.
 
@@ -477,7 +489,8 @@ def run_interventions(
             ``kl``), or functions of the answer logits and `circuits.metrics.AnswerTokens`.
         seed: of resampling and of the bootstrap.
         per_answer: one row for each intervention and answer instead of means.
-        tokens: how many tokens to compute at once; changes speed and memory, the result only by rounding.
+        tokens: how many tokens to compute at once, by default as many as suit the device; changes speed and memory,
+            the result only by rounding.
 
     Returns:
         One row for each intervention, in order: ``units``, ``mode``, ``site``, ``positions``, ``task``, ``answers``,
