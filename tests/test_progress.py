@@ -14,15 +14,25 @@ print(sum(track(range(3), "adding", 3)))
 """
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_a_bar_is_shown_in_a_terminal_and_not_in_a_log_file(terminal):
+def run(code: str, terminal: bool) -> tuple[str, str]:
+    """What some code prints, and what it shows."""
     reader, writer = pty.openpty() if terminal else os.pipe()
     if terminal:
         termios.tcsetwinsize(writer, (24, 80))
-    result = subprocess.run([sys.executable, "-c", CODE], stdout=subprocess.PIPE, stderr=writer, text=True)
+    result = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=writer, text=True)
     os.write(writer, b"end")
-    shown = os.read(reader, 10_000).decode()
-    assert result.stdout == "3\n"
+    return result.stdout, os.read(reader, 10_000).decode()
+
+
+def test_what_was_done_before_is_counted():
+    _, shown = run("from circuits.progress import bar\nwith bar('adding', 10, done=4):\n    pass", True)
+    assert "4/10" in shown
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_is_shown_in_a_terminal_and_not_in_a_log_file(terminal):
+    printed, shown = run(CODE, terminal)
+    assert printed == "3\n"
     assert ("adding" in shown) == terminal
     assert terminal or shown == "end"
 

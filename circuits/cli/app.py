@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from circuits.datasets import FactDataset, Task
     from circuits.models import HookedTransformer
+    from circuits.sweeps import SweepPlan
 
 app = typer.Typer(
     name="circuits",
@@ -82,6 +83,8 @@ class HeadMode(StrEnum):
 
     ZERO = "zero"
     MEAN = "mean"
+    MEAN_BY_POSITION = "mean_by_position"
+    RESAMPLE = "resample"
 
 
 class Source(StrEnum):
@@ -129,8 +132,9 @@ def _resumable() -> Iterator[None]:
     """Say how to go on when the user interrupts."""
     try:
         yield
-    except KeyboardInterrupt:
-        typer.echo("circuits: interrupted; give the same command again to go on", err=True)
+    except KeyboardInterrupt as error:
+        how = "; ".join(getattr(error, "__notes__", ["give the same command again to go on"]))
+        typer.echo(f"circuits: interrupted; {how}", err=True)
         raise typer.Exit(130) from None
 
 
@@ -208,6 +212,27 @@ def _check_names(names: list[str] | None) -> None:
 
     for name in names or ():
         Head.parse(name)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a result goes into the folder of a sweep, and not into a file."""
+    return not path.suffix
+
+
+def _run_sweep(plan: "SweepPlan", out: Path, executor: str = "serial", workers: int | None = None) -> None:
+    with _busy("starting"):
+        from circuits.sweeps import run_sweep
+    with _resumable():
+        table = run_sweep(plan, out, executor, workers)
+    _show(_effects(table), f"{out / 'table.parquet'}: {len(table):,} rows, the largest effects first", 12)
+
+
+def _effects(table: "DataFrame") -> "DataFrame":
+    """What a sweep's table says first: the largest effects."""
+    effects = [column for column in table if column.endswith("_effect")]
+    order = "log_prob_effect" if "log_prob_effect" in effects else effects[-1]
+    what = [column for column in ("units", "mode", "site", "positions", "task") if table[column].notna().any()]
+    return table.sort_values(order, key=abs, ascending=False, kind="stable")[[*what, *effects]]
 
 
 @app.command()
@@ -425,7 +450,9 @@ def ablate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Parquet file; default: runs/mask_ablation.parquet or runs/head_ablation.parquet.", show_default=False
+            help="Parquet file, or for heads a folder: a sweep that goes on when it is interrupted. "
+            "Default: runs/mask_ablation.parquet or runs/head_ablation.parquet.",
+            show_default=False,
         ),
     ] = None,
     examples: Examples = None,
@@ -436,7 +463,8 @@ def ablate(
 ) -> None:
     """Ablate a parameter mask (--mask), or every head alone."""
     out = out or Path(f"runs/{'head' if mask is None else 'mask'}_ablation.parquet")
-    _table_path(out)
+    if mask is not None or not _is_folder(out):
+        _table_path(out)
     _check_names(head)
     if mask is not None and (head or mode):
         raise CircuitsError("a mask and heads were given: ablate one kind at a time")
@@ -444,6 +472,24 @@ def ablate(
         raise CircuitsError("--pre and --mask-mode are for a mask: name its file with --mask")
     if mask is not None and mask_mode is MaskMode.REVERT and pre is None:
         raise CircuitsError("reverting a mask needs the model before fine-tuning: name its folder with --pre")
+    splits = split or [Split.BIO, Split.QA_ID, Split.QA_OOD]
+    modes = [chosen.value for chosen in mode or [HeadMode.ZERO, HeadMode.MEAN]]
+    if _is_folder(out):
+        from circuits.sweeps import SweepPlan
+
+        plan = SweepPlan(
+            model,
+            dataset=data,
+            tasks=[chosen.value for chosen in splits],
+            examples=examples,
+            units=head or "heads",
+            modes=modes,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+        )
+        _run_sweep(plan, out)
+        return
     dataset = _dataset(data, model)
     from circuits.storage import write_table
 
@@ -452,7 +498,6 @@ def ablate(
 
         loaded_mask = ParameterMask.load(mask)
     loaded = _load(model, dtype, device)
-    splits = split or [Split.BIO, Split.QA_ID, Split.QA_OOD]
     if mask is not None:
         loaded_mask.check(loaded)
         before = None if pre is None else _load(pre, dtype, device)
@@ -465,7 +510,6 @@ def ablate(
 
         heads = _heads(head, loaded)
         tasks = [_task(dataset, chosen.value, loaded, examples, seed) for chosen in splits]
-        modes = [chosen.value for chosen in mode or list(HeadMode)]
         table = sweep_heads(loaded, tasks, modes, heads=heads)
         settings = {"heads": head, "modes": modes}
         columns = ["head", "mode", "task", "exact_match_effect", "log_prob_effect"]
@@ -487,7 +531,9 @@ def patch(
         list[str] | None,
         typer.Option(help="A head to patch alone, such as L2H1; may be repeated. Default: every head."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Parquet file for the table.")] = Path("runs/patches.parquet"),
+    out: Annotated[
+        Path, typer.Option(help="Parquet file, or a folder: a sweep that goes on when it is interrupted.")
+    ] = Path("runs/patches.parquet"),
     examples: Annotated[int, typer.Option(help="Use so many examples, drawn with the seed.", min=1)] = 200,
     dtype: Dtype = "float32",
     device: Device = None,
@@ -495,8 +541,26 @@ def patch(
     seed: Seed = 0,
 ) -> None:
     """Patch every head's output from another run into the question's run."""
-    _table_path(out)
+    if not _is_folder(out):
+        _table_path(out)
     _check_names(head)
+    if _is_folder(out):
+        from circuits.sweeps import SweepPlan
+
+        plan = SweepPlan(
+            model,
+            dataset=data,
+            tasks=split.value,
+            examples=examples,
+            units=head or "heads",
+            modes="patch",
+            source="formats" if source is Source.BIO else "people",
+            seed=seed,
+            dtype=dtype,
+            device=device,
+        )
+        _run_sweep(plan, out)
+        return
     dataset = _dataset(data, model)
     loaded = _load(model, dtype, device)
     from circuits.interventions import pair_formats, pair_people
@@ -515,6 +579,52 @@ def patch(
     columns = ["head", "exact_match_effect", "log_prob_effect", "source_exact_match"]
     shown = table.sort_values("log_prob_effect")[[column for column in columns if column in table]]
     _show(shown, f"{out}: source_exact_match is how often the other run's answer is given")
+
+
+sweep = typer.Typer(help="Run many interventions as one job that survives interruption.", no_args_is_help=True)
+app.add_typer(sweep, name="sweep")
+
+
+@sweep.command("run")
+def run_plan(
+    plan: Annotated[
+        Path, typer.Argument(help="YAML or TOML file with the settings of circuits.SweepPlan.", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder: plan.json, parts, and at the end table.parquet and table.csv.")
+    ] = Path("runs/sweep"),
+    executor: Annotated[str, typer.Option(help="serial, or processes: several on this machine.")] = "serial",
+    workers: Annotated[
+        int | None, typer.Option(help="Number of processes; default: one for each core.", min=1, show_default=False)
+    ] = None,
+) -> None:
+    """Run a sweep, or what is missing of one. Several of this command may share one folder."""
+    with _busy(f"reading {plan}"):
+        from circuits.sweeps import SweepPlan
+
+        read = SweepPlan.read(plan)
+    _run_sweep(read, out, executor, workers)
+
+
+@sweep.command("show")
+def show_sweep(
+    out: Annotated[Path, typer.Argument(help="Folder of a sweep.", show_default=False)],
+    most: Annotated[int, typer.Option(help="Rows to show.", min=0)] = 12,
+) -> None:
+    """Tell how far a sweep is, what it does, and the largest effects so far."""
+    with _busy(f"reading {out}"):
+        import pandas
+
+        from circuits.sweeps import sweep_state
+
+        state = sweep_state(out)
+    _say(f"{out}: {state.done} of {state.jobs} jobs finished, {len(state.table):,} of {state.interventions:,} rows")
+    settings = {name: value for name, value in vars(state.plan).items() if value is not None}
+    settings |= {f"{name} (content)": state.facts.get(name) for name in ("model", "dataset")}
+    shown = [", ".join(value) if isinstance(value, tuple) else str(value) for value in settings.values()]
+    _show(pandas.DataFrame({"setting": list(settings), "value": shown}), "", len(settings))
+    if len(state.table):
+        _show(_effects(state.table), "largest effects", most)
 
 
 @app.command()

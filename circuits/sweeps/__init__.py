@@ -1,5 +1,17 @@
-"""Many interventions as one job: every head ablated or patched alone."""
+"""Many interventions as one resumable job, and sweeps over the heads of a model in memory."""
 
+from circuits.sweeps.executors import EXECUTORS
 from circuits.sweeps.heads import sweep_heads, sweep_patches
+from circuits.sweeps.plan import Job, SweepPlan
+from circuits.sweeps.run import SweepState, run_sweep, sweep_state
 
-__all__ = ["sweep_heads", "sweep_patches"]
+__all__ = [
+    "EXECUTORS",
+    "Job",
+    "SweepPlan",
+    "SweepState",
+    "run_sweep",
+    "sweep_heads",
+    "sweep_patches",
+    "sweep_state",
+]

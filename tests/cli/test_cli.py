@@ -62,7 +62,7 @@ def test_import_is_quick():
     assert best_seconds(sys.executable, "-c", "import circuits") < 1
 
 
-COMMANDS = ("data", "train", "evaluate", "trace", "share", "ablate", "patch", "attention", "study")
+COMMANDS = ("data", "train", "evaluate", "trace", "share", "ablate", "patch", "sweep", "attention", "study")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -198,6 +198,84 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
     shown = must("attention", "ck/mixed", "--head", "L2H1", "--person", 2, "--out", "fig.html", by=run)
     assert "L2H1" in shown
     assert "L2H1" in Path("fig.html").read_text()
+
+
+@pytest.fixture
+def plan(place, tmp_path):
+    """The file of a small plan."""
+    file = tmp_path / "plan.yaml"
+    file.write_text(
+        f"model: {place / 'model0'}\ndataset: {place / 'facts'}\nmodes: [zero, mean]\nexamples: 5\njob_size: 3\n"
+    )
+    return file
+
+
+def test_a_sweep_is_run_shown_and_not_run_again(plan, tmp_path):
+    out = tmp_path / "out"
+    ran = call("sweep", "run", plan, "--out", out)
+    assert ran.returncode == 0, ran.stderr
+    assert "32 rows, the largest effects first" in ran.stdout
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
+    assert call("sweep", "run", plan, "--out", out).stdout == ran.stdout
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.*")} == before
+    shown = call("sweep", "show", out)
+    assert f"{out}: 11 of 11 jobs finished, 32 of 32 rows" in shown.stdout
+    table = pandas.read_parquet(out / "table.parquet")
+    largest = table.loc[table["log_prob_effect"].abs().idxmax(), "units"]
+    for said in ("zero, mean", table.attrs["model"], str(largest)):
+        assert said in shown.stdout
+    (out / "parts" / "0002.parquet").unlink()
+    (out / "table.csv").unlink()
+    assert "10 of 11 jobs finished, 29 of 32 rows" in call("sweep", "show", out).stdout
+
+
+def test_bad_sweeps_are_refused(plan, place, tmp_path):
+    out = tmp_path / "out"
+    refused(call("sweep", "run", tmp_path / "no.yaml", "--out", out), "there is no file")
+    refused(call("sweep", "show", tmp_path), "holds no sweep: it has no plan.json")
+    refused(call("sweep", "run", plan, "--out", out, "--executor", "ray"), "choose from serial, processes")
+    assert not out.exists()
+    with plan.open("a") as file:
+        file.write("position: 3\n")
+    refused(call("sweep", "run", plan, "--out", out), "unknown setting 'position': 'positions' may be meant")
+    heads = ("ablate", place / "model0", "--data", place / "facts", "--head", "L0H0", "--examples")
+    assert call(*heads, 5, "--out", out).returncode == 0
+    refused(call(*heads, 6, "--out", out), "holds a sweep with examples 5, not 6")
+    refused(
+        call("ablate", place / "model0", "--data", place / "facts", "--mask", "no", "--pre", "no", "--out", out),
+        "end the name in .parquet",
+    )
+
+
+def test_ablate_and_patch_into_a_folder_are_sweeps(place, tmp_path):
+    common = ("--data", place / "facts", "--head", "L1H1", "--examples", 10, "--out")
+    for out in ("heads", "heads.parquet"):
+        assert call("ablate", place / "model0", "--split", "qa_id", *common, tmp_path / out).returncode == 0
+    sweep, file = (pandas.read_parquet(tmp_path / out) for out in ("heads/table.parquet", "heads.parquet"))
+    assert sweep["mode"].tolist() == file["mode"].tolist() == ["zero", "mean"]
+    assert sweep["log_prob_effect"].tolist() == pytest.approx(file["log_prob_effect"].tolist(), abs=1e-4)
+    for out in ("patches", "patches.parquet"):
+        assert call("patch", place / "model0", "--from", "bio", *common, tmp_path / out).returncode == 0
+    sweep, file = (pandas.read_parquet(tmp_path / out) for out in ("patches/table.parquet", "patches.parquet"))
+    assert sweep["log_prob_effect"].tolist() == pytest.approx(file["log_prob_effect"].tolist(), abs=1e-4)
+
+
+def test_an_interrupted_sweep_says_how_to_go_on(plan, tmp_path, monkeypatch):
+    from circuits.sweeps.folder import SweepFolder
+
+    keep = SweepFolder.write_part
+
+    def interrupted(self, job, rows):
+        if job.index == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        keep(self, job, rows)
+
+    monkeypatch.setattr(SweepFolder, "write_part", interrupted)
+    stopped = call("sweep", "run", plan, "--out", tmp_path / "out")
+    assert stopped.returncode == 130
+    assert stopped.stderr == ("circuits: interrupted; 2 of 11 jobs are finished; the same command goes on from there\n")
+    monkeypatch.undo()
+    assert call("sweep", "run", plan, "--out", tmp_path / "out").returncode == 0
 
 
 SMALL_STUDY = ("--people", 12, "--steps", 40)

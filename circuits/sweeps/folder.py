@@ -1,0 +1,140 @@
+"""The folder of a sweep: what is finished, who is at what, and that nothing is there by halves.
+
+1. ``plan.json`` says what the sweep is: the plan, the fingerprints of what it names, the library. A sweep that is not
+   the same in all of these does not go on in the folder.
+2. ``parts/0003.parquet`` holds the rows of job 3. It takes its name when it is whole and on the disk.
+3. Who runs a job holds its lock, ``.locks/0003``; the operating system takes the lock back when the process ends, also
+   by SIGKILL. What such a process left half written goes when the job is taken up again. Locks stay where they are:
+   whoever waits for one that is removed could share it with nobody.
+4. When all parts are there, ``table.parquet`` and ``table.csv`` are made of them.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas
+from filelock import BaseFileLock, FileLock, Timeout
+
+from circuits.errors import CircuitsError
+from circuits.storage import atomic_file, read_json, write_json, write_table
+from circuits.sweeps.plan import Job
+
+
+class SweepFolder:
+    """A sweep on disk.
+
+    Args:
+        path: the folder; it need not be there yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.plan = self.path / "plan.json"
+        self.parts = self.path / "parts"
+        self.table = self.path / "table.parquet"
+        self._csv = self.path / "table.csv"
+        self._locks = self.path / ".locks"
+
+    def claim(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Write down what the sweep is, or check that the folder's sweep is the same.
+
+        Returns:
+            The record that was written when the sweep began.
+
+        Raises:
+            CircuitsError: the folder holds something else, or a sweep that differs; the first difference is named.
+        """
+        if self.path.is_file():
+            raise CircuitsError(f"{self.path} is a file: name a folder for the sweep")
+        held = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
+        if "plan.json" not in held and any(not name.startswith(".") for name in held):
+            raise CircuitsError(f"{self.path} holds something that is no sweep: choose another folder")
+        with self._lock("plan"):
+            self._clear(self.path, "plan.json")
+            if not self.plan.is_file():
+                write_json(self.plan, record)
+            found: dict[str, Any] = read_json(self.plan)
+        for name, (before, now) in _differences(found, record).items():
+            raise CircuitsError(
+                f"{self.path} holds a sweep with {name} {before}, not {now}: choose another folder or delete it"
+            )
+        return found
+
+    def part(self, job: Job) -> Path:
+        """Where the rows of a job are."""
+        return self.parts / f"{job.index:04d}.parquet"
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the rows of a job are there, all of them."""
+        from pyarrow import ArrowException, parquet
+
+        try:
+            return bool(parquet.read_metadata(self.part(job)).num_rows == len(job))
+        except (FileNotFoundError, ArrowException):
+            return False
+
+    @contextmanager
+    def claimed(self, job: Job) -> Iterator[bool]:
+        """Inside the block nobody else runs the job; False if somebody does."""
+        lock = self._lock(f"{job.index:04d}")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
+            self._clear(self.parts, self.part(job).name)
+            yield True
+        finally:
+            lock.release()
+
+    def write_part(self, job: Job, rows: pandas.DataFrame) -> None:
+        """Keep the rows of a job."""
+        rows = rows.copy(deep=False)
+        rows.attrs = {}
+        with atomic_file(self.part(job)) as temporary:
+            rows.to_parquet(temporary, index=False)
+
+    def read_part(self, job: Job) -> pandas.DataFrame:
+        """The rows of a job that is done."""
+        return pandas.read_parquet(self.part(job))
+
+    def finish(self, rows: pandas.DataFrame, facts: Mapping[str, Any]) -> None:
+        """Make the table, or what is missing of it."""
+        with self._lock("table"):
+            for path in (self.table, self._csv):
+                self._clear(self.path, path.name)
+            if not self.table.is_file():
+                write_table(self.table, rows, facts)
+            if not self._csv.is_file():
+                with atomic_file(self._csv) as temporary:
+                    rows.to_csv(temporary, index=False)
+
+    def is_finished(self) -> bool:
+        """Whether the table is there."""
+        return self.table.is_file() and self._csv.is_file()
+
+    def _lock(self, name: str) -> BaseFileLock:
+        self._locks.mkdir(parents=True, exist_ok=True)
+        return FileLock(self._locks / name)
+
+    @staticmethod
+    def _clear(folder: Path, name: str) -> None:
+        """Remove what processes that were killed left half written."""
+        for left in folder.glob(f".{name}.*"):
+            left.unlink(missing_ok=True)
+
+
+#: What names a place, not a content; contents are compared by their fingerprints.
+_PLACES = ("model", "dataset", "pre")
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings and facts that are not the same: name → before, now."""
+    pairs = {
+        name: (found.get("plan", {}).get(name), value) for name, value in wanted["plan"].items() if name not in _PLACES
+    }
+    pairs |= {name: (found.get(name), wanted[name]) for name in wanted if name not in ("plan", "git_commit")}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

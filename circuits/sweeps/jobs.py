@@ -1,0 +1,169 @@
+"""What a job computes: a pure function of the plan, and of the estimates if there is a screen.
+
+1. A prepared sweep has the plan's models loaded and its tasks, sources and reference set tokenised.
+2. A job of the stage ``estimate`` estimates all interventions of a task by attribution.
+3. A job of the stage ``exact`` computes its share of a task's interventions in one call. With a screen, these are the
+   ones with the largest estimates, in the order of the plan.
+4. A job computes on the plan's number of threads and takes numbers too small for full precision as zero, whoever runs
+   it, so that every executor gives the same bytes.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas
+import torch
+
+from circuits.datasets import FactDataset, Task, dataset_of
+from circuits.errors import CircuitsError
+from circuits.interventions import Intervention, pair_formats, pair_people, run_interventions, screen_interventions
+from circuits.models import HookedTransformer, fingerprint, load_model, shape_of
+from circuits.storage import digest
+from circuits.sweeps.plan import Job, SweepPlan
+
+#: The columns that say what was done, before those that say what came of it.
+DONE: tuple[str, ...] = ("units", "mode", "site", "positions", "task", "answers")
+
+
+class PreparedSweep:
+    """A plan with its models loaded and its tasks made.
+
+    Args:
+        plan: what to do.
+
+    Attributes:
+        plan: the plan.
+        model: the plan's model.
+        pre: the model before fine-tuning, if the plan names one.
+        dataset: the plan's dataset.
+        tasks: split → task.
+        sources: split → the run that values are patched from, if the plan patches.
+        reference: the set that means and resampled values come from, if the plan needs one.
+        interventions: split → the interventions on it, in the order of the table.
+
+    Raises:
+        CircuitsError: a model, dataset or ranking cannot be read, or the plan does not fit them.
+    """
+
+    def __init__(self, plan: SweepPlan) -> None:
+        self.plan = plan
+        model = Path(plan.model)
+        if not model.is_dir():
+            raise CircuitsError(f"there is no folder {model}: give the path of a checkpoint on this machine")
+        self.dataset = dataset_of(model) if plan.dataset is None else FactDataset(plan.dataset)
+        self.model = load_model(model, plan.dtype, plan.device)
+        self.pre: HookedTransformer | None = None
+        if plan.pre is not None:
+            self.pre = load_model(plan.pre, plan.dtype, plan.device)
+            if shape_of(self.pre) != shape_of(self.model):
+                raise CircuitsError(f"the models {plan.pre} and {plan.model} have other sizes: revert needs equal ones")
+        self.tasks = {split: self._sample(split) for split in plan.tasks}
+        self.sources = self._sources()
+        self.reference = self._reference()
+        shape = shape_of(self.model)
+        self.interventions: dict[str, list[Intervention]] = {
+            split: plan.interventions(shape, int(task.answers["start"].max())) for split, task in self.tasks.items()
+        }
+
+    def _task(self, split: str) -> Task:
+        if self.model.tokenizer is None:
+            raise CircuitsError(f"the checkpoint {self.plan.model} has no tokenizer: save one beside its weights")
+        return Task.from_dataset(self.dataset, split, self.model.tokenizer)
+
+    def _sample(self, split: str) -> Task:
+        task = self._task(split)
+        return task if self.plan.examples is None else task.sample(self.plan.examples, self.plan.seed)
+
+    def _sources(self) -> Mapping[str, Task | None]:
+        if self.plan.source is None:
+            return dict.fromkeys(self.tasks)
+        if self.plan.source == "people":
+            return {split: pair_people(task, self.plan.seed) for split, task in self.tasks.items()}
+        biographies = self._task("bio")
+        return {split: pair_formats(task, biographies) for split, task in self.tasks.items()}
+
+    def _reference(self) -> Task | None:
+        if self.plan.reference is not None:
+            return self._sample(self.plan.reference)
+        return self.tasks[self.plan.tasks[0]] if self.plan.needs_reference else None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Interventions on each task."""
+        return {split: len(interventions) for split, interventions in self.interventions.items()}
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """Fingerprints of everything the plan names by a path, and where the models are."""
+        ranking = self.plan.unit_names() if self.plan.ranking is not None else None
+        return {
+            "model": fingerprint(self.model),
+            "pre": None if self.pre is None else fingerprint(self.pre),
+            "dataset": self.dataset.fingerprint,
+            "ranking": None if ranking is None else digest(*ranking),
+            "device": str(self.model.cfg.device),
+        }
+
+    def run(self, job: Job, estimates: pandas.Series | None = None) -> pandas.DataFrame:
+        """The rows of a job.
+
+        Args:
+            job: one of the plan's.
+            estimates: of all interventions on the job's task, for an exact job after a screen.
+        """
+        plan, task = self.plan, self.tasks[job.task]
+        interventions = self.interventions[job.task]
+        settings: dict[str, Any] = {
+            "source": self.sources[job.task],
+            "reference": self.reference,
+            "seed": plan.seed,
+        }
+        with _arithmetic(plan.threads):
+            if job.stage == "estimate":
+                return screen_interventions(
+                    self.model, task, interventions[job.start : job.stop], metric=plan.screened, **settings
+                )
+            if estimates is not None:
+                interventions = [interventions[place] for place in largest(estimates, plan.exact_count(len(estimates)))]
+            return run_interventions(
+                self.model,
+                task,
+                interventions[job.start : job.stop],
+                pre=self.pre,
+                metrics=tuple(plan.metrics),
+                **settings,
+            )
+
+
+def prepare(plan: SweepPlan) -> PreparedSweep:
+    """Load a plan's models and make its tasks, on as many threads as its jobs have."""
+    with _arithmetic(plan.threads):
+        return PreparedSweep(plan)
+
+
+def largest(estimates: pandas.Series, count: int) -> list[int]:
+    """The places of the largest absolute estimates, in their old order; the first of equal ones.
+
+    Example:
+        >>> largest(pandas.Series([0.1, -3.0, 0.2, 2.0]), 2)
+        [1, 3]
+    """
+    order = estimates.abs().reset_index(drop=True).sort_values(ascending=False, kind="stable", na_position="first")
+    return sorted(order.index[:count].tolist())
+
+
+@contextmanager
+def _arithmetic(threads: int) -> Iterator[None]:
+    """Inside the block, torch computes as the plan says; afterwards as before."""
+    before = torch.get_num_threads()
+    flushed = not bool(torch.full((1,), 1e-39).mul(0.5).any())
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.set_flush_denormal(flushed)

@@ -1,0 +1,404 @@
+"""A sweep as data: what is done to which units of which model on which tasks, and how that is cut into jobs.
+
+1. A plan names everything that the numbers of a sweep depend on: model, data, units, modes, positions, metrics, seed,
+   dtype, threads. It is written as a YAML or TOML file, or made in Python.
+2. For each task the plan gives a list of interventions: for each mode, each unit (or set of units), each position.
+3. The list is cut into jobs of ``job_size`` interventions, always at the same places. With a screen, one job for each
+   task estimates all of its interventions first, and the jobs after them compute the largest ones exactly.
+4. Nothing here reads the model: the same plan for models of one shape gives the same jobs.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from circuits.datasets import SPLITS
+from circuits.errors import CircuitsError
+from circuits.interventions import MODES, Intervention, cumulative, pairs, single
+from circuits.metrics import NAMED_METRICS
+from circuits.models.loading import DTYPES
+from circuits.units import AnyUnit, Component, Head, KVGroup, ModelShape, Neuron, parse_unit
+
+#: Kinds of units that a plan can name at once.
+KINDS: dict[str, type[Head] | type[KVGroup] | type[Neuron]] = {"heads": Head, "groups": KVGroup, "neurons": Neuron}
+#: Which units are changed in one run.
+TOGETHER = {"single": single, "pairs": pairs, "cumulative": cumulative}
+#: Where patched values come from: another person's run, or the same person's biography.
+SOURCES: tuple[str, ...] = ("people", "formats")
+SCREENS: tuple[str, ...] = ("attribution",)
+#: Each begins when the one before is done.
+STAGES: tuple[str, ...] = ("estimate", "exact")
+
+_TABLES = (".parquet", ".csv")
+_OF_REFERENCE = ("mean", "mean_by_position", "resample")
+#: Settings that some modes and metrics take values from, and what they must be, where there is no default.
+_NEEDED = {
+    "pre": (("revert",), "the folder of the checkpoint before fine-tuning"),
+    "source": (("patch", "logit_diff"), "people or formats"),
+    "reference": (_OF_REFERENCE, ""),
+}
+#: Units named in all interventions of a task, at most; more would not fit into memory.
+_MOST = 10_000_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some interventions of one task, computed by one call.
+
+    Attributes:
+        index: its place among all jobs of the sweep.
+        stage: ``estimate``, or ``exact``.
+        task: the split.
+        start: the first of the task's interventions (with a screen: of those that are computed exactly).
+        stop: the one after the last.
+    """
+
+    index: int
+    stage: str
+    task: str
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """Many interventions on one model, as one resumable job.
+
+    A single name may stand for a list of one. Relative paths start where the command is given.
+
+    Attributes:
+        model: folder of the checkpoint.
+        dataset: folder of the dataset; a checkpoint made by ``circuits train`` knows its own.
+        tasks: splits to score.
+        examples: use so many of each split, drawn with the seed; all of them if not given.
+        units: ``heads``, ``groups``, ``neurons``; ``attn_out``, ``mlp_out``, ``resid_pre``, ``resid_mid``,
+            ``resid_post``; a list of names such as ``L2H1``; or the file (.parquet, .csv) of a ranking, whose column
+            ``unit`` is taken from top to bottom.
+        together: which are changed in one run: each ``single``, all ``pairs``, or ``cumulative``: the first, the first
+            two, and so on.
+        modes: ``zero``, ``mean``, ``mean_by_position``, ``resample``, ``patch``, ``revert``.
+        site: where heads (``z``, ``q``, ``k``, ``v``, ``pattern``) or groups (``kv``, ``k``, ``v``) are changed.
+        positions: ``all``, ``each`` position of the longest prompt alone, one position counted from 0, or ``subject``,
+            ``relation``, ``answer``, ``last``.
+        pre: folder of the checkpoint before fine-tuning, for ``revert``.
+        source: for ``patch`` and the metric ``logit_diff``: ``people`` (another person's run) or ``formats`` (the same
+            person's biography).
+        reference: the split for ``mean``, ``mean_by_position`` and ``resample``; the first task if not given.
+        metrics: of each answer: ``exact_match``, ``first_token``, ``log_prob``, ``logit_diff``, ``kl``.
+        seed: of every draw.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        device: where the model goes; CUDA if there is any, else the CPU.
+        threads: of the CPU in each job; a part of the plan because numbers are rounded otherwise with more.
+        screen: ``attribution`` estimates what every intervention does to the log-probability (or the logit difference)
+            and computes only the largest exactly.
+        verify: the share that is computed exactly after a screen.
+        job_size: interventions in a job: so many are lost at most when a job is killed.
+
+    Raises:
+        CircuitsError: a setting is not one that the plan can have.
+
+    Example:
+        >>> plan = SweepPlan("runs/study/checkpoints/mixed", units=["L0H0", "L2H1"], together="pairs", modes="zero")
+        >>> [str(one) for one in plan.interventions(ModelShape(4, 4, 2, 512), 12)]
+        ['zero L0H0+L2H1']
+    """
+
+    model: str | Path
+    dataset: str | Path | None = None
+    tasks: Sequence[str] = ("qa_ood",)
+    examples: int | None = None
+    units: str | Path | Sequence[str] = "heads"
+    together: str = "single"
+    modes: Sequence[str] = ("zero",)
+    site: str | None = None
+    positions: int | str = "all"
+    pre: str | Path | None = None
+    source: str | None = None
+    reference: str | None = None
+    metrics: Sequence[str] = ("exact_match", "log_prob")
+    seed: int = 0
+    dtype: str = "float32"
+    device: str | None = None
+    threads: int = 1
+    screen: str | None = None
+    verify: float = 0.2
+    job_size: int = 64
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, _read_setting(field.name, getattr(self, field.name)))
+        self._check()
+
+    def _check(self) -> None:
+        if self.screen is not None and self.together == "cumulative":
+            raise CircuitsError("a screen picks single units or pairs to compute exactly, but together is cumulative")
+        if self.screen is not None and "revert" in self.modes:
+            raise CircuitsError("a screen cannot estimate what revert does: leave out one of them")
+        for mode in self.modes:
+            for unit in self._examples_of_units():
+                Intervention((unit,), mode, self.site, "all" if self.positions == "each" else self.positions)
+        for name, (users, hint) in _NEEDED.items():
+            chosen = [user for user in (*self.modes, *self.metrics) if user in users]
+            given = getattr(self, name) is not None
+            if chosen and hint and not given:
+                raise CircuitsError(f"{chosen[0]} needs {name}: {hint}")
+            if given and not chosen:
+                raise CircuitsError(f"{name} is given, but it is for {' or '.join(users)} alone")
+
+    def _examples_of_units(self) -> list[AnyUnit]:
+        """Units of every kind that the plan is known to name, before any model is seen."""
+        if isinstance(self.units, tuple):
+            return [parse_unit(name) for name in self.units]
+        if self.units in KINDS:
+            return [KINDS[str(self.units)](0, 0)]
+        return [] if self.ranking is not None else [Component(0, str(self.units))]
+
+    @property
+    def ranking(self) -> Path | None:
+        """The file of a ranking, if the units come from one."""
+        named = isinstance(self.units, str) and Path(self.units).suffix in _TABLES
+        return Path(str(self.units)) if named else None
+
+    @classmethod
+    def read(cls, path: str | Path) -> "SweepPlan":
+        r"""Read a plan from a YAML or TOML file with the attributes as keys.
+
+        Raises:
+            CircuitsError: the file is missing or cannot be read, a key is unknown, or a setting is wrong.
+
+        Example:
+            >>> import tempfile
+            >>> file = Path(tempfile.mkdtemp()) / "plan.yaml"
+            >>> _ = file.write_text("model: runs/study/checkpoints/mixed\nmodes: [zero, mean]\nexamples: 100\n")
+            >>> SweepPlan.read(file).modes
+            ('zero', 'mean')
+        """
+        path = Path(path)
+        if path.suffix not in (".yaml", ".yml", ".toml"):
+            raise CircuitsError(f"{path} is no plan: end the name of a YAML or TOML file in .yaml, .yml or .toml")
+        if not path.is_file():
+            raise CircuitsError(f"there is no file {path}")
+        settings = _read_toml(path) if path.suffix == ".toml" else _read_yaml(path)
+        if not isinstance(settings, dict):
+            raise CircuitsError(f"{path} is no plan: write settings such as 'model: FOLDER', each on a line of its own")
+        _check_keys(settings, path)
+        if "model" not in settings:
+            raise CircuitsError(f"{path} names no model: give the folder of a checkpoint as 'model'")
+        try:
+            return cls(**{name: _read_setting(name, value) for name, value in settings.items()})
+        except CircuitsError as error:
+            raise CircuitsError(f"{path}: {error}") from None
+
+    def unit_names(self) -> tuple[str, ...] | None:
+        """The names of the units in the order of the list or the ranking; None if the plan names a whole kind.
+
+        Raises:
+            CircuitsError: the ranking is missing, has no column ``unit``, or names a unit twice.
+        """
+        if isinstance(self.units, tuple):
+            return self.units
+        return None if self.ranking is None else _read_ranking(self.ranking)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a mode takes values from a reference set."""
+        return any(mode in _OF_REFERENCE for mode in self.modes)
+
+    def interventions(self, shape: ModelShape, prompt: int) -> list[Intervention]:
+        """All interventions on one task, in the order of the table.
+
+        Args:
+            shape: of the model.
+            prompt: tokens of the longest prompt, for ``positions="each"``.
+
+        Raises:
+            CircuitsError: the model has no such unit, or there are too many interventions.
+        """
+        units = self._units(shape)
+        positions: list[int | str] = list(range(prompt)) if self.positions == "each" else [self.positions]
+        mentions = {
+            "single": len(units),
+            "pairs": len(units) * (len(units) - 1),
+            "cumulative": len(units) * (len(units) + 1) // 2,
+        }[self.together]
+        if mentions == 0:
+            raise CircuitsError(f"{self.together} of {len(units)} unit are no interventions: name two units or more")
+        if mentions * len(positions) * len(self.modes) > _MOST:
+            raise CircuitsError(
+                f"{self.together} of {len(units):,} units are too many interventions: name fewer units, modes or "
+                "positions"
+            )
+        return [
+            replace(one, positions=position)
+            for mode in self.modes
+            for one in TOGETHER[self.together](units, mode, self.site)
+            for position in positions
+        ]
+
+    def _units(self, shape: ModelShape) -> list[AnyUnit]:
+        names = self.unit_names()
+        if names is not None:
+            return [parse_unit(name, shape) for name in names]
+        kind = KINDS.get(str(self.units))
+        if kind is None:
+            return [Component(layer, str(self.units)) for layer in range(shape.n_layers)]
+        return [kind(layer, index) for layer in range(shape.n_layers) for index in range(kind.count(shape))]
+
+    @property
+    def screened(self) -> str:
+        """The metric whose effect a screen estimates: the first that has a gradient."""
+        return next((metric for metric in self.metrics if metric in ("log_prob", "logit_diff")), "log_prob")
+
+    def exact_count(self, count: int) -> int:
+        """How many of a task's interventions are computed exactly."""
+        return count if self.screen is None else max(1, round(self.verify * count))
+
+    def jobs(self, counts: Mapping[str, int]) -> list[Job]:
+        """The jobs of the sweep, in order; those that estimate come before all others.
+
+        Args:
+            counts: how many interventions there are on each task.
+
+        Example:
+            >>> plan = SweepPlan("runs/study/checkpoints/mixed", tasks=["qa_id", "qa_ood"], job_size=10)
+            >>> [(job.task, job.start, job.stop) for job in plan.jobs({"qa_id": 16, "qa_ood": 16})]
+            [('qa_id', 0, 10), ('qa_id', 10, 16), ('qa_ood', 0, 10), ('qa_ood', 10, 16)]
+        """
+        cuts: list[tuple[str, str, int, int]] = []
+        if self.screen is not None:
+            cuts += [("estimate", task, 0, counts[task]) for task in self.tasks]
+        for task in self.tasks:
+            exact = self.exact_count(counts[task])
+            cuts += [
+                ("exact", task, start, min(start + self.job_size, exact)) for start in range(0, exact, self.job_size)
+            ]
+        return [Job(index, *cut) for index, cut in enumerate(cuts)]
+
+
+def _list(names: Any) -> str:
+    return ", ".join(map(str, names))
+
+
+def _check_keys(settings: Mapping[Any, Any], path: Path) -> None:
+    known = [field.name for field in fields(SweepPlan)]
+    for key in settings:
+        if key not in known:
+            close = get_close_matches(str(key), [name for name in known if name not in settings], 1)
+            raise CircuitsError(
+                f"{path} has an unknown setting {key!r}: "
+                + (f"{close[0]!r} may be meant" if close else f"choose from {_list(known)}")
+            )
+
+
+#: What a name may be, and what several names may be.
+_NAME = {"together": tuple(TOGETHER), "source": SOURCES, "reference": SPLITS, "screen": SCREENS, "dtype": tuple(DTYPES)}
+_NAMES = {"tasks": SPLITS, "modes": MODES, "metrics": tuple(NAMED_METRICS)}
+#: The least a number may be.
+_LEAST = {"examples": 1, "seed": 0, "threads": 1, "job_size": 1}
+_OPTIONAL = ("dataset", "examples", "site", "pre", "source", "reference", "device", "screen")
+
+
+def _read_setting(name: str, value: Any) -> Any:
+    """The value of a setting in its own type, or an error that says what it can be."""
+    if value is None and name in _OPTIONAL:
+        return None
+    if name in ("model", "dataset", "pre"):
+        return str(_typed(name, value, (str, Path), "the path of a folder"))
+    if name in _LEAST:
+        least = _LEAST[name]
+        if _typed(name, value, (int,), f"a whole number of {least} or more") < least:
+            raise CircuitsError(f"{name} is {value}: it must be {least} or more")
+        return value
+    if name == "verify":
+        if not 0 < _typed(name, value, (int, float), "a share between 0 and 1") <= 1:
+            raise CircuitsError(f"verify is {value}: it must be a share above 0, up to 1")
+        return float(value)
+    if name == "positions":
+        return _typed(name, value, (int, str), "a number, or a name such as all, each or subject")
+    if name in _NAME:
+        return _chosen(name, _typed(name, value, (str,), "a name"), _NAME[name])
+    if name in _NAMES:
+        return tuple(_chosen(name, one, _NAMES[name]) for one in _several(name, value))
+    if name == "units":
+        return _read_units(value)
+    return _typed(name, value, (str,), "a name")
+
+
+def _read_units(value: Any) -> str | tuple[str, ...]:
+    kinds = (*KINDS, *Component.NAMES)
+    if isinstance(value, Path) or (isinstance(value, str) and (value in kinds or Path(value).suffix in _TABLES)):
+        return str(value)
+    names = _several("units", value)
+    for name in names:
+        if isinstance(value, str) and not name.startswith("L"):
+            raise CircuitsError(
+                f"there are no units {name!r}: choose from {_list(kinds)}, list names such as L2H1, or name the file "
+                "of a ranking (.parquet, .csv)"
+            )
+        parse_unit(name)
+    return names
+
+
+def _typed(name: str, value: Any, types: tuple[type, ...], what: str) -> Any:
+    if not isinstance(value, types) or isinstance(value, bool):
+        raise CircuitsError(f"{name} is {value!r}: it must be {what}")
+    return value
+
+
+def _chosen(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise CircuitsError(f"{name} has no choice {value!r}: choose from {_list(choices)}")
+    return value
+
+
+def _several(name: str, value: Any) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(one, str) for one in names):
+        raise CircuitsError(f"{name} is {value!r}: it must be a name or a list of names")
+    for one in names:
+        if names.count(one) > 1:
+            raise CircuitsError(f"{name} has {one} twice: name it once")
+    return tuple(names)
+
+
+def _read_toml(path: Path) -> Any:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CircuitsError(f"{path} is not a TOML file: {error}") from None
+
+
+def _read_yaml(path: Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise CircuitsError(f"{path} is not a YAML file: {error}") from None
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise CircuitsError(f"{path} is not a YAML file: {problem.splitlines()[0]}{where}") from None
+
+
+def _read_ranking(path: Path) -> tuple[str, ...]:
+    import pandas
+
+    if not path.is_file():
+        raise CircuitsError(f"there is no file {path}")
+    try:
+        table = pandas.read_csv(path) if path.suffix == ".csv" else pandas.read_parquet(path)
+    except (ValueError, OSError) as error:
+        raise CircuitsError(f"{path} is damaged or is no table: {str(error).splitlines()[0]}") from None
+    if "unit" not in table or table.empty:
+        raise CircuitsError(f"the ranking {path} has no {'rows' if 'unit' in table else 'column unit'}")
+    names = tuple(table["unit"].astype(str))
+    if len(set(names)) < len(names):
+        raise CircuitsError(f"the ranking {path} names a unit twice: keep one row for each unit")
+    return names

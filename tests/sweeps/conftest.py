@@ -1,0 +1,40 @@
+from types import SimpleNamespace
+
+import jaxtyping
+import pytest
+
+from circuits.sweeps import SweepPlan
+from tests.conftest import FAMILIES, lively
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory, dataset, tokenizer):
+    """Checkpoints of both families on disk, and another one of the first."""
+    folder = tmp_path_factory.mktemp("places")
+    for name, family, seed in [(family, family, 0) for family in FAMILIES] + [("other", FAMILIES[0], 1)]:
+        lively(family, seed).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return SimpleNamespace(folder=folder, dataset=dataset.folder, model=folder / FAMILIES[0], other=folder / "other")
+
+
+@pytest.fixture
+def unchecked():
+    """Shapes and types are checked in other tests; here many small calls would take ten times as long."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def plan_of(places):
+    """Makes small plans."""
+
+    def make(model: str = "llama", **settings) -> SweepPlan:
+        return SweepPlan(places.folder / model, **{"dataset": places.dataset, "examples": 6, "job_size": 5} | settings)
+
+    return make
+
+
+def contents(folder) -> dict[str, bytes]:
+    """Every file of a sweep; locks are empty and stay."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

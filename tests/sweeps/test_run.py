@@ -1,0 +1,205 @@
+import copy
+import re
+import shutil
+
+import pandas
+import pytest
+import torch
+
+from circuits.datasets import DatasetSettings, Task, make_dataset
+from circuits.errors import CircuitsError
+from circuits.interventions import pair_formats, patch_heads
+from circuits.metrics import evaluate
+from circuits.models import load_model
+from circuits.sweeps import SweepPlan, run_sweep, sweep_state
+from circuits.sweeps.jobs import largest
+from circuits.units import Head
+from tests.conftest import FAMILIES
+from tests.sweeps.conftest import contents
+
+
+def times(folder) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.is_file()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sweep_equals_one_changed_copy_a_head(places, plan_of, dataset, tokenizer, tmp_path, family):
+    table = run_sweep(plan_of(family, tasks=["qa_id", "bio"]), tmp_path / "out")
+    assert len(table) == 16 * 2
+    model = load_model(places.folder / family)
+    for split in ("qa_id", "bio"):
+        task = Task.from_dataset(dataset, split, tokenizer).sample(6, 0)
+        own = evaluate(model, task)["log_prob"].mean()
+        for row in table[table["task"] == split].itertuples():
+            by_hand = copy.deepcopy(model)
+            with torch.no_grad():
+                by_hand.blocks[row.layer].attn.W_O[row.index] = 0
+            expected = evaluate(by_hand, task)
+            assert row.units == f"L{row.layer}H{row.index}"
+            assert row.log_prob == pytest.approx(expected["log_prob"].mean(), abs=1e-4)
+            assert row.log_prob_effect == pytest.approx(expected["log_prob"].mean() - own, abs=1e-4)
+            assert row.exact_match == expected["exact_match"].mean()
+
+
+def test_patching_from_the_other_format_equals_hooks(places, plan_of, dataset, tokenizer, tmp_path):
+    table = run_sweep(plan_of(modes="patch", source="formats", units=["L1H2", "L3H0"]), tmp_path / "out")
+    model = load_model(places.model)
+    task = Task.from_dataset(dataset, "qa_ood", tokenizer).sample(6, 0)
+    source = pair_formats(task, Task.from_dataset(dataset, "bio", tokenizer))
+    for row in table.itertuples():
+        with patch_heads(model, [Head.parse(row.units)], source, task):
+            assert row.log_prob == pytest.approx(evaluate(model, task, len(task))["log_prob"].mean(), abs=1e-4)
+
+
+def test_means_are_taken_over_the_reference_that_is_named(plan_of, tmp_path):
+    tables = [
+        run_sweep(plan_of(modes="mean", units="L1H2", reference=split), tmp_path / str(split))
+        for split in (None, "qa_ood", "bio")
+    ]
+    assert tables[0]["log_prob"].tolist() == tables[1]["log_prob"].tolist() != tables[2]["log_prob"].tolist()
+
+
+def test_what_a_sweep_leaves(plan_of, tmp_path, dataset):
+    out = tmp_path / "deep" / "out"
+    table = run_sweep(plan_of(), out)
+    assert {path.name for path in out.iterdir()} == {".locks", "plan.json", "parts", "table.csv", "table.parquet"}
+    assert [path.name for path in sorted((out / "parts").iterdir())] == [f"{job:04d}.parquet" for job in range(4)]
+    assert pandas.read_csv(out / "table.csv")["log_prob"].tolist() == pytest.approx(table["log_prob"].tolist())
+    assert table.attrs["dataset"] == dataset.fingerprint
+    assert {"model", "device", "dtype", "seed", "settings", "library_version", "git_commit"} <= set(table.attrs)
+    assert contents(out)["table.parquet"] == (out / "table.parquet").read_bytes()
+
+
+def test_a_finished_sweep_is_left_alone_and_gives_its_table_again(plan_of, tmp_path):
+    table, before = run_sweep(plan_of(), tmp_path), times(tmp_path)
+    pandas.testing.assert_frame_equal(run_sweep(plan_of(), tmp_path), table)
+    assert times(tmp_path) == before
+
+
+def test_what_is_missing_or_damaged_is_done_again_and_nothing_else(plan_of, tmp_path):
+    run_sweep(plan_of(), tmp_path)
+    before, content = times(tmp_path), contents(tmp_path)
+    (tmp_path / "parts" / "0001.parquet").unlink()
+    (tmp_path / "parts" / "0003.parquet").write_bytes(content["parts/0003.parquet"][:100])
+    (tmp_path / "parts" / ".0001.parquet.left.parquet").write_bytes(b"half")
+    (tmp_path / ".table.csv.left.csv").write_bytes(b"half")
+    (tmp_path / "table.csv").unlink()
+    assert sweep_state(tmp_path).done == 2
+    run_sweep(plan_of(), tmp_path)
+    assert contents(tmp_path) == content
+    after = times(tmp_path)
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"parts/0001.parquet", "parts/0003.parquet", "table.csv"}
+
+
+def test_another_plan_model_or_dataset_is_refused_and_the_difference_named(places, plan_of, tmp_path):
+    out = tmp_path / "out"
+    run_sweep(plan_of(units="L0H0"), out)
+    before = contents(out)
+
+    def refused(plan: SweepPlan, sentence: str) -> None:
+        with pytest.raises(CircuitsError, match=sentence):
+            run_sweep(plan, out)
+        assert contents(out) == before
+
+    refused(plan_of(units="L0H0", examples=7), "holds a sweep with examples 6, not 7: choose another folder or delete")
+    refused(plan_of(units="L0H1"), re.escape("holds a sweep with units ['L0H0'], not ['L0H1']"))
+    refused(plan_of("other", units="L0H0"), r"holds a sweep with model \w{16}, not \w{16}")
+    refused(plan_of("pythia", units="L0H0"), r"holds a sweep with model \w{16}, not \w{16}")
+    facts = make_dataset(tmp_path / "facts", DatasetSettings(people=12, seed=1)).folder
+    refused(plan_of(units="L0H0", dataset=facts), r"holds a sweep with dataset \w{16}, not \w{16}")
+    # the same model and data in another place are the same
+    shutil.copytree(places.model, tmp_path / "copy")
+    run_sweep(SweepPlan(tmp_path / "copy", dataset=places.dataset, examples=6, job_size=5, units="L0H0"), out)
+    assert contents(out) == before
+
+
+def test_another_ranking_of_the_same_name_is_refused(plan_of, tmp_path):
+    ranking = tmp_path / "ranking.csv"
+    ranking.write_text("unit\nL0H0\nL1H1\n")
+    table = run_sweep(plan_of(units=ranking, together="cumulative"), tmp_path / "out")
+    assert table["units"].tolist() == ["L0H0", "L0H0+L1H1"]
+    ranking.write_text("unit\nL1H1\nL0H0\n")
+    with pytest.raises(CircuitsError, match=r"holds a sweep with ranking \w{16}, not \w{16}"):
+        run_sweep(plan_of(units=ranking, together="cumulative"), tmp_path / "out")
+
+
+def test_bad_input_leaves_nothing(places, plan_of, tmp_path):
+    out = tmp_path / "out"
+    for plan, sentence in [
+        (plan_of("nowhere"), "there is no folder"),
+        (plan_of(dataset=tmp_path / "no"), "there is no folder"),
+        (plan_of(dataset=None), "does not say what it was trained on"),
+        (plan_of(units="L9H9"), "there is no head L9H9: the model has layers 0 to 3"),
+    ]:
+        with pytest.raises(CircuitsError, match=sentence):
+            run_sweep(plan, out)
+    with pytest.raises(CircuitsError, match="there is no executor 'banana': choose from serial, processes"):
+        run_sweep(plan_of(), out, "banana")
+    with pytest.raises(CircuitsError, match="the executor serial is one worker, not 2"):
+        run_sweep(plan_of(), out, workers=2)
+    with pytest.raises(CircuitsError, match="there are to be 0 workers"):
+        run_sweep(plan_of(), out, "processes", workers=0)
+    assert list(tmp_path.iterdir()) == []
+    (out).mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(CircuitsError, match="holds something that is no sweep: choose another folder"):
+        run_sweep(plan_of(), out)
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+    with pytest.raises(CircuitsError, match=r"thesis.txt is a file: name a folder for the sweep"):
+        run_sweep(plan_of(), out / "thesis.txt")
+    with pytest.raises(CircuitsError, match="holds no sweep: it has no plan.json"):
+        sweep_state(out)
+
+
+def test_a_screen_computes_the_largest_estimates_exactly(plan_of, tmp_path):
+    settings = {"tasks": ["qa_id", "bio"], "modes": ["zero", "mean"], "job_size": 3}
+    full = run_sweep(plan_of(**settings), tmp_path / "full")
+    table = run_sweep(plan_of(**settings, screen="attribution", verify=0.25), tmp_path / "screened")
+    assert table[["units", "mode", "task"]].equals(full[["units", "mode", "task"]])
+    assert table["estimate"].notna().all()
+    for split in ("qa_id", "bio"):
+        rows, exact = table[table["task"] == split], full[full["task"] == split]
+        assert rows["exact"].sum() == 8
+        assert rows.loc[rows["exact"], "estimate"].abs().min() >= rows.loc[~rows["exact"], "estimate"].abs().max()
+        found = rows.loc[rows["exact"], "log_prob_effect"]
+        assert found.tolist() == pytest.approx(exact.loc[found.index, "log_prob_effect"].tolist(), abs=1e-5)
+        assert rows.loc[~rows["exact"], "log_prob_effect"].isna().all()
+    content = contents(tmp_path / "screened")
+    for part in (0, 1, 3):
+        (tmp_path / "screened" / "parts" / f"{part:04d}.parquet").unlink()
+    (tmp_path / "screened" / "table.parquet").unlink()
+    run_sweep(plan_of(**settings, screen="attribution", verify=0.25), tmp_path / "screened")
+    assert contents(tmp_path / "screened") == content
+
+
+def test_of_equal_estimates_the_first_are_taken():
+    assert largest(pandas.Series([1.0, -1.0, 1.0, 0.5], index=[4, 5, 6, 7]), 2) == [0, 1]
+
+
+def test_positions_are_numbers_and_rows_tell_layer_and_index(plan_of, tmp_path):
+    table = run_sweep(plan_of(units=["L0H1", "L2H3"], positions="each", examples=2), tmp_path / "heads")
+    assert table["positions"].tolist() == 2 * list(range(len(table) // 2))
+    assert table[["layer", "index"]].drop_duplicates().to_numpy().tolist() == [[0, 1], [2, 3]]
+
+
+def test_threads_and_denormal_numbers_are_as_before_afterwards(plan_of, tmp_path):
+    tiny = torch.full((1,), 1e-39)
+    before = torch.get_num_threads(), float(tiny * 0.5)
+    run_sweep(plan_of(threads=2, units="L0H0"), tmp_path)
+    assert (torch.get_num_threads(), float(tiny * 0.5)) == before
+
+
+def test_the_state_of_a_sweep_that_is_under_way(plan_of, tmp_path):
+    run_sweep(plan_of(tasks=["qa_id", "bio"]), tmp_path)
+    whole = sweep_state(tmp_path)
+    assert (whole.done, whole.jobs, whole.interventions, len(whole.table)) == (8, 8, 32, 32)
+    assert whole.plan == plan_of(tasks=["qa_id", "bio"])
+    for name in ("table.parquet", "table.csv", "parts/0000.parquet", "parts/0005.parquet"):
+        (tmp_path / name).unlink()
+    state = sweep_state(tmp_path)
+    assert (state.done, state.jobs, len(state.table)) == (6, 8, 22)
+    assert {"layer", "index"} <= set(state.table)
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(CircuitsError, match="is no plan that this version reads"):
+        sweep_state(tmp_path)
