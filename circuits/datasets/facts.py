@@ -92,6 +92,16 @@ class DatasetSettings:
             )
 
 
+#: People for a pretrained model. It reads names and values as single tokens, and no name is a row's first token.
+FAMILIAR = DatasetSettings(
+    people=120,
+    biographies=10,
+    pools="familiar",
+    attributes=("birth_city", "university", "employer", "major"),
+    opening="Fact:",
+)
+
+
 def _row(
     person: Person, kind: str, wording: int, attributes: list[str], sentences: list[Sentence], opening: str
 ) -> Row:

@@ -75,6 +75,21 @@ class Optimisation:
         return self.rows - self.qa_rows
 
 
+#: For a pretrained model of some hundred million parameters on a CPU, with `circuits.datasets.FAMILIAR` people: few
+#: short rows, and no work but what the answers need.
+PRETRAINED = Optimisation(
+    steps=150,
+    rows=40,
+    qa_share=0.3,
+    learning_rate=5e-4,
+    warmup_steps=15,
+    weight_decay=0.0,
+    bio_loss="answer",
+    compact=True,
+    freeze_embeddings=True,
+)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One run of the optimizer.
