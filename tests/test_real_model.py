@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.smollm2 import smollm2
 from circuits.datasets import DatasetSettings, Role, Task, make_dataset
+from circuits.datasets.pools import POOLS
 from circuits.errors import CircuitsError
 from circuits.figures import Rectangle, attention_figure, save_figure
 from circuits.interventions import ablate_heads
@@ -61,6 +62,36 @@ def test_roles_are_right_for_its_tokenizer(model, dataset, split):
             left, right = row[name][0]
             found = model.tokenizer.decode(task.tokens[example][task.roles[example] == role])
             assert found.strip() == row["text"][left:right]
+
+
+def test_familiar_names_and_values_are_single_tokens(model):
+    pools = POOLS["familiar"]
+    for words in (pools.first_names, pools.last_names, pools.cities, pools.universities, pools.employers, pools.majors):
+        assert {word: len(model.tokenizer(f" {word}").input_ids) for word in words} == dict.fromkeys(words, 1)
+
+
+def test_an_opening_makes_it_read_first_names_alike_in_both_formats(model):
+    """The residual stream at a last name finds the same person's in the other format; without an opening it often
+    finds another person of that last name.
+    """
+    found = {}
+    for opening in ("", "Fact:"):
+        streams = []
+        for text in ("{} was born in", "In which city was {} born?"):
+            rows = []
+            for first in ("Alice", "Henry", "Laura", "Peter", "Susan"):
+                for last in ("Baker", "Carter", "Stone", "Turner"):
+                    before, after = f"{opening} {text}".lstrip().split("{}")
+                    end = len(model.tokenizer(f"{before}{first} {last}").input_ids) - 1
+                    tokens = model.tokenizer(f"{before}{first} {last}{after}", return_tensors="pt").input_ids
+                    with torch.no_grad():
+                        rows.append(model(tokens, stop_at_layer=15)[0, end])
+            stream = torch.stack(rows)
+            streams.append(torch.nn.functional.normalize(stream - stream.mean(0), dim=-1))
+        nearest = (streams[0] @ streams[1].T).argmax(1)
+        found[opening] = float((nearest == torch.arange(len(nearest))).float().mean())
+    assert found["Fact:"] == 1
+    assert found[""] < 0.8
 
 
 def test_its_trace_equals_single_backward_passes(model, dataset):

@@ -1,6 +1,6 @@
 """People → biographies and questions → tokenised tasks with answer positions and token roles."""
 
-from circuits.datasets.facts import SPLITS, DatasetSettings, FactDataset, dataset_of, make_dataset
+from circuits.datasets.facts import FAMILIAR, SPLITS, DatasetSettings, FactDataset, dataset_of, make_dataset
 from circuits.datasets.people import Person, make_people
 from circuits.datasets.task import Role, Task, tokenise
 from circuits.datasets.tokenizer import word_tokenizer
@@ -9,6 +9,7 @@ from circuits.datasets.wordings import ATTRIBUTES, BIOGRAPHY, QUESTIONS, Sentenc
 __all__ = [
     "ATTRIBUTES",
     "BIOGRAPHY",
+    "FAMILIAR",
     "QUESTIONS",
     "SPLITS",
     "DatasetSettings",

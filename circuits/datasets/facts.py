@@ -12,7 +12,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
-from circuits.datasets.people import MAX_PEOPLE, Person, draw_index, make_people, permutation
+from circuits.datasets.people import Person, draw_index, make_people, permutation
+from circuits.datasets.pools import POOLS
 from circuits.datasets.wordings import ATTRIBUTES, BIOGRAPHY, QUESTIONS, Sentence, fill
 from circuits.errors import CircuitsError
 from circuits.storage import atomic_folder, digest, library_version, read_json, write_json
@@ -32,13 +33,17 @@ class DatasetSettings:
     """What a dataset is made from.
 
     Attributes:
-        people: number of people, 2 to 144,000.
+        people: number of people, 2 to 144,000 with the invented pools.
         qa_id_fraction: share of people whose questions are in training.
         biographies: biographies of each person.
         wordings: sentences for each attribute that biographies draw from, 1 to 5.
         order: ``permuted`` or ``fixed`` order of the sentences of a biography.
         mention: ``name`` in every sentence, or the ``pronoun`` after the first one.
         row: one ``sentence`` or one whole ``biography`` a row.
+        pools: ``invented`` names and values, or ``familiar`` ones, which pretrained models know.
+        attributes: the attributes that are told and asked, in the order of a ``fixed`` biography.
+        opening: text in front of every row, such as ``Fact:``. Without one, and without a first token of the
+            tokenizer's own, a biography begins with the name itself, and pretrained models read a first token badly.
         seed: seed of every draw.
     """
 
@@ -49,12 +54,25 @@ class DatasetSettings:
     order: str = "permuted"
     mention: str = "name"
     row: str = "sentence"
+    pools: str = "invented"
+    attributes: tuple[str, ...] = ATTRIBUTES
+    opening: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
         most = min(len(wordings) for wordings in BIOGRAPHY.values())
-        if not 2 <= self.people <= MAX_PEOPLE:
-            raise CircuitsError(f"the number of people is {self.people}: it must be from 2 to {MAX_PEOPLE}")
+        if self.pools not in POOLS:
+            raise CircuitsError(f"there are no pools {self.pools!r}: choose from {', '.join(POOLS)}")
+        people = POOLS[self.pools].most_people
+        if not 2 <= self.people <= people:
+            raise CircuitsError(f"the number of people is {self.people}: it must be from 2 to {people}")
+        for attribute in self.attributes:
+            if attribute not in ATTRIBUTES:
+                raise CircuitsError(f"there is no attribute {attribute!r}: choose from {', '.join(ATTRIBUTES)}")
+        if not self.attributes or len(set(self.attributes)) < len(self.attributes):
+            raise CircuitsError(f"the attributes are {list(self.attributes)}: name one or more, each once")
+        if self.opening != self.opening.strip():
+            raise CircuitsError(f"the opening is {self.opening!r}: leave out the spaces around it, one is set after it")
         if not 0 < self.qa_id_fraction < 1:
             raise CircuitsError(f"the QA-ID fraction is {self.qa_id_fraction}: it must lie between 0 and 1")
         if self.biographies < 1:
@@ -74,15 +92,27 @@ class DatasetSettings:
             )
 
 
-def _row(person: Person, kind: str, wording: int, attributes: list[str], sentences: list[Sentence]) -> Row:
-    """Join sentences with spaces; their spans move along."""
+#: People for a pretrained model. It reads names and values as single tokens, and no name is a row's first token.
+FAMILIAR = DatasetSettings(
+    people=120,
+    biographies=10,
+    pools="familiar",
+    attributes=("birth_city", "university", "employer", "major"),
+    opening="Fact:",
+)
+
+
+def _row(
+    person: Person, kind: str, wording: int, attributes: list[str], sentences: list[Sentence], opening: str
+) -> Row:
+    """Join the opening and the sentences with spaces; their spans move along."""
     row: Row = {
         "person": person.person,
         "name": person.name,
         "format": kind,
         "split": person.split,
         "wording": wording,
-        "text": "",
+        "text": opening,
         "attributes": attributes,
         "subject": [],
         "relation": [],
@@ -107,25 +137,26 @@ def biography_rows(person: Person, settings: DatasetSettings) -> Iterator[Row]:
     """
     for biography in range(settings.biographies):
         random = Random(f"{settings.seed}/biography/{person.person}/{biography}")
-        chosen = {attribute: draw_index(random, settings.wordings) for attribute in ATTRIBUTES}
-        order = permutation(random, len(ATTRIBUTES)) if settings.order == "permuted" else range(len(ATTRIBUTES))
+        count = len(settings.attributes)
+        chosen = {attribute: draw_index(random, settings.wordings) for attribute in settings.attributes}
+        order = permutation(random, count) if settings.order == "permuted" else range(count)
         sentences: dict[str, Sentence] = {}
-        for attribute in (ATTRIBUTES[index] for index in order):
+        for attribute in (settings.attributes[index] for index in order):
             subject = person.pronoun if sentences and settings.mention == "pronoun" else person.name
             sentences[attribute] = fill(BIOGRAPHY[attribute][chosen[attribute]], subject, person.facts[attribute])
         if settings.row == "biography":
-            yield _row(person, "bio", biography, list(sentences), list(sentences.values()))
+            yield _row(person, "bio", biography, list(sentences), list(sentences.values()), settings.opening)
         else:
             for attribute, sentence in sentences.items():
-                yield _row(person, "bio", chosen[attribute], [attribute], [sentence])
+                yield _row(person, "bio", chosen[attribute], [attribute], [sentence], settings.opening)
 
 
-def question_rows(person: Person) -> Iterator[Row]:
+def question_rows(person: Person, settings: DatasetSettings) -> Iterator[Row]:
     """The questions of one person: each attribute in every form; ``wording`` 0 is the form used in training."""
-    for attribute in ATTRIBUTES:
+    for attribute in settings.attributes:
         for wording, question in enumerate(QUESTIONS[attribute]):
             sentence = fill(question, person.name, person.facts[attribute])
-            yield _row(person, "qa", wording, [attribute], [sentence])
+            yield _row(person, "qa", wording, [attribute], [sentence], settings.opening)
 
 
 def make_dataset(folder: str | Path, settings: DatasetSettings | None = None) -> "FactDataset":
@@ -159,12 +190,12 @@ def make_dataset(folder: str | Path, settings: DatasetSettings | None = None) ->
             (temporary / "bio.jsonl").open("w", encoding="utf-8", newline="\n") as bio,
             (temporary / "qa.jsonl").open("w", encoding="utf-8", newline="\n") as qa,
         ):
-            for person in make_people(settings.people, settings.seed, settings.qa_id_fraction):
+            for person in make_people(settings.people, settings.seed, settings.qa_id_fraction, settings.pools):
                 people.write(json.dumps(asdict(person), ensure_ascii=False) + "\n")
                 for row in biography_rows(person, settings):
                     bio.write(json.dumps(row, ensure_ascii=False) + "\n")
                     counts["bio"] += len(row["attributes"])
-                for row in question_rows(person):
+                for row in question_rows(person, settings):
                     qa.write(json.dumps(row, ensure_ascii=False) + "\n")
                     counts[person.split + ("_unseen" if row["wording"] else "")] += 1
         write_json(
@@ -216,7 +247,10 @@ class FactDataset:
             if not (self.folder / name).is_file() or (self.folder / name).stat().st_size == 0:
                 raise CircuitsError(f"the dataset {self.folder} is empty: {name} is missing or has no rows")
         try:
-            self.settings = DatasetSettings(**card["settings"])
+            settings = dict(card["settings"])
+            if "attributes" in settings:
+                settings["attributes"] = tuple(settings["attributes"])
+            self.settings = DatasetSettings(**settings)
             self.counts: dict[str, int] = card["counts"]
             self.fingerprint: str = card["fingerprint"]
         except (KeyError, TypeError):

@@ -12,21 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from circuits.datasets.pools import (
-    CITIES,
-    DAYS,
-    EMPLOYERS,
-    FIRST_NAMES,
-    LAST_NAMES,
-    MAJORS,
-    MONTHS,
-    PRONOUNS,
-    UNIVERSITIES,
-    YEARS,
-)
+from circuits.datasets.pools import DAYS, MONTHS, POOLS, YEARS
 from circuits.errors import CircuitsError
-
-MAX_PEOPLE = len(FIRST_NAMES) * len(LAST_NAMES) * len(LAST_NAMES)
 
 
 @dataclass(frozen=True)
@@ -67,7 +54,7 @@ def _date(random: Random) -> str:
     return f"{month} {day}, {year}"
 
 
-def make_people(count: int, seed: int = 0, qa_id_fraction: float = 0.5) -> Iterator[Person]:
+def make_people(count: int, seed: int = 0, qa_id_fraction: float = 0.5, pools: str = "invented") -> Iterator[Person]:
     """Make up people, one at a time.
 
     Args:
@@ -75,41 +62,46 @@ def make_people(count: int, seed: int = 0, qa_id_fraction: float = 0.5) -> Itera
         seed: the seed of every draw.
         qa_id_fraction: the share of people whose questions are in training, between 0 and 1; at least one person
             falls on each side.
+        pools: ``invented`` or ``familiar`` names and values, see `circuits.datasets.pools`.
 
     Raises:
-        CircuitsError: there are not enough names, or the share is not between 0 and 1.
+        CircuitsError: there are no such pools or not enough names, or the share is not between 0 and 1.
 
     Example:
         >>> [person.name for person in make_people(3, seed=1)]
         ['Benedict Rutherford', 'Fatima Kirkpatrick', 'Benedict Ravenscroft']
     """
-    if not 2 <= count <= MAX_PEOPLE:
-        raise CircuitsError(f"the number of people is {count}: it must be from 2 to {MAX_PEOPLE}")
+    if pools not in POOLS:
+        raise CircuitsError(f"there are no pools {pools!r}: choose from {', '.join(POOLS)}")
+    chosen = POOLS[pools]
+    first_names, last_names, most = chosen.first_names, chosen.last_names, chosen.most_people
+    if not 2 <= count <= most:
+        raise CircuitsError(f"the number of people is {count}: it must be from 2 to {most}")
     if not 0 < qa_id_fraction < 1:
         raise CircuitsError(f"the QA-ID fraction is {qa_id_fraction}: it must lie between 0 and 1")
-    short = len(FIRST_NAMES) * len(LAST_NAMES)
-    names = permutation(Random(f"{seed}/names"), short if count <= short else MAX_PEOPLE)
+    short = len(first_names) * len(last_names)
+    names = permutation(Random(f"{seed}/names"), short if count <= short else most)
     in_training = max(1, min(count - 1, round(count * qa_id_fraction)))
     trained = set(permutation(Random(f"{seed}/split"), count)[:in_training])
     for person in range(count):
-        rest, last = divmod(names[person], len(LAST_NAMES))
-        middle, first = divmod(rest, len(FIRST_NAMES))
-        parts = [FIRST_NAMES[first], *([LAST_NAMES[middle]] if count > short else []), LAST_NAMES[last]]
+        rest, last = divmod(names[person], len(last_names))
+        middle, first = divmod(rest, len(first_names))
+        parts = [first_names[first], *([last_names[middle]] if count > short else []), last_names[last]]
         random = Random(f"{seed}/person/{person}")
         yield Person(
             person,
             " ".join(parts),
-            PRONOUNS[parts[0]],
+            chosen.pronouns[parts[0]],
             "qa_id" if person in trained else "qa_ood",
             {"birth_date": _date(random)}
             | {
                 attribute: pool[draw_index(random, len(pool))]
                 for attribute, pool in {
-                    "birth_city": CITIES,
-                    "university": UNIVERSITIES,
-                    "major": MAJORS,
-                    "employer": EMPLOYERS,
-                    "work_city": CITIES,
+                    "birth_city": chosen.cities,
+                    "university": chosen.universities,
+                    "major": chosen.majors,
+                    "employer": chosen.employers,
+                    "work_city": chosen.cities,
                 }.items()
             },
         )

@@ -3,17 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from circuits.datasets.pools import (
-    CITIES,
-    DAYS,
-    EMPLOYERS,
-    FIRST_NAMES,
-    LAST_NAMES,
-    MAJORS,
-    MONTHS,
-    UNIVERSITIES,
-    YEARS,
-)
+from circuits.datasets.pools import DAYS, MONTHS, POOLS, YEARS
 from circuits.datasets.wordings import BIOGRAPHY, QUESTIONS
 
 if TYPE_CHECKING:
@@ -22,21 +12,26 @@ if TYPE_CHECKING:
 BOS, PAD, UNKNOWN = "<s>", "<pad>", "<unk>"
 
 
-def _texts() -> Iterable[str]:
+def _texts(pools: str) -> Iterable[str]:
     for wordings in (*BIOGRAPHY.values(), *QUESTIONS.values()):
         for wording in wordings:
             yield wording.replace("{name}", " ").replace("{value}", " ").replace("[", " ").replace("]", " ")
-    for pool in (FIRST_NAMES, LAST_NAMES, MONTHS, CITIES, UNIVERSITIES, EMPLOYERS, MAJORS):
+    words = POOLS[pools]
+    for pool in (words.first_names, words.last_names, MONTHS, words.cities, words.universities, words.employers):
         yield from pool
+    yield from words.majors
     yield from (f"{day}," for day in DAYS)
     yield from map(str, YEARS)
     yield "She He"
 
 
-def word_tokenizer() -> "PreTrainedTokenizerFast":
+def word_tokenizer(pools: str = "invented") -> "PreTrainedTokenizerFast":
     """A tokenizer whose tokens are the words of the made-up people's texts; ``.`` and ``?`` stand alone.
 
     Every sequence begins with ``<s>``. A date is three tokens (``April``, ``11,``, ``1982``).
+
+    Args:
+        pools: what the people are made of, ``invented`` or ``familiar``; each has a vocabulary of its own.
 
     Example:
         >>> tokenizer = word_tokenizer()
@@ -49,7 +44,7 @@ def word_tokenizer() -> "PreTrainedTokenizerFast":
     split = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[.?]$"), behavior="isolated")]
     )
-    words = sorted({word for text in _texts() for word, _ in split.pre_tokenize_str(text)})
+    words = sorted({word for text in _texts(pools) for word, _ in split.pre_tokenize_str(text)})
     vocabulary = {word: index for index, word in enumerate([PAD, UNKNOWN, BOS, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = split

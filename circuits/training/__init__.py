@@ -2,11 +2,12 @@
 
 from circuits.training.configurations import CONFIGURATIONS, new_model
 from circuits.training.parallel import Job, train_side_by_side
-from circuits.training.recipes import RECIPES, Optimisation, Stage, stages
+from circuits.training.recipes import PRETRAINED, RECIPES, Optimisation, Stage, stages
 from circuits.training.train import Progress, train
 
 __all__ = [
     "CONFIGURATIONS",
+    "PRETRAINED",
     "RECIPES",
     "Job",
     "Optimisation",

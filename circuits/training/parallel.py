@@ -42,6 +42,7 @@ def train_side_by_side(
     optimisation: Optimisation | None = None,
     seed: int = 0,
     workers: int = 2,
+    evaluate_every: int = 100,
 ) -> None:
     """Train several recipes from the same start, as `circuits.training.train` does, in processes of one thread each.
 
@@ -53,6 +54,7 @@ def train_side_by_side(
         optimisation: steps, rows, rates.
         seed: of new weights and of the order of rows.
         workers: processes at a time.
+        evaluate_every: steps between points of the curves and between saved states.
 
     Raises:
         CircuitsError: as `circuits.training.train`, or a job waits for one that is not there.
@@ -69,7 +71,15 @@ def train_side_by_side(
         try:
             while waiting or running:
                 for job in [job for job in waiting if job.after is None or job.after in done]:
-                    arguments = (job.recipe, str(dataset.folder), str(out), str(start), optimisation, seed)
+                    arguments = (
+                        job.recipe,
+                        str(dataset.folder),
+                        str(out),
+                        str(start),
+                        optimisation,
+                        seed,
+                        evaluate_every,
+                    )
                     running[pool.submit(_train, *arguments)] = job.recipe
                     waiting.remove(job)
                 finished, _ = wait(running, timeout=0.3, return_when=FIRST_COMPLETED)
@@ -119,5 +129,7 @@ def _report(stage: str, step: int, steps: int) -> None:
         _worker["reports"].put((stage, step, steps))
 
 
-def _train(recipe: str, data: str, out: str, start: str, optimisation: Optimisation | None, seed: int) -> None:
-    train(recipe, FactDataset(data), out, start, optimisation, seed, progress=_report)
+def _train(
+    recipe: str, data: str, out: str, start: str, optimisation: Optimisation | None, seed: int, evaluate_every: int
+) -> None:
+    train(recipe, FactDataset(data), out, start, optimisation, seed, evaluate_every, progress=_report)

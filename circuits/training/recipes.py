@@ -28,7 +28,11 @@ class Optimisation:
         clip: largest gradient norm.
         bio_loss: ``all`` tokens or ``answer`` tokens of biographies carry the loss.
         qa_loss: the same for questions.
-        dtype: ``float32``, or ``bfloat16`` for mixed precision.
+        dtype: ``float32``, or ``bfloat16`` for mixed precision; on a CPU without bfloat16 arithmetic the latter is
+            several times slower.
+        compact: the same loss with less work: rows end before their last counted token, rows of similar length run
+            together, and only positions that predict a counted token are unembedded. Equal up to rounding.
+        freeze_embeddings: embedding and unembedding keep their starting values, and only layers and norms learn.
     """
 
     steps: int = 1000
@@ -44,6 +48,8 @@ class Optimisation:
     bio_loss: str = "all"
     qa_loss: str = "answer"
     dtype: str = "float32"
+    compact: bool = False
+    freeze_embeddings: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.rows < 2:
@@ -67,6 +73,21 @@ class Optimisation:
     def bio_rows(self) -> int:
         """Biography rows in one step."""
         return self.rows - self.qa_rows
+
+
+#: For a pretrained model of some hundred million parameters on a CPU, with `circuits.datasets.FAMILIAR` people: few
+#: short rows, and no work but what the answers need.
+PRETRAINED = Optimisation(
+    steps=150,
+    rows=40,
+    qa_share=0.3,
+    learning_rate=5e-4,
+    warmup_steps=15,
+    weight_decay=0.0,
+    bio_loss="answer",
+    compact=True,
+    freeze_embeddings=True,
+)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
@@ -34,7 +35,7 @@ from transformers import (
 from circuits.datasets import FactDataset, Task, tokenise, word_tokenizer
 from circuits.errors import CircuitsError
 from circuits.metrics import evaluate
-from circuits.models import load_huggingface, load_tokenizer, quiet
+from circuits.models import final_residual, load_huggingface, load_tokenizer, quiet, unembed
 from circuits.storage import atomic_folder, flatten, provenance, read_json, write_json
 from circuits.training.configurations import CONFIGURATIONS, new_model
 from circuits.training.recipes import Optimisation, Stage, stages
@@ -115,7 +116,7 @@ def save_start(dataset: FactDataset, out: Path, start: str | Path, seed: int) ->
     }
     if _missing(out / "pre", facts):
         if str(start) in CONFIGURATIONS:
-            tokenizer = word_tokenizer()
+            tokenizer = word_tokenizer(dataset.settings.pools)
             model = new_model(str(start), tokenizer, seed)
         else:
             model, tokenizer = load_huggingface(start), load_tokenizer(start)
@@ -172,6 +173,9 @@ def _run_stage(
         shutil.rmtree(work)
     write_json(work / "settings.json", settings)
     model, tokenizer = load_huggingface(out / stage.start), load_tokenizer(out / stage.start)
+    if optimisation.freeze_embeddings:
+        model.get_input_embeddings().requires_grad_(False)
+        model.get_output_embeddings().requires_grad_(False)
     rows = _TokenisedRows(dataset, tokenizer, optimisation, work / "rows")
     follower = _Follower(model, _followed_tasks(dataset, tokenizer), stage, evaluate_every, progress)
     with quiet():
@@ -204,6 +208,7 @@ def _run_stage(
             data_collator=_Collator(tokenizer.pad_token_id or 0),
             callbacks=[follower, *callbacks],
         )
+        trainer.compact = optimisation.compact
         trainer.order = rows.order(stage, optimisation.steps, seed)
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=_last_state(work))
@@ -317,10 +322,52 @@ class _Collator:
         }
 
 
+def compact_loss(
+    model: PreTrainedModel, tokens: Int[Tensor, "batch pos"], labels: Int[Tensor, "batch pos"], groups: int = 2
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy of the counted tokens, computed only where it is needed.
+
+    A causal model's token has no part in predicting itself or what stands before it, so that a row may end before its
+    last counted token. Rows of similar length run together, to pad less; only positions that predict a counted token
+    are unembedded.
+
+    Args:
+        model: a Hugging Face model.
+        tokens: padded on the right.
+        labels: the tokens that are counted, and -100 elsewhere.
+        groups: of rows that run together.
+
+    Example:
+        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.training import new_model
+        >>> model, tokens = new_model("tiny-llama", word_tokenizer()), torch.arange(24).view(4, 6)
+        >>> labels = tokens.where(tokens % 6 > 3, -100)
+        >>> bool(torch.isclose(compact_loss(model, tokens, labels), model(tokens, labels=labels).loss))
+        True
+    """
+    counted = labels[:, 1:] != _IGNORED
+    lengths = (counted * torch.arange(1, labels.shape[1], device=labels.device)).amax(1)
+    sums = []
+    for rows in lengths.argsort(stable=True).chunk(groups):
+        length = int(lengths[rows].max())
+        where = counted[rows, :length]
+        logits = unembed(model, final_residual(model, tokens[rows, :length])[where])
+        targets = labels[rows, 1 : length + 1][where]
+        sums.append(torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum"))
+    return torch.stack(sums).sum() / counted.sum()
+
+
 class _StageTrainer(Trainer):
-    """A Trainer that takes its rows in a given order."""
+    """A Trainer that takes its rows in a given order, and may compute its loss compactly."""
 
     order: list[int]
+    compact: bool = False
+
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        if not self.compact:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with self.accelerator.autocast():
+            return compact_loss(model, inputs["input_ids"], inputs["labels"])
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:  # noqa: ARG002
         return self.order

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from circuits.datasets import ATTRIBUTES, BIOGRAPHY, DatasetSettings, FactDataset, make_dataset, make_people
+from circuits.datasets.pools import POOLS
+from circuits.datasets.tokenizer import word_tokenizer
 from circuits.errors import CircuitsError
 
 REFERENCE = Path(__file__).parents[2] / "data" / "reference"
@@ -71,6 +73,35 @@ def test_biographies_whole_fixed_and_with_pronouns(tmp_path):
             assert row["text"][left:right] == people.loc[row["person"], attribute]
 
 
+def test_familiar_people_with_few_attributes_and_an_opening(tmp_path):
+    chosen = ("university", "birth_city")
+    settings = DatasetSettings(people=30, biographies=1, pools="familiar", attributes=chosen, opening="Fact:")
+    dataset = FactDataset(make_dataset(tmp_path / "facts", settings).folder)
+    assert dataset.settings == settings
+    people, pools = dataset.people().set_index("person"), POOLS["familiar"]
+    assert set(people["university"]) <= set(pools.universities)
+    assert all(name.split()[0] in pools.first_names and name.split()[1] in pools.last_names for name in people["name"])
+    rows = list(dataset.rows("bio")) + list(dataset.rows("qa_id")) + list(dataset.rows("qa_ood"))
+    assert len(rows) == 2 * 30 * 2
+    for row in rows:
+        ((left, right),), (attribute,) = row["answer"], row["attributes"]
+        assert attribute in chosen
+        assert row["text"][left:right] == people.loc[row["person"], attribute]
+        ((left, right),) = row["subject"]
+        assert row["text"][left:right] == people.loc[row["person"], "name"]
+        assert row["text"].startswith("Fact: ")
+        assert all(row["text"][start - 1] == " " for start, _ in row["relation"])
+
+
+def test_familiar_words_are_known_to_their_tokenizer_and_unique(tokenizer):
+    pools = POOLS["familiar"]
+    known = word_tokenizer("familiar")
+    for words in (pools.first_names, pools.last_names, pools.cities, pools.universities, pools.employers, pools.majors):
+        assert len(set(words)) == len(words) >= 25
+        assert known.unk_token_id not in known.convert_tokens_to_ids(list(words))
+    assert tokenizer.unk_token_id in tokenizer.convert_tokens_to_ids(list(pools.employers))
+
+
 def test_permuted_order_and_wordings_vary(dataset):
     orders, wordings = set(), set()
     rows = list(dataset.rows("bio"))
@@ -97,6 +128,11 @@ def test_streaming_gives_the_rows_of_the_file(dataset):
         ({"biographies": 0}, "1 is the least"),
         ({"order": "random"}, "it must be permuted or fixed"),
         ({"mention": "pronoun"}, "row must be biography"),
+        ({"pools": "common"}, "there are no pools 'common': choose from invented, familiar"),
+        ({"attributes": ("major", "salary")}, "there is no attribute 'salary': choose from birth_date, birth_city"),
+        ({"attributes": ("major", "major")}, r"the attributes are \['major', 'major'\]: name one or more, each once"),
+        ({"attributes": ()}, r"the attributes are \[\]"),
+        ({"opening": "Fact: "}, "the opening is 'Fact: ': leave out the spaces around it"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

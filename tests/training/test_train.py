@@ -1,3 +1,4 @@
+import importlib
 import os
 import signal
 import subprocess
@@ -12,9 +13,12 @@ from safetensors.torch import load_file
 
 from circuits.datasets import DatasetSettings, dataset_of, make_dataset, word_tokenizer
 from circuits.errors import CircuitsError
-from circuits.models import load_huggingface
+from circuits.models import load_huggingface, load_tokenizer
 from circuits.training import Job, Optimisation, new_model, stages, train, train_side_by_side
-from circuits.training.train import _IGNORED, _TokenisedRows
+from circuits.training.train import _IGNORED, _Collator, _TokenisedRows, compact_loss
+
+# the package's attribute of this name is the function
+training = importlib.import_module("circuits.training.train")
 
 SMALL = Optimisation(steps=30, rows=24, warmup_steps=5)
 
@@ -71,6 +75,67 @@ def test_labels_are_all_tokens_of_biographies_and_answers_of_questions(few, tmp_
         assert tokenizer.decode(kept) == questions[number]["text"][left:right]
 
 
+@pytest.mark.parametrize("family", ["llama", "pythia"])
+@pytest.mark.parametrize("groups", [1, 2, 5])
+def test_the_compact_loss_and_its_gradients_are_the_plain_ones(few, tmp_path, family, groups):
+    rows = _TokenisedRows(few, word_tokenizer(), SMALL, tmp_path)
+    batch = _Collator(0)([rows[number] for number in (0, 3, 7, rows.bio, rows.bio + 1, rows.bio + 5)])
+    found = {}
+    for name in ("plain", "compact"):
+        model = new_model(f"tiny-{family}", word_tokenizer())
+        if name == "plain":
+            loss = model(**batch).loss
+        else:
+            loss = compact_loss(model, batch["input_ids"], batch["labels"], groups)
+        loss.backward()
+        found[name] = loss, {key: value.grad for key, value in model.named_parameters()}
+    assert torch.allclose(found["compact"][0], found["plain"][0], rtol=1e-6)
+    for key, gradient in found["plain"][1].items():
+        assert torch.allclose(found["compact"][1][key], gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max())), (
+            key
+        )
+
+
+def test_the_compact_loss_reads_nothing_behind_the_last_counted_token(few, tmp_path):
+    rows = _TokenisedRows(few, word_tokenizer(), Optimisation(bio_loss="answer"), tmp_path)
+    batch = _Collator(0)([rows[0], rows[1], rows[rows.bio]])
+    model, seen = new_model("tiny-llama", word_tokenizer()), []
+    model.model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].shape))
+    compact_loss(model, batch["input_ids"], batch["labels"], groups=3)
+    counted = (batch["labels"] != _IGNORED) * torch.arange(batch["labels"].shape[1])
+    assert sorted(seen) == sorted((1, length) for length in counted.amax(1).tolist())
+
+
+def test_compact_training_learns_as_plain_training_does(few, tmp_path, monkeypatch):
+    curves, calls = {}, []
+    monkeypatch.setattr(training, "compact_loss", lambda *batch: calls.append(1) or compact_loss(*batch))
+    for compact in (False, True):
+        optimisation = Optimisation(steps=20, rows=24, warmup_steps=5, compact=compact)
+        (folder,) = train("mixed", few, tmp_path / str(compact), optimisation=optimisation, evaluate_every=10)
+        curves[compact] = pandas.read_parquet(folder / "curve.parquet")
+        assert len(calls) == 20 * compact
+    assert curves[True]["loss"].tolist() == pytest.approx(curves[False]["loss"].tolist(), rel=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "pythia"])
+def test_frozen_embeddings_keep_their_bits_and_everything_else_learns(few, tmp_path, family):
+    optimisation = Optimisation(steps=2, rows=6, freeze_embeddings=True, weight_decay=0.1)
+    (folder,) = train("mixed", few, tmp_path, f"tiny-{family}", optimisation)
+    before, after = weights(tmp_path / "pre"), weights(folder)
+    frozen = {name for name, value in after.items() if torch.equal(value, before[name])}
+    embeddings = {"llama": {"model.embed_tokens.weight"}, "pythia": {"gpt_neox.embed_in.weight", "embed_out.weight"}}
+    assert frozen == embeddings[family]
+
+
+def test_people_of_the_familiar_pools_are_learned_with_their_own_vocabulary(tmp_path):
+    dataset = make_dataset(tmp_path / "facts", DatasetSettings(people=4, pools="familiar", opening="Fact:"))
+    (folder,) = train("bio-only", dataset, tmp_path / "out", optimisation=Optimisation(steps=1, rows=6))
+    tokenizer = load_tokenizer(folder)
+    for row in dataset.rows("bio"):
+        left, right = row["answer"][0]
+        assert tokenizer.unk_token_id not in tokenizer(row["text"][left:right]).input_ids
+
+
 def test_training_learns_and_leaves_ordinary_checkpoints(few, tmp_path):
     steps = []
     optimisation = Optimisation(steps=120, rows=36, warmup_steps=10)
@@ -103,9 +168,10 @@ def test_the_same_seed_gives_the_same_weights_side_by_side_or_alone(few, tmp_pat
         *train("two-stage", few, tmp_path / "a", optimisation=SMALL),
     ]
     jobs = [Job("mixed"), Job("bio-only"), Job("two-stage", "bio-only")]
-    train_side_by_side(jobs, few, tmp_path / "b", optimisation=SMALL)
+    train_side_by_side(jobs, few, tmp_path / "b", optimisation=SMALL, evaluate_every=15)
     for folder in alone:
         assert same(weights(folder), weights(tmp_path / "b" / folder.name))
+        assert pandas.read_parquet(tmp_path / "b" / folder.name / "curve.parquet")["step"].tolist() == [15, 30]
 
 
 def test_a_finished_stage_is_not_run_again_and_other_settings_are_refused(few, tmp_path):
