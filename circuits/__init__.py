@@ -10,12 +10,21 @@ if TYPE_CHECKING:
     from circuits.datasets import DatasetSettings, FactDataset, Task, make_dataset
     from circuits.errors import CircuitsError
     from circuits.figures import attention_figure, heads_figure, save_figure
-    from circuits.interventions import ablate_heads, patch_heads
-    from circuits.masks import ParameterMask, graft, mean, revert, shared_parameters, shared_size, zero
+    from circuits.interventions import Intervention, ablate_heads, patch_heads, run_interventions
+    from circuits.masks import (
+        ParameterMask,
+        graft,
+        graft_by_score,
+        mean,
+        revert,
+        shared_parameters,
+        shared_size,
+        zero,
+    )
     from circuits.metrics import evaluate
     from circuits.models import load_model, save_model
-    from circuits.rankings import attention_scores, read_head
-    from circuits.sweeps import sweep_heads, sweep_patches
+    from circuits.rankings import attention_scores, rank_units, read_head
+    from circuits.sweeps import SweepPlan, run_sweep, sweep_heads, sweep_patches
     from circuits.tracing import GradientTrace, trace_gradients
     from circuits.training import train
     from circuits.units import Head, KVGroup, Neuron
@@ -26,22 +35,28 @@ _HOMES = {
     "FactDataset": "datasets",
     "GradientTrace": "tracing",
     "Head": "units",
+    "Intervention": "interventions",
     "KVGroup": "units",
     "Neuron": "units",
     "ParameterMask": "masks",
+    "SweepPlan": "sweeps",
     "Task": "datasets",
     "ablate_heads": "interventions",
     "attention_figure": "figures",
     "attention_scores": "rankings",
     "evaluate": "metrics",
     "graft": "masks",
+    "graft_by_score": "masks",
     "heads_figure": "figures",
     "load_model": "models",
     "make_dataset": "datasets",
     "mean": "masks",
     "patch_heads": "interventions",
+    "rank_units": "rankings",
     "read_head": "rankings",
     "revert": "masks",
+    "run_interventions": "interventions",
+    "run_sweep": "sweeps",
     "save_figure": "figures",
     "save_model": "models",
     "shared_parameters": "masks",
@@ -59,22 +74,28 @@ __all__ = [
     "FactDataset",
     "GradientTrace",
     "Head",
+    "Intervention",
     "KVGroup",
     "Neuron",
     "ParameterMask",
+    "SweepPlan",
     "Task",
     "ablate_heads",
     "attention_figure",
     "attention_scores",
     "evaluate",
     "graft",
+    "graft_by_score",
     "heads_figure",
     "load_model",
     "make_dataset",
     "mean",
     "patch_heads",
+    "rank_units",
     "read_head",
     "revert",
+    "run_interventions",
+    "run_sweep",
     "save_figure",
     "save_model",
     "shared_parameters",

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
+from circuits.interventions import run_interventions, single
 from circuits.masks import ParameterMask
 from circuits.models import HookedTransformer, checkpoint_of, identity, parameters_of, shape_of
-from circuits.rankings.subsets import Kind, ablating, score_subsets, unit_sums
+from circuits.rankings.subsets import Kind, unit_sums
 from circuits.storage import digest
 from circuits.tracing import GradientTrace
 from circuits.units import Head
@@ -160,22 +161,14 @@ def rank_by_gradient_x_activation(evidence: Evidence, kind: Kind) -> pandas.Data
 def rank_by_ablation(evidence: Evidence, kind: Kind) -> pandas.DataFrame:
     """How far the log-probability of the task's answers falls (nats, mean) when the unit alone puts out zero.
 
-    This takes a pass for each unit, from its layer on.
+    Each unit is run alone, from its layer on.
     """
     if evidence.task is None:
         raise _missing("ablation", "a task to score as task")
-    model, task = evidence.fine_tuned, evidence.task
-    shape = shape_of(model)
-    layers, count = shape.n_layers, kind.count(shape)
-    falls = torch.zeros(layers, count, dtype=torch.float64)
-    with ablating(model, kind) as switch:
-        whole = score_subsets(model, [task], torch.zeros(1, layers, count, dtype=torch.bool), switch)["log_prob"][0]
-        for layer in range(layers):
-            alone = torch.zeros(count, layers, count, dtype=torch.bool)
-            alone[:, layer] = torch.eye(count, dtype=torch.bool)
-            scores = score_subsets(model, [task], alone, switch, f"ablate {kind.NOUN}s of layer {layer}")
-            falls[layer] = whole - torch.tensor(scores["log_prob"].to_numpy(copy=True))
-    return _ranked(kind, falls)
+    model, shape = evidence.fine_tuned, shape_of(evidence.fine_tuned)
+    units = [kind(layer, index) for layer in range(shape.n_layers) for index in range(kind.count(shape))]
+    effects = run_interventions(model, evidence.task, single(units), metrics=["log_prob"])["log_prob_effect"]
+    return _ranked(kind, -torch.tensor(effects.to_numpy(copy=True)).view(shape.n_layers, -1))
 
 
 def rank_at_random(evidence: Evidence, kind: Kind) -> pandas.DataFrame:
@@ -210,8 +203,8 @@ def rank_units(
     Args:
         evidence: what the metrics need.
         kind: `Head` or `Neuron`.
-        metrics: names of `RANKINGS`. If not given all of them, but for neurons without ``ablation``, which takes a
-            pass for each: ask for it by name.
+        metrics: names of `RANKINGS`. If not given all of them, but for neurons without ``ablation``, which runs
+            each alone: ask for it by name.
         draws: rankings at random.
 
     Returns:
