@@ -549,4 +549,6 @@ def _trace(
         return trace
     trace.save(out)
     unfinished.unlink(missing_ok=True)
+    # the sums make room for the trace that is read
+    del trace, running
     return GradientTrace.load(out)
