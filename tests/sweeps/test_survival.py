@@ -36,7 +36,7 @@ def forked(work: Callable[[], object]) -> int:
     return child
 
 
-def ended(child: int, within: float = 60) -> int:
+def ended(child: int, within: float = 120) -> int:
     """How a child ended: its exit code, or the negative number of the signal that killed it."""
     until = time.monotonic() + within
     while time.monotonic() < until:
@@ -49,7 +49,7 @@ def ended(child: int, within: float = 60) -> int:
     raise AssertionError("the child did not end")
 
 
-def wait_for(condition: Callable[[], bool], within: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], within: float = 120) -> None:
     until = time.monotonic() + within
     while not condition():
         assert time.monotonic() < until, "waited in vain"
@@ -258,7 +258,7 @@ def test_workers_give_the_same_bytes_and_end_when_their_parent_is_killed(long, t
     expected, _ = undisturbed(long)
     out = tmp_path / "out"
     child = forked(lambda: run_sweep(long, out, "processes", 2))
-    wait_for(lambda: len(parts(out)) > 4, 120)
+    wait_for(lambda: len(parts(out)) > 4, 300)
     family = subprocess.run(["ps", "-o", "pid=", "--ppid", str(child)], capture_output=True, text=True).stdout.split()
     assert len(family) >= 2
     os.kill(child, signal.SIGKILL)
