@@ -20,7 +20,7 @@ study: $(READY)
 	@$(BIN)/circuits study --family $(FAMILY) --out $(OUT)
 
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto
 
 # The slow checks on a real pretrained model.
 test-real: $(READY)

@@ -289,23 +289,19 @@ class Forward:
         z: Float[Tensor, "row query head d_head"] | None = None,
     ) -> Float[Tensor, "row query d_model"]:
         lean, weights, queries = self.lean, self.lean.layers[layer], self._going_on(layer)
-
-        def visit(name: str, activation: Tensor, source: Tensor | None = None) -> Tensor:
-            return visitor((layer, name), activation, queries, source)
-
         x = visitor((layer, "resid_pre"), x, None, None)
         if z is None:
             z = self._attend(layer, x, visitor, keep)
         if queries.within is not None:
             x = x.index_select(1, queries.within)
-        z = visit("z", z)
-        attention_out = visit("attn_out", weights.o(z.flatten(2)), z)
-        middle = x + attention_out
+        z = visitor((layer, "z"), z, queries, None)
+        middle = x + visitor((layer, "attn_out"), weights.o(z.flatten(2)), queries, z)
         if not lean.parallel:
-            middle = visit("resid_mid", middle)
+            middle = visitor((layer, "resid_mid"), middle, queries, None)
         normed = weights.norm2(x if lean.parallel else middle)
-        neurons = visit("post", weights.hidden(normed), normed)
-        return visit("resid_post", middle + visit("mlp_out", weights.down(neurons), neurons))
+        neurons = visitor((layer, "post"), weights.hidden(normed), queries, normed)
+        mlp_out = visitor((layer, "mlp_out"), weights.down(neurons), queries, neurons)
+        return visitor((layer, "resid_post"), middle + mlp_out, queries, None)
 
 
 class Recorder(Visitor):
