@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pandas
@@ -37,21 +38,21 @@ TOKENS, PROMPTS = 16, 16
 LAYERS = (3, 11, 19, 27)
 
 
-def timed(work: Callable[[], object], times: int = 1) -> float:
-    """The least of some durations in seconds."""
-    seconds = []
+def timed(work: Callable[[], Any], times: int = 1) -> tuple[float, Any]:
+    """The least of some durations in seconds, and what the work returned."""
+    seconds, result = [], None
     for _ in range(times):
         begun = time.perf_counter()
-        work()
+        result = work()
         seconds.append(time.perf_counter() - begun)
-    return min(seconds)
+    return min(seconds), result
 
 
 def prompts(model: HookedTransformer) -> tuple[Task, Task]:
     """Questions of 16 tokens with answers of one token, and for each the same question about someone else."""
     opening, middle = "Question: ", "Answer: "
     with tempfile.TemporaryDirectory() as folder:
-        rows = make_dataset(folder, DatasetSettings(people=200)).rows("qa_id")
+        rows = list(make_dataset(folder, DatasetSettings(people=200)).rows("qa_id"))
     moved = []
     for row in rows:
         (start, end) = row["answer"][0]
@@ -128,7 +129,7 @@ def plain_rate(model: HookedTransformer, tokens: int) -> float:
         for x, weight in pairs:
             linear(x, weight)
 
-    return work / timed(products, 20)
+    return work / timed(products, 20)[0]
 
 
 @torch.inference_mode()
@@ -139,16 +140,14 @@ def positions(model: HookedTransformer, task: Task, source: Task) -> tuple[float
     heads = [head for head in shape_of(model).heads() if head.layer in LAYERS]
     last = int(task.answers["start"].iloc[0]) - 1
     plan = [one for position in range(last + 1) for one in single(heads, "patch", positions=position)]
-    fast = timed(lambda: run_interventions(model, task, plan, source=source, metrics=["log_prob"]))
-    table = run_interventions(model, task, plan, source=source, metrics=["log_prob"])
+    fast, table = timed(lambda: run_interventions(model, task, plan, source=source, metrics=["log_prob"]))
     sample = list(range(0, len(plan), 23))
     rows = [(plan[index].units[0].layer, plan[index].positions, plan[index].units[0].index) for index in sample]
     index = pandas.DataFrame(rows, columns=["layer", "pos", "head"])
     _, cache = model.run_with_cache(source.tokens)
-    found: list[Tensor] = []
 
-    def peer() -> None:
-        found[:] = generic_activation_patch(
+    def peer() -> Tensor:
+        return generic_activation_patch(
             model,
             task.tokens,
             cache,
@@ -158,9 +157,9 @@ def positions(model: HookedTransformer, task: Task, source: Task) -> tuple[float
             index_df=index,
         )
 
-    slow = timed(peer) * len(plan) / len(sample)
+    slow, found = timed(peer)
     difference = max(abs(float(one) - two) for one, two in zip(found, table["log_prob"][sample], strict=True))
-    return slow / fast, difference
+    return slow * len(plan) / len(sample) / fast, difference
 
 
 def main() -> None:
@@ -174,19 +173,15 @@ def main() -> None:
     def sweep(model: HookedTransformer) -> pandas.DataFrame:
         return run_interventions(model, task, plan, metrics=["log_prob"])
 
-    sweep(model)
-    fast = timed(lambda: sweep(model), 2)
+    fast, table = timed(lambda: sweep(model))
     engine = Engine(model, task, plan, metrics=["log_prob"])
-    share = operations(model, task, plan) / timed(engine.run) / plain_rate(model, engine.tokens)
-    begun = time.perf_counter()
-    expected = loop(model, task, heads)
-    slow = time.perf_counter() - begun
-    table = sweep(model)
-    screen = timed(lambda: screen_interventions(model, task, plan), 2)
+    rate = operations(model, task, plan) / timed(engine.run)[0]
+    share = rate / plain_rate(model, engine.tokens)
+    slow, expected = timed(lambda: loop(model, task, heads))
+    screen, estimates = timed(lambda: screen_interventions(model, task, plan), 2)
     by_position, position_difference = positions(model, task, source)
     half = load_model(smollm2(), dtype="bfloat16")
-    half_table = sweep(half)
-    half_seconds = timed(lambda: sweep(half))
+    half_seconds, half_table = timed(lambda: sweep(half))
     effects = pandas.Series(expected) - float(answer_log_probs(model(task.tokens), task).mean())
     small, questions = study_model(), study_task()
     small_heads = list(shape_of(small).heads())
@@ -194,7 +189,7 @@ def main() -> None:
     def small_sweep() -> pandas.DataFrame:
         return run_interventions(small, questions, single(small_heads), metrics=["log_prob"])
 
-    small_ratio = timed(lambda: loop(small, questions, small_heads), 3) / timed(small_sweep, 3)
+    small_ratio = timed(lambda: loop(small, questions, small_heads), 3)[0] / timed(small_sweep, 3)[0]
     found = {
         "heads_float32_ratio": round(slow / fast, 2),
         "heads_float32_seconds": round(fast, 1),
@@ -206,10 +201,9 @@ def main() -> None:
         "positions_max_diff": position_difference,
         "study_ratio": round(small_ratio, 2),
         "screen_ratio": round(fast / screen, 2),
-        "screen_spearman": round(
-            float(screen_interventions(model, task, plan)["estimate"].corr(effects, "spearman")), 3
-        ),
+        "screen_spearman": round(float(estimates["estimate"].corr(effects, "spearman")), 3),
         "share_of_peak": round(share, 3),
+        "gflops": round(rate / 1e9),
         "threads": threads,
         "provenance": provenance(),
     }
