@@ -1,7 +1,10 @@
 """Fixtures: a small dataset, and for both families a model with weights large enough to make every part matter."""
 
 import os
+import signal
 
+# a suite started in the background ignores Ctrl-C, which some tests send
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

@@ -544,6 +544,8 @@ def _trace(
                     running.save(unfinished, identity)
                     saved = time.monotonic()
                     pause = max(_SAVE_EVERY, 10 * (saved - begun_saving))
+        if unfinished is not None and number < len(visits) - 1:
+            running.save(unfinished, identity)
     trace = running.finish(sources, task, facts(model))
     if out is None or unfinished is None:
         return trace
