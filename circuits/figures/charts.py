@@ -24,7 +24,6 @@ LABELS = {
     "random": "random parameters ablated",
     "change": "by |change|",
     "gradient_x_change": "by |gradient × change|",
-    "optimised": "by optimisation",
 }
 _COLOURS = {
     "mixed": "#1f77b4",
