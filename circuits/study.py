@@ -6,21 +6,24 @@
 4. trace: gradients of BIO and QA-ID at θ_mixed and θ_two-stage.
 5. share: shared parameters, Shared Size, and their controls.
 6. ablate: revert the shared parameters to θ_pre, against random ones.
-7. sweep: ablate every head.
-8. patch: every head from the BIO run of the same person, and from another person's run.
-9. attend: score every head's attention, and draw the attention figures.
-10. report: ``summary.json`` and ``report.html``.
+7. graft: the fewest fine-tuned parameters that keep QA-ID, by score.
+8. rank: heads and neurons by Shared Size and its rivals; are the top ones enough, and are they needed?
+9. sweep: ablate every head.
+10. patch: every head from the BIO run of the same person, and from another person's run.
+11. attend: score every head's attention, and draw the attention figures.
+12. report: ``summary.json`` and ``report.html``.
 
 Each step writes its results and then ``steps/NAME.json``; a study that is started again goes on after the last of
-these.
+these. Several seeds are several studies, and a summary of theirs.
 """
 
 import json
+import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,12 +32,35 @@ import pandas
 
 from circuits.datasets import SPLITS, DatasetSettings, FactDataset, Task, make_dataset
 from circuits.errors import CircuitsError
-from circuits.figures import attention_figure, save_figure, study_figures, write_study_report
+from circuits.figures import attention_figure, save_figure, study_figures, write_seeds_report, write_study_report
 from circuits.interventions import pair_formats, pair_people
-from circuits.masks import ParameterMask, ablate_mask, shared_parameters, shared_size, sharing
-from circuits.metrics import evaluate, mean_interval
+from circuits.masks import (
+    SCORES,
+    Graft,
+    ParameterMask,
+    ablate_mask,
+    graft,
+    graft_by_score,
+    shared_parameters,
+    shared_size,
+    sharing,
+    sharing_curve,
+)
+from circuits.metrics import METRICS, evaluate, mean_interval
 from circuits.models import HookedTransformer, facts_of, load_model
-from circuits.rankings import BEHAVIOURS, attention_scores, read_head
+from circuits.rankings import (
+    BEHAVIOURS,
+    RANKINGS,
+    Evidence,
+    agreement,
+    attention_scores,
+    critical_curve,
+    curve_summary,
+    default_counts,
+    rank_units,
+    read_head,
+    sufficient_curve,
+)
 from circuits.storage import flatten, provenance, read_json, write_json, write_table
 from circuits.sweeps import sweep_heads, sweep_patches
 from circuits.tracing import GradientTrace, trace_gradients
@@ -47,6 +73,9 @@ _COMPARED = ("mixed", "two_stage")
 _EVALUATED = ("pre", "stage_1", "mixed", "two_stage", "two_stage_gentle")
 _TRACED = ("bio", "qa_id")
 _SCORED = ("bio", "qa_id", "qa_ood")
+_RANKED = ("qa_id", "qa_ood")
+#: What may lie in the folder of several seeds, beside the folders of the seeds.
+_OVER_SEEDS = ("summary.json", "report.html")
 
 
 @dataclass(frozen=True)
@@ -61,7 +90,9 @@ class StudySettings:
         fraction: k of the influenced sets.
         trace_examples: examples of each task that are traced.
         sweep_examples: examples of each task that are scored under each ablation.
-        draws: random masks and permutations.
+        keep: share of the accuracy on QA-ID that a graft must keep.
+        rank_examples: examples of each task that are scored at each point of a ranking's curves.
+        draws: random masks, permutations and rankings.
     """
 
     family: str = "llama"
@@ -71,6 +102,8 @@ class StudySettings:
     fraction: float = 0.01
     trace_examples: int = 600
     sweep_examples: int = 200
+    keep: float = 0.95
+    rank_examples: int = 50
     draws: int = 5
 
     def __post_init__(self) -> None:
@@ -82,7 +115,9 @@ class StudySettings:
             )
         if not 0 < self.fraction < 1:
             raise CircuitsError(f"the fraction is {self.fraction}: it must lie between 0 and 1")
-        if min(self.trace_examples, self.sweep_examples) < 1 or self.draws < 2:
+        if not 0 < self.keep <= 1:
+            raise CircuitsError(f"the share to keep is {self.keep}: it must be more than 0 and at most 1")
+        if min(self.trace_examples, self.sweep_examples, self.rank_examples) < 1 or self.draws < 2:
             raise CircuitsError("a study needs an example to trace and to score, and two random draws for an interval")
         if self.data.people < 8:
             raise CircuitsError(f"a study of {self.data.people} people has nobody to compare with: take 8 or more")
@@ -145,6 +180,8 @@ class _Study:
             "trace": self.trace,
             "share": self.share,
             "ablate": self.ablate,
+            "graft": self.graft,
+            "rank": self.rank,
             "sweep": self.sweep,
             "patch": self.patch,
             "attend": self.attend,
@@ -187,6 +224,12 @@ class _Study:
     def sample(self, split: str, count: int) -> Task:
         return self.tasks[split].sample(count, self.settings.seed)
 
+    def traces(self, name: str) -> list[GradientTrace]:
+        return [GradientTrace.load(self.out / "traces" / name / f"{split}.safetensors") for split in _TRACED]
+
+    def mask(self, name: str) -> ParameterMask:
+        return ParameterMask.load(self.out / "masks" / f"{name}.safetensors")
+
     def table(self, name: str) -> pandas.DataFrame:
         return pandas.read_parquet(self.tables / f"{name}.parquet")
 
@@ -224,13 +267,16 @@ class _Study:
 
     def evaluate(self) -> None:
         """Score every model on every split."""
-        rows = []
-        for name in _EVALUATED:
-            for split, task in self.tasks.items():
-                scores = evaluate(self.model(name), task)
-                means = scores[["exact_match", "first_token", "log_prob"]].mean().astype(float)
-                rows.append({"model": name, "split": split, "answers": len(scores), **means})
+        rows = [{"model": name, **scores} for name in _EVALUATED for scores in self.scores(self.model(name))]
         self.write("accuracy", pandas.DataFrame(rows))
+
+    def scores(self, model: HookedTransformer) -> list[dict[str, Any]]:
+        """The mean of each metric on each split."""
+        rows = []
+        for split, task in self.tasks.items():
+            scores = evaluate(model, task)
+            rows.append({"split": split, "answers": len(scores), **scores[list(METRICS)].mean().astype(float)})
+        return rows
 
     def trace(self) -> None:
         """Trace the gradients of both tasks."""
@@ -241,17 +287,20 @@ class _Study:
 
     def share(self) -> None:
         """Find the shared parameters."""
-        reports, heads, neurons, hooked = [], [], [], []
+        reports, curves, heads, neurons, hooked = [], [], [], [], []
         for name in _COMPARED:
-            traces = [GradientTrace.load(self.out / "traces" / name / f"{split}.safetensors") for split in _TRACED]
+            traces = self.traces(name)
             mask = shared_parameters(traces, self.settings.fraction)
             mask.save(self.out / "masks" / f"{name}.safetensors")
             report = sharing(traces, self.settings.fraction, self.settings.draws, self.settings.seed)
             reports.append({"model": name, **report})
+            curve = sharing_curve(traces, draws=self.settings.draws, seed=self.settings.seed)
+            curves.append(curve.assign(model=name))
             heads.append(shared_size(mask, Head).assign(model=name))
             neurons.append(shared_size(mask, Neuron).assign(model=name))
             hooked += [trace.units(Head).assign(model=name, task=trace.task) for trace in traces]
         self.write("shared", pandas.DataFrame(reports))
+        self.write("sharing_curve", pandas.concat(curves, ignore_index=True))
         self.write("shared_heads", pandas.concat(heads, ignore_index=True))
         self.write("shared_neurons", pandas.concat(neurons, ignore_index=True))
         self.write("traced_heads", pandas.concat(hooked, ignore_index=True))
@@ -261,11 +310,79 @@ class _Study:
         tables = []
         tasks = [self.sample(split, self.settings.trace_examples) for split in _SCORED]
         for name in _COMPARED:
-            mask = ParameterMask.load(self.out / "masks" / f"{name}.safetensors")
-            pre = self.model("pre")
+            mask, pre = self.mask(name), self.model("pre")
             table = ablate_mask(self.model(name), mask, tasks, pre, "revert", self.settings.draws, self.settings.seed)
             tables.append(table.assign(model=name))
         self.write("ablation", pandas.concat(tables, ignore_index=True))
+
+    def graft(self) -> None:
+        """Find the fewest fine-tuned parameters that keep QA-ID."""
+        # all of QA-ID: a graft that was chosen on some of the questions forgets the others
+        pre, task, keep = self.model("pre"), self.tasks["qa_id"], self.settings.keep
+        curves, grafted = [], []
+        for name in _COMPARED:
+            fine_tuned = self.model(name)
+            if not evaluate(fine_tuned, task)["exact_match"].any():
+                continue  # there is nothing to keep: such a model has no rows
+            for score in SCORES:
+                found = graft_by_score(pre, fine_tuned, task, score, keep)
+                found.save(self.out / "grafts" / name / score)
+                curves.append(found.curve.assign(model=name))
+                with graft(pre, found.mask, fine_tuned):
+                    grafted += [
+                        {"model": name, "score": score, "size": found.size, "fraction": found.fraction, **scores}
+                        for scores in self.scores(pre)
+                    ]
+        columns = ["model", "score", "size", "fraction", "exact_match", "log_prob", "chosen"]
+        self.write("grafts", pandas.concat(curves)[columns] if curves else pandas.DataFrame(columns=columns))
+        columns = ["model", "score", "size", "fraction", "split", "answers", "exact_match", "first_token", "log_prob"]
+        self.write("grafted", pandas.DataFrame(grafted, columns=columns))
+
+    def best_graft(self, name: str) -> str | None:
+        """The score that gave the smallest graft of a model; None if there is nothing to graft."""
+        table = self.table("grafts")
+        rows = table[(table["model"] == name) & table["chosen"].astype(bool)]
+        return None if rows.empty else str(rows.sort_values("size", kind="stable")["score"].iloc[0])
+
+    def rank(self) -> None:
+        """Rank heads and neurons, and test whether the top ones are enough and needed."""
+        tasks = [self.sample(split, self.settings.rank_examples) for split in _RANKED]
+        rankings, curves, summaries, agreements = [], [], [], []
+        for name in _COMPARED:
+            pre, fine_tuned = self.model("pre"), self.model(name)
+            best = self.best_graft(name)
+            evidence = Evidence(
+                fine_tuned,
+                pre,
+                dict(zip(("bio", "qa"), self.traces(name), strict=True)),
+                self.mask(name),
+                None if best is None else Graft.load(self.out / "grafts" / name / best).mask,
+                tasks[0],
+                self.settings.seed,
+            )
+            for kind in (Head, Neuron):
+                metrics = [
+                    metric
+                    for metric in RANKINGS
+                    if not (metric == "ablation" and kind is Neuron) and not (metric == "graft_size" and best is None)
+                ]
+                ranking = rank_units(evidence, kind, metrics, self.settings.draws)
+                counts = _counts(ranking["unit"].nunique())
+                both = [
+                    sufficient_curve(ranking, pre, fine_tuned, tasks, counts),
+                    critical_curve(ranking, fine_tuned, tasks, pre, counts=counts),
+                ]
+                curve = pandas.concat(both, ignore_index=True)
+                agreed = agreement(ranking).rename_axis("metric").reset_index()
+                of = {"model": name, "kind": kind.NOUN}
+                rankings.append(ranking.assign(**of))
+                curves.append(curve.assign(**of))
+                summaries.append(curve_summary(curve).assign(**of))
+                agreements.append(agreed.melt("metric", var_name="other", value_name="spearman").assign(**of))
+        self.write("rankings", pandas.concat(rankings, ignore_index=True))
+        self.write("ranking_curves", pandas.concat(curves, ignore_index=True))
+        self.write("ranking_summary", pandas.concat(summaries, ignore_index=True))
+        self.write("agreement", pandas.concat(agreements, ignore_index=True))
 
     def sweep(self) -> None:
         """Ablate every head alone."""
@@ -337,7 +454,7 @@ class _Study:
         summary = self.summary()
         write_json(self.out / "summary.json", summary)
         tables = {path.stem: pandas.read_parquet(path) for path in sorted(self.tables.glob("*.parquet"))}
-        figures = study_figures(tables)
+        figures = study_figures(tables, self.settings.keep)
         for name, figure in figures.items():
             save_figure(figure, self.figures / f"{name}.html", "beside")
         heads = dict.fromkeys((summary["top_head"], summary["attending_head"]))
@@ -360,6 +477,8 @@ class _Study:
             "accuracy": by_model,
             "shared": shared,
             "ablation": {name: self._ablation(name) for name in _COMPARED},
+            "graft": {name: self._graft(name) for name in _COMPARED},
+            "rankings": self._rankings(),
             "top_head": str(self.top_head()),
             "attending_head": str(self.attending_head()),
             "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
@@ -384,6 +503,127 @@ class _Study:
                     task: [round(end, 4) for end in mean_interval(draws)[1:]] for task, draws in values.items()
                 }
         return found
+
+    def _graft(self, name: str) -> dict[str, Any]:
+        """The smallest graft of a model, and that of each score; None where there is nothing to graft."""
+        table, grafted = self.table("grafts"), self.table("grafted")
+        table = table[(table["model"] == name) & table["chosen"].astype(bool)].set_index("score")
+        grafted = grafted[grafted["model"] == name].set_index(["score", "split"])["exact_match"]
+
+        def numbers(score: str | None) -> dict[str, Any]:
+            if score not in table.index:
+                return {"size": None, "fraction": None, "accuracy": None, "splits": dict.fromkeys(SPLITS)}
+            row = table.loc[score]
+            return {
+                "size": int(row["size"]),
+                "fraction": round(float(row["fraction"]), 6),
+                "accuracy": round(float(row["exact_match"]), 4),
+                "splits": {split: round(float(grafted[score, split]), 4) for split in SPLITS},
+            }
+
+        best = self.best_graft(name)
+        return {**numbers(best), "score": best, "by": {score: numbers(score) for score in SCORES}}
+
+    def _rankings(self) -> dict[str, dict[str, float | None]]:
+        """One number for each curve of the mixed model's heads on QA-ID; None for an n that is never reached."""
+        table = self.table("ranking_summary")
+        table = table[(table["model"] == "mixed") & (table["kind"] == Head.NOUN) & (table["task"] == "qa_id")]
+        table = table.set_index(["metric", "condition"])
+        columns = {
+            "sufficient_auc": ("sufficient", "auc"),
+            "critical_auc": ("revert", "auc"),
+            "n95": ("sufficient", "n95"),
+            "n50": ("revert", "n50"),
+        }
+        found: dict[str, dict[str, float | None]] = {}
+        for metric in dict.fromkeys(table.index.get_level_values("metric")):
+            values = {name: float(table.loc[(metric, row), column]) for name, (row, column) in columns.items()}
+            found[metric] = {name: None if math.isnan(value) else round(value, 4) for name, value in values.items()}
+        return found
+
+
+def _counts(units: int) -> list[int]:
+    """The numbers of units of a curve: all of a few; of many every doubling, for time's sake, and both ends."""
+    return (
+        sorted({0, units, *(2**power for power in range(4, units.bit_length()))})
+        if units > 32
+        else default_counts(units)
+    )
+
+
+def run_studies(
+    out: str | Path,
+    seeds: Sequence[int],
+    settings: StudySettings | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Run the study once for each seed, or the rest of it, and sum up over the seeds.
+
+    Args:
+        out: gets a study's folder for each seed, ``seed-0`` and so on, ``summary.json`` and ``report.html``.
+        seeds: which; those that are finished are not run again.
+        settings: of all of them but for the seed.
+        say: called with a line when a step begins.
+
+    Returns:
+        The content of ``summary.json``: in place of each number of a study's summary a ``mean`` over seeds, its 95 %
+        interval ``interval_95`` and the ``values`` in the order of ``seeds``. The mean is None if a seed has no such
+        number, the interval also if there is a single seed.
+
+    Raises:
+        CircuitsError: there are no seeds, one is given twice, or the folder holds something else or studies with other
+            settings.
+    """
+    out, settings = Path(out), settings or StudySettings()
+    if not seeds:
+        raise CircuitsError("there are no seeds: name one or more")
+    if len(set(seeds)) < len(seeds):
+        raise CircuitsError(f"the seed {max(seeds, key=list(seeds).count)} is given twice: seeds must differ")
+    if out.exists():
+        for path in out.iterdir():
+            if not (path.name.startswith((".", "seed-")) or path.name in _OVER_SEEDS) or path.name == "plan.json":
+                raise CircuitsError(f"{out} holds something that is no set of studies: choose another folder")
+    summaries = []
+    for seed in seeds:
+        chosen = replace(settings, seed=seed, data=replace(settings.data, seed=seed))
+        if say is not None:
+            say(f"seed {seed}: {out / f'seed-{seed}'}")
+        summaries.append(run_study(out / f"seed-{seed}", chosen, say))
+    single = {"settings", "seeds", "versions", "provenance"}
+    numbers = {name for summary in summaries for name in summary} - single
+    summary = {
+        **{name: _over_seeds([one[name] for one in summaries]) for name in summaries[0] if name in numbers},
+        "settings": {name: value for name, value in summaries[0]["settings"].items() if name != "seed"},
+        "seeds": list(seeds),
+        "versions": summaries[0]["versions"],
+        "provenance": provenance(datasets=[one["provenance"]["dataset"] for one in summaries]),
+    }
+    summary["settings"]["data"] = {name: value for name, value in summary["settings"]["data"].items() if name != "seed"}
+    write_json(out / "summary.json", summary)
+    curves = [
+        pandas.read_parquet(out / f"seed-{seed}" / "tables" / "ranking_curves.parquet").assign(seed=seed)
+        for seed in seeds
+    ]
+    write_seeds_report(out / "report.html", summaries, pandas.concat(curves, ignore_index=True))
+    return summary
+
+
+def _over_seeds(values: list[Any]) -> Any:
+    """Mean, interval and values of a number; of a dictionary, the same of what all seeds have in it."""
+    first = next((value for value in values if value is not None), None)
+    if isinstance(first, dict):
+        names = [name for name in first if all(name in value for value in values)]
+        return {name: _over_seeds([value[name] for value in values]) for name in names}
+    if first is None or isinstance(first, str | list):
+        return values
+    if None in values:
+        return {"mean": None, "interval_95": [None, None], "values": values}
+    mean, *ends = mean_interval(values)
+    return {
+        "mean": round(mean, 6),
+        "interval_95": [None if math.isnan(end) else round(end, 6) for end in ends],
+        "values": values,
+    }
 
 
 def _versions() -> dict[str, str]:

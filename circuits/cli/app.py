@@ -1,20 +1,35 @@
 """The commands. Each imports what it needs when it runs, so that ``--help`` is quick."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from circuits.cli.inputs import check_names, check_table, facts, heads_of, load, open_dataset, task_of
+from circuits.cli.options import (
+    Csv,
+    Data,
+    Device,
+    Dtype,
+    Examples,
+    Family,
+    GraftMethod,
+    HeadMode,
+    MaskMode,
+    Model,
+    Pre,
+    Ranked,
+    Recipe,
+    Seed,
+    Source,
+    Split,
+)
+from circuits.cli.terminal import busy, cell, resumable, say, show
 from circuits.errors import CircuitsError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from circuits.datasets import FactDataset, Task
-    from circuits.models import HookedTransformer
     from circuits.sweeps import SweepPlan
 
 app = typer.Typer(
@@ -44,187 +59,17 @@ def circuits(
     """Which parts of a model do two tasks share, and what happens without them?"""
 
 
-class Recipe(StrEnum):
-    """Training recipes."""
-
-    MIXED = "mixed"
-    TWO_STAGE = "two-stage"
-    TWO_STAGE_GENTLE = "two-stage-gentle"
-    BIO_ONLY = "bio-only"
-
-
-class Split(StrEnum):
-    """What a task can be made of."""
-
-    BIO = "bio"
-    QA_ID = "qa_id"
-    QA_OOD = "qa_ood"
-    QA_ID_UNSEEN = "qa_id_unseen"
-    QA_OOD_UNSEEN = "qa_ood_unseen"
-
-
-class Family(StrEnum):
-    """Model families of the study."""
-
-    LLAMA = "llama"
-    PYTHIA = "pythia"
-
-
-class MaskMode(StrEnum):
-    """What masked parameters become."""
-
-    REVERT = "revert"
-    ZERO = "zero"
-    MEAN = "mean"
-
-
-class HeadMode(StrEnum):
-    """What an ablated head puts out."""
-
-    ZERO = "zero"
-    MEAN = "mean"
-    MEAN_BY_POSITION = "mean_by_position"
-    RESAMPLE = "resample"
-
-
-class Source(StrEnum):
-    """Which run a head's output is taken from."""
-
-    BIO = "bio"
-    PERSON = "person"
-
-
-Model = Annotated[Path, typer.Argument(help="Folder of a Hugging Face checkpoint.", show_default=False)]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of the dataset; a checkpoint made by 'circuits train' knows its own.", show_default=False
-    ),
-]
-Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
-Csv = Annotated[bool, typer.Option("--csv", help="Also write the table as CSV.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: CUDA if there is any.", show_default=False)
-]
-Examples = Annotated[
-    int | None, typer.Option(help="Use so many examples, drawn with the seed; default: all.", min=1, show_default=False)
-]
-
-
-def _table_path(path: Path) -> None:
-    from circuits.storage import check_ending
-
-    check_ending(path, (".parquet",), "table")
-
-
-@contextmanager
-def _busy(text: str) -> Iterator[None]:
-    """Say what is going on, on a terminal, until it is done."""
-    from rich.console import Console
-
-    with Console(stderr=True).status(text):
-        yield
-
-
-@contextmanager
-def _resumable() -> Iterator[None]:
-    """Say how to go on when the user interrupts."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        how = "; ".join(getattr(error, "__notes__", ["give the same command again to go on"]))
-        typer.echo(f"circuits: interrupted; {how}", err=True)
-        raise typer.Exit(130) from None
-
-
-def _say(text: str) -> None:
-    from rich.console import Console
-
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
-
-
-def _cell(value: Any) -> str:
-    if not isinstance(value, float):
-        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 or (value and value == int(value)) else f"{value:.4g}"
-
-
-def _show(table: "DataFrame", title: str, most: int = 24) -> None:
-    """Print a table for a person."""
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(title=title, title_justify="left", header_style="bold")
-    numbers = table.select_dtypes("number").columns
-    for column in table.columns:
-        shown.add_column(str(column), justify="right" if column in numbers else "left", overflow="fold")
-    for row in table.head(most).itertuples(index=False):
-        shown.add_row(*(_cell(value) for value in row))
-    console = Console()
-    console.print(shown)
-    if len(table) > most:
-        console.print(f"… and {len(table) - most} more rows", style="dim")
-
-
-def _dataset(data: Path | None, model: Path) -> "FactDataset":
-    from circuits.datasets import FactDataset, dataset_of
-
-    if not model.is_dir():
-        raise CircuitsError(f"there is no folder {model}: give the path of a checkpoint on this machine")
-    return dataset_of(model) if data is None else FactDataset(data)
-
-
-def _load(model: Path, dtype: str = "float32", device: str | None = None) -> "HookedTransformer":
-    with _busy(f"loading {model}"):
-        from circuits.models import load_model
-
-        return load_model(model, dtype, device)
-
-
-def _task(dataset: "FactDataset", split: str, model: "HookedTransformer", examples: int | None, seed: int) -> "Task":
-    from circuits.datasets import Task
-
-    if model.tokenizer is None:
-        raise CircuitsError("the checkpoint has no tokenizer: save one beside its weights")
-    task = Task.from_dataset(dataset, split, model.tokenizer)
-    return task if examples is None else task.sample(examples, seed)
-
-
-def _facts(model: "HookedTransformer", dataset: "FactDataset", seed: int, **settings: Any) -> dict[str, Any]:
-    """What a table came from."""
-    from circuits.models import facts_of
-
-    return {**facts_of(model), "dataset": dataset.fingerprint, "seed": seed, "settings": settings}
-
-
-def _heads(names: list[str] | None, model: "HookedTransformer") -> list[Any] | None:
-    from circuits.models import shape_of
-    from circuits.units import Head
-
-    shape = shape_of(model)
-    return [Head.parse(name, shape) for name in names] if names else None
-
-
-def _check_names(names: list[str] | None) -> None:
-    """Refuse what is no head's name before anything is loaded."""
-    from circuits.units import Head
-
-    for name in names or ():
-        Head.parse(name)
-
-
 def _is_folder(path: Path) -> bool:
     """Whether a result goes into the folder of a sweep, and not into a file."""
     return not path.suffix
 
 
 def _run_sweep(plan: "SweepPlan", out: Path, executor: str = "serial", workers: int | None = None) -> None:
-    with _busy("starting"):
+    with busy("starting"):
         from circuits.sweeps import run_sweep
-    with _resumable():
+    with resumable():
         table = run_sweep(plan, out, executor, workers)
-    _show(_effects(table), f"{out / 'table.parquet'}: {len(table):,} rows, the largest effects first", 12)
+    show(_effects(table), f"{out / 'table.parquet'}: {len(table):,} rows, the largest effects first", 12)
 
 
 def _effects(table: "DataFrame") -> "DataFrame":
@@ -260,10 +105,10 @@ def data(
         row=row,
         seed=seed,
     )
-    with _busy(f"making {people} people"):
+    with busy(f"making {people} people"):
         dataset = make_dataset(out, settings)
-    _say(f"{out}: {people} people, fingerprint {dataset.fingerprint}")
-    _say("answers: " + ", ".join(f"{split} {count}" for split, count in dataset.counts.items()))
+    say(f"{out}: {people} people, fingerprint {dataset.fingerprint}")
+    say("answers: " + ", ".join(f"{split} {count}" for split, count in dataset.counts.items()))
 
 
 @app.command()
@@ -289,7 +134,7 @@ def train(
     from circuits.datasets import FactDataset
 
     dataset = FactDataset(data)
-    with _busy("starting"):
+    with busy("starting"):
         import torch
 
         from circuits.progress import bar
@@ -315,13 +160,13 @@ def train(
             bars[stage].close()
 
     for chosen in recipe or [Recipe.MIXED, Recipe.TWO_STAGE]:
-        with _resumable():
+        with resumable():
             folders = train_recipe(chosen.value, dataset, out, start, optimisation, seed, progress=progress)
         for folder in folders:
             import pandas
 
             last = pandas.read_parquet(folder / "curve.parquet").iloc[-1]
-            _say(f"{folder}: BIO {last['bio']:.1%}, QA-ID {last['qa_id']:.1%}, QA-OOD {last['qa_ood']:.1%}")
+            say(f"{folder}: BIO {last['bio']:.1%}, QA-ID {last['qa_id']:.1%}, QA-OOD {last['qa_ood']:.1%}")
 
 
 @app.command()
@@ -338,9 +183,9 @@ def evaluate(
 ) -> None:
     """Score a checkpoint: exact match and log-probability of every answer."""
     if out is not None:
-        _table_path(out)
-    dataset = _dataset(data, model)
-    loaded = _load(model, dtype, device)
+        check_table(out)
+    dataset = open_dataset(data, model)
+    loaded = load(model, dtype, device)
     import pandas
 
     from circuits.metrics import METRICS
@@ -349,13 +194,13 @@ def evaluate(
 
     tables = []
     for chosen in split or list(Split):
-        task = _task(dataset, chosen.value, loaded, examples, seed)
+        task = task_of(dataset, chosen.value, loaded, examples, seed)
         tables.append(score(loaded, task).assign(split=chosen.value))
     table = pandas.concat(tables, ignore_index=True)
     if out is not None:
-        write_table(out, table, _facts(loaded, dataset, seed, examples=examples), csv)
+        write_table(out, table, facts(loaded, dataset, seed, examples=examples), csv)
     means = table.groupby("split", sort=False)[list(METRICS)].mean().astype(float)
-    _show(means.assign(answers=table.groupby("split").size()).reset_index(), str(model))
+    show(means.assign(answers=table.groupby("split").size()).reset_index(), str(model))
 
 
 @app.command()
@@ -369,6 +214,15 @@ def trace(
     statistic: Annotated[str, typer.Option(help="Of each gradient: abs, square or signed.")] = "abs",
     loss: Annotated[str, typer.Option(help="Over answer tokens, or all tokens.")] = "answer",
     examples: Examples = None,
+    per: Annotated[str, typer.Option(help="Statistic of each example's gradient, or of each batch's.")] = "example",
+    components: Annotated[
+        list[str] | None,
+        typer.Option(help="attention, mlp, embeddings or norms; may be repeated. Default: attention and mlp."),
+    ] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(help="Earlier checkpoint of the same training, to add to the trace; may be repeated."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Examples in one pass.", min=1)] = 32,
     dtype: Dtype = "float32",
     device: Device = None,
@@ -376,20 +230,23 @@ def trace(
     seed: Seed = 0,
 ) -> None:
     """Trace a task's gradients at every parameter of heads and neurons."""
-    dataset = _dataset(data, model)
-    loaded = _load(model, dtype, device)
+    dataset = open_dataset(data, model)
+    loaded = load(model, dtype, device)
     from circuits.storage import write_table
-    from circuits.tracing import trace_gradients
+    from circuits.tracing import trace_checkpoints
     from circuits.units import Head, Neuron
 
+    parts = components or ["attention", "mlp"]
+    sources = [*(checkpoint or []), loaded]
+    settings = {"examples": examples, "statistic": statistic, "loss": loss, "per": per, "components": parts}
     for chosen in split or [Split.BIO, Split.QA_ID]:
-        task = _task(dataset, chosen.value, loaded, examples, seed)
-        traced = trace_gradients(loaded, task, statistic, loss, batch_size)
+        task = task_of(dataset, chosen.value, loaded, examples, seed)
+        traced = trace_checkpoints(sources, task, statistic, loss, batch_size, per, parts, dtype=dtype, device=device)
         traced.save(out / f"{chosen.value}.safetensors")
+        about = facts(loaded, dataset, seed, **settings, checkpoints=[str(source) for source in checkpoint or []])
         for kind in (Head, Neuron):
-            facts = _facts(loaded, dataset, seed, examples=examples, statistic=statistic, loss=loss)
-            write_table(out / f"{chosen.value}_{kind.NOUN}s.parquet", traced.units(kind), facts, csv)
-        _say(f"{out / chosen.value}.safetensors: {traced!r}")
+            write_table(out / f"{chosen.value}_{kind.NOUN}s.parquet", traced.units(kind), about, csv)
+        say(f"{out / chosen.value}.safetensors: {traced!r}")
 
 
 @app.command()
@@ -404,7 +261,7 @@ def share(
     seed: Seed = 0,
 ) -> None:
     """Find the parameters that tasks share, and how many each head and neuron has."""
-    with _busy("reading traces"):
+    with busy("reading traces"):
         import pandas
 
         from circuits.masks import shared_parameters, shared_size, sharing
@@ -422,8 +279,8 @@ def share(
     write_json(out / "sharing.json", {**report, "provenance": mask.provenance})
     for name, table in {"heads": heads, "neurons": neurons}.items():
         write_table(out / f"{name}.parquet", table, {"model": mask.model, "seed": seed, "mask": mask.provenance}, csv)
-    _show(pandas.DataFrame({"": list(report), "value": [_cell(value) for value in report.values()]}), str(mask))
-    _show(heads.sort_values("size", ascending=False), "Shared Size of heads", 10)
+    show(pandas.DataFrame({"": list(report), "value": [cell(value) for value in report.values()]}), str(mask))
+    show(heads.sort_values("size", ascending=False), "Shared Size of heads", 10)
 
 
 @app.command()
@@ -464,8 +321,8 @@ def ablate(
     """Ablate a parameter mask (--mask), or every head alone."""
     out = out or Path(f"runs/{'head' if mask is None else 'mask'}_ablation.parquet")
     if mask is not None or not _is_folder(out):
-        _table_path(out)
-    _check_names(head)
+        check_table(out)
+    check_names(head)
     if mask is not None and (head or mode):
         raise CircuitsError("a mask and heads were given: ablate one kind at a time")
     if mask is None and (pre is not None or mask_mode is not MaskMode.REVERT):
@@ -490,32 +347,176 @@ def ablate(
         )
         _run_sweep(plan, out)
         return
-    dataset = _dataset(data, model)
+    dataset = open_dataset(data, model)
     from circuits.storage import write_table
 
     if mask is not None:
         from circuits.masks import ParameterMask, ablate_mask
 
         loaded_mask = ParameterMask.load(mask)
-    loaded = _load(model, dtype, device)
+    loaded = load(model, dtype, device)
     if mask is not None:
         loaded_mask.check(loaded)
-        before = None if pre is None else _load(pre, dtype, device)
-        tasks = [_task(dataset, chosen.value, loaded, examples, seed) for chosen in splits]
+        before = None if pre is None else load(pre, dtype, device)
+        tasks = [task_of(dataset, chosen.value, loaded, examples, seed) for chosen in splits]
         table = ablate_mask(loaded, loaded_mask, tasks, before, mask_mode.value, draws, seed)
         settings: dict[str, Any] = {"mask": loaded_mask.provenance, "mode": mask_mode.value, "draws": draws}
         shown = table.groupby(["condition", "task"], sort=False)[["exact_match", "log_prob"]].mean().reset_index()
     else:
         from circuits.sweeps import sweep_heads
 
-        heads = _heads(head, loaded)
-        tasks = [_task(dataset, chosen.value, loaded, examples, seed) for chosen in splits]
+        heads = heads_of(head, loaded)
+        tasks = [task_of(dataset, chosen.value, loaded, examples, seed) for chosen in splits]
         table = sweep_heads(loaded, tasks, modes, heads=heads)
         settings = {"heads": head, "modes": modes}
         columns = ["head", "mode", "task", "exact_match_effect", "log_prob_effect"]
         shown = table.sort_values("log_prob_effect")[columns]
-    write_table(out, table, _facts(loaded, dataset, seed, examples=examples, **settings), csv)
-    _show(shown, f"{out}")
+    write_table(out, table, facts(loaded, dataset, seed, examples=examples, **settings), csv)
+    show(shown, f"{out}")
+
+
+@app.command("graft")
+def find_graft(
+    model: Model,
+    pre: Pre,
+    data: Data = None,
+    by: Annotated[
+        GraftMethod, typer.Option(help="Rank parameters by a score, or optimise a mask.")
+    ] = GraftMethod.OPTIMISATION,
+    keep: Annotated[float, typer.Option(help="Share of the fine-tuned accuracy to keep.")] = 0.95,
+    split: Annotated[Split, typer.Option(help="The task whose accuracy is kept.")] = Split.QA_ID,
+    out: Annotated[Path, typer.Option(help="Folder for mask.safetensors, curve.parquet and the grafted model.")] = Path(
+        "runs/graft"
+    ),
+    save: Annotated[bool, typer.Option("--model/--no-model", help="Save the grafted checkpoint in model/.")] = True,
+    examples: Examples = None,
+    dtype: Dtype = "float32",
+    device: Device = None,
+    csv: Csv = False,
+    seed: Seed = 0,
+) -> None:
+    """Find the fewest fine-tuned parameters that keep a task, and save the grafted model."""
+    if not 0 < keep <= 1:
+        raise CircuitsError(f"the share to keep is {keep}: it must be more than 0 and at most 1")
+    dataset = open_dataset(data, model)
+    fine_tuned, before = load(model, dtype, device), load(pre, dtype, device)
+    import os
+
+    from circuits.masks import graft, graft_by_optimisation, graft_by_score
+    from circuits.models import save_model
+
+    task = task_of(dataset, split.value, fine_tuned, examples, seed)
+    if by is GraftMethod.OPTIMISATION:
+        found = graft_by_optimisation(before, fine_tuned, task, keep, seed=seed)
+    else:
+        found = graft_by_score(before, fine_tuned, task, by.value, keep)
+    found.save(out)
+    if csv:
+        found.curve.to_csv(out / "curve.csv", index=False)
+    if save:
+        # where the dataset is, so that other commands find it as they do for a trained checkpoint
+        place = {"dataset": dataset.fingerprint, "data": os.path.relpath(dataset.folder, out / "model")}
+        with graft(before, found.mask, fine_tuned):
+            save_model(before, out / "model", {**place, "graft": found.mask.provenance})
+    show(found.curve, f"{out}: {found!r}", len(found.curve))
+
+
+@app.command()
+def rank(
+    model: Model,
+    pre: Pre,
+    data: Data = None,
+    traces: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of 'circuits trace', with bio and qa_id; for rankings by traces.", show_default=False
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Shared parameters; for the ranking by Shared Size.", show_default=False)
+    ] = None,
+    graft: Annotated[
+        Path | None, typer.Option(help="Mask of a graft; for the ranking by graft size.", show_default=False)
+    ] = None,
+    units: Annotated[Ranked, typer.Option(help="What to rank.")] = Ranked.HEADS,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="A ranking; may be repeated. Default: all that the files given allow."),
+    ] = None,
+    mode: Annotated[MaskMode, typer.Option(help="What the top units become in the critical curve.")] = MaskMode.REVERT,
+    split: Annotated[list[Split] | None, typer.Option(help="What to score; default: qa_id and qa_ood.")] = None,
+    draws: Annotated[int, typer.Option(help="Rankings at random.", min=1)] = 5,
+    out: Annotated[Path, typer.Option(help="Folder for the tables and figures.")] = Path("runs/rankings"),
+    examples: Examples = None,
+    dtype: Dtype = "float32",
+    device: Device = None,
+    csv: Csv = False,
+    seed: Seed = 0,
+) -> None:
+    """Rank heads or neurons by Shared Size and its rivals: are the top ones enough, and are they needed?"""
+    dataset = open_dataset(data, model)
+    with busy("reading"):
+        import pandas
+
+        from circuits.figures import agreement_figure, ranking_curves_figure, save_figure
+        from circuits.masks import ParameterMask
+        from circuits.rankings import (
+            RANKINGS,
+            Evidence,
+            agreement,
+            critical_curve,
+            curve_summary,
+            rank_units,
+            sufficient_curve,
+        )
+        from circuits.storage import write_table
+        from circuits.tracing import GradientTrace
+        from circuits.units import Head, Neuron
+
+        kind = Head if units is Ranked.HEADS else Neuron
+        given = {"shared_size": mask, "graft_size": graft}
+        given |= dict.fromkeys(("bio_trace", "qa_trace", "gradient_x_activation"), traces)
+        # ablating every neuron alone takes long: only when asked for
+        possible = [name for name in RANKINGS if given.get(name, name) and (kind is Head or name != "ablation")]
+        chosen = metric or possible
+        files = {} if traces is None else {"bio": "bio", "qa": "qa_id"}
+        read = {name: GradientTrace.load(f"{traces}/{file}.safetensors") for name, file in files.items()}
+        shared, grafted = (None if path is None else ParameterMask.load(path) for path in (mask, graft))
+    fine_tuned, before = load(model, dtype, device), load(pre, dtype, device)
+    splits = [one.value for one in split or [Split.QA_ID, Split.QA_OOD]]
+    tasks = [task_of(dataset, one, fine_tuned, examples, seed) for one in splits]
+    ranking = rank_units(Evidence(fine_tuned, before, read, shared, grafted, tasks[0], seed), kind, chosen, draws)
+    curves = {
+        "sufficient": sufficient_curve(ranking, before, fine_tuned, tasks),
+        "critical": critical_curve(ranking, fine_tuned, tasks, before, mode.value),
+    }
+    agreed = agreement(ranking)
+    tables = {
+        "ranking": ranking,
+        "curves": pandas.concat(curves.values(), ignore_index=True),
+        "summary": pandas.concat([curve_summary(curve) for curve in curves.values()], ignore_index=True),
+        "agreement": agreed.rename_axis("metric").reset_index(),
+    }
+    about = facts(
+        fine_tuned,
+        dataset,
+        seed,
+        pre=facts(before, dataset, seed)["model"],
+        mask=None if shared is None else shared.provenance,
+        graft=None if grafted is None else grafted.provenance,
+        traces={name: trace.provenance for name, trace in read.items()},
+        mode=mode.value,
+        examples=examples,
+        draws=draws,
+    )
+    for name, table in tables.items():
+        write_table(out / f"{name}.parquet", table, about, csv)
+    for name, curve in curves.items():
+        save_figure(ranking_curves_figure(curve, units=units.value), out / f"{name}.html", "beside")
+    save_figure(agreement_figure(agreed, units.value), out / "agreement.html", "beside")
+    show(tables["summary"], f"{out}: areas, and the smallest n that is enough or breaks the model", 40)
+    if metric is None and len(chosen) < len(RANKINGS):
+        say(f"left out: {', '.join(name for name in RANKINGS if name not in chosen)}")
 
 
 @app.command()
@@ -542,8 +543,8 @@ def patch(
 ) -> None:
     """Patch every head's output from another run into the question's run."""
     if not _is_folder(out):
-        _table_path(out)
-    _check_names(head)
+        check_table(out)
+    check_names(head)
     if _is_folder(out):
         from circuits.sweeps import SweepPlan
 
@@ -561,24 +562,24 @@ def patch(
         )
         _run_sweep(plan, out)
         return
-    dataset = _dataset(data, model)
-    loaded = _load(model, dtype, device)
+    dataset = open_dataset(data, model)
+    loaded = load(model, dtype, device)
     from circuits.interventions import pair_formats, pair_people
     from circuits.storage import write_table
     from circuits.sweeps import sweep_patches
 
-    heads = _heads(head, loaded)
-    target = _task(dataset, split.value, loaded, examples, seed)
+    heads = heads_of(head, loaded)
+    target = task_of(dataset, split.value, loaded, examples, seed)
     if source is Source.BIO:
-        other = pair_formats(target, _task(dataset, "bio", loaded, None, seed))
+        other = pair_formats(target, task_of(dataset, "bio", loaded, None, seed))
     else:
         other = pair_people(target, seed)
     table = sweep_patches(loaded, other, target, source.value, heads)
     settings = {"source": source.value, "split": split.value, "examples": examples, "heads": head}
-    write_table(out, table, _facts(loaded, dataset, seed, **settings), csv)
+    write_table(out, table, facts(loaded, dataset, seed, **settings), csv)
     columns = ["head", "exact_match_effect", "log_prob_effect", "source_exact_match"]
     shown = table.sort_values("log_prob_effect")[[column for column in columns if column in table]]
-    _show(shown, f"{out}: source_exact_match is how often the other run's answer is given")
+    show(shown, f"{out}: source_exact_match is how often the other run's answer is given")
 
 
 sweep = typer.Typer(help="Run many interventions as one job that survives interruption.", no_args_is_help=True)
@@ -599,7 +600,7 @@ def run_plan(
     ] = None,
 ) -> None:
     """Run a sweep, or what is missing of one. Several of this command may share one folder."""
-    with _busy(f"reading {plan}"):
+    with busy(f"reading {plan}"):
         from circuits.sweeps import SweepPlan
 
         read = SweepPlan.read(plan)
@@ -612,19 +613,19 @@ def show_sweep(
     most: Annotated[int, typer.Option(help="Rows to show.", min=0)] = 12,
 ) -> None:
     """Tell how far a sweep is, what it does, and the largest effects so far."""
-    with _busy(f"reading {out}"):
+    with busy(f"reading {out}"):
         import pandas
 
         from circuits.sweeps import sweep_state
 
         state = sweep_state(out)
-    _say(f"{out}: {state.done} of {state.jobs} jobs finished, {len(state.table):,} of {state.interventions:,} rows")
+    say(f"{out}: {state.done} of {state.jobs} jobs finished, {len(state.table):,} of {state.interventions:,} rows")
     settings = {name: value for name, value in vars(state.plan).items() if value is not None}
     settings |= {f"{name} (content)": state.facts.get(name) for name in ("model", "dataset")}
     shown = [", ".join(value) if isinstance(value, tuple) else str(value) for value in settings.values()]
-    _show(pandas.DataFrame({"setting": list(settings), "value": shown}), "", len(settings))
+    show(pandas.DataFrame({"setting": list(settings), "value": shown}), "", len(settings))
     if len(state.table):
-        _show(_effects(state.table), "largest effects", most)
+        show(_effects(state.table), "largest effects", most)
 
 
 @app.command()
@@ -652,16 +653,16 @@ def attention(
     from circuits.storage import check_ending
 
     check_ending(out, (".html", ".png", ".svg", ".pdf"), "figure")
-    _check_names([head])
+    check_names([head])
     if attribute not in ATTRIBUTES:
         raise CircuitsError(f"there is no attribute {attribute!r}: choose from {', '.join(ATTRIBUTES)}")
-    dataset = _dataset(data, model)
+    dataset = open_dataset(data, model)
     people = dataset.people().set_index("person")
     if person is None:
         person = int(people[people["split"] == "qa_ood"].sample(1, random_state=seed).index[0])
     if person not in people.index:
         raise CircuitsError(f"there is no person {person}: the dataset has people 0 to {len(people) - 1}")
-    loaded = _load(model, dtype, device)
+    loaded = load(model, dtype, device)
     from circuits.datasets import Task
     from circuits.figures import attention_figure, save_figure
     from circuits.interventions import pair_formats
@@ -681,9 +682,9 @@ def attention(
         read_head(loaded, chosen, question, 0, "QA", top),
     ]
     kind = "QA-OOD" if split == "qa_ood" else "QA-ID"
-    with _busy(f"drawing {out}"):
+    with busy(f"drawing {out}"):
         save_figure(attention_figure(readings, subtitle=f"{model}, person {person} ({kind})"), out)
-    _say(f"{out}: {chosen} on {people['name'][person]}, {attribute.replace('_', ' ')}")
+    say(f"{out}: {chosen} on {people['name'][person]}, {attribute.replace('_', ' ')}")
 
 
 @app.command()
@@ -693,21 +694,29 @@ def study(
     people: Annotated[int, typer.Option(help="Number of people.")] = 200,
     steps: Annotated[int, typer.Option(help="Optimizer steps of mixed training, and of each of two stages.")] = 1000,
     fraction: Annotated[float, typer.Option(help="k: top fraction of parameters in each influenced set.")] = 0.01,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw; default: 0.", show_default=False)] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Several seeds, such as 0,1,2: a study in OUT/seed-0 …, and a summary.", show_default=False),
+    ] = None,
     csv: Csv = False,
-    seed: Seed = 0,
 ) -> None:
-    """Run the paper's study end to end. Started again, it goes on where it was."""
-    with _busy("starting"):
+    """Run the paper's study end to end, for one seed or several. Started again, it goes on where it was."""
+    if seed is not None and seeds is not None:
+        raise CircuitsError("--seed and --seeds were given: one study has one seed, several have seeds")
+    several = None if seeds is None else _numbers(seeds)
+    with busy("starting"):
         import torch
 
         from circuits.datasets import DatasetSettings
-        from circuits.study import StudySettings, run_study
+        from circuits.study import StudySettings, run_studies, run_study
         from circuits.training import Optimisation
 
+    first = seed or 0
     settings = StudySettings(
         family=family.value,
-        seed=seed,
-        data=DatasetSettings(people=people, seed=seed),
+        seed=first,
+        data=DatasetSettings(people=people, seed=first),
         optimisation=Optimisation(steps=steps),
         fraction=fraction,
     )
@@ -715,14 +724,23 @@ def study(
     # weights would slow them down too
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    with _resumable():
-        summary = run_study(out, settings, _say)
+    with resumable():
+        summary = run_study(out, settings, say) if several is None else run_studies(out, several, settings, say)
     if csv:
         import pandas
 
-        for path in sorted((out / "tables").glob("*.parquet")):
+        for path in sorted(out.glob("tables/*.parquet" if several is None else "seed-*/tables/*.parquet")):
             pandas.read_parquet(path).to_csv(path.with_suffix(".csv"), index=False)
     for arm in ("mixed", "two_stage", "two_stage_gentle"):
-        scores = summary["accuracy"][arm]
-        _say(f"{arm}: BIO {scores['bio']:.1%}, QA-ID {scores['qa_id']:.1%}, QA-OOD {scores['qa_ood']:.1%}")
-    _say(f"{summary['seconds']['total']:.0f} s; read {out / 'report.html'}")
+        scores = {name: score if several is None else score["mean"] for name, score in summary["accuracy"][arm].items()}
+        say(f"{arm}: BIO {scores['bio']:.1%}, QA-ID {scores['qa_id']:.1%}, QA-OOD {scores['qa_ood']:.1%}")
+    total = summary["seconds"]["total"]
+    spent = total if several is None else sum(total["values"])
+    say(f"{spent:.0f} s; read {out / 'report.html'}")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise CircuitsError(f"--seeds is {text!r}: write whole numbers with commas, as in 0,1,2") from None

@@ -1,10 +1,19 @@
 """Plotly figures from result tables; the attention study; the report page."""
 
 from circuits.figures.attention import Rectangle, attention_figure, found_rectangles
-from circuits.figures.charts import LABELS, ablation_figure, accuracy_figure, curves_figure, heads_figure
+from circuits.figures.charts import (
+    LABELS,
+    ablation_figure,
+    accuracy_figure,
+    curves_figure,
+    graft_figure,
+    heads_figure,
+    sharing_figure,
+)
+from circuits.figures.rankings import agreement_figure, ranking_curves_figure
 from circuits.figures.report import Section, write_report
 from circuits.figures.saving import FORMATS, save_figure
-from circuits.figures.study_page import study_figures, write_study_report
+from circuits.figures.study_page import study_figures, write_seeds_report, write_study_report
 
 __all__ = [
     "FORMATS",
@@ -13,12 +22,17 @@ __all__ = [
     "Section",
     "ablation_figure",
     "accuracy_figure",
+    "agreement_figure",
     "attention_figure",
     "curves_figure",
     "found_rectangles",
+    "graft_figure",
     "heads_figure",
+    "ranking_curves_figure",
     "save_figure",
+    "sharing_figure",
     "study_figures",
     "write_report",
+    "write_seeds_report",
     "write_study_report",
 ]

@@ -1,7 +1,8 @@
-"""Charts of result tables: accuracy, training curves, ablations, and heat maps over layers and heads."""
+"""Charts of result tables: accuracy, training curves, sharing, ablations, grafts, and maps over layers and heads."""
 
 import plotly.graph_objects as go
 from pandas import DataFrame
+from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
 from circuits.errors import CircuitsError
@@ -21,6 +22,8 @@ LABELS = {
     "none": "whole model",
     "shared": "shared parameters ablated",
     "random": "random parameters ablated",
+    "change": "by |change|",
+    "gradient_x_change": "by |gradient × change|",
 }
 _COLOURS = {
     "mixed": "#1f77b4",
@@ -163,6 +166,140 @@ def ablation_figure(table: DataFrame) -> go.Figure:
     )
     figure.update_yaxes(tickformat=".0%", range=[0, 1.05])
     figure.update_yaxes(title="exact match", col=1)
+    return figure
+
+
+def sharing_figure(table: DataFrame) -> go.Figure:
+    """The share of the influenced parameters that are shared, against their fraction k, with the permuted control.
+
+    The band around the control is the 95 % interval of its mean over draws; the dotted line is chance: independent
+    sets share k of theirs.
+
+    Args:
+        table: from `circuits.masks.sharing_curve`, with the column ``model``.
+
+    Raises:
+        CircuitsError: a column is missing or there are no rows.
+
+    Source:
+        arXiv 2505.16178, Fig. 2a.
+    """
+    control = ("permuted_share", "permuted_share_low", "permuted_share_high")
+    _need(table, "model", "fraction", "share", *control)
+    figure = go.Figure()
+    for model in table["model"].unique():
+        rows = table[table["model"] == model].sort_values("fraction")
+        colour = _COLOURS.get(model, "#444444")
+        middle, low, high = (rows[name] for name in control)
+        red, green, blue = hex_to_rgb(colour)
+        figure.add_scatter(
+            x=[*rows["fraction"], *rows["fraction"][::-1]],
+            y=[*high.clip(upper=1), *low.clip(lower=0)[::-1]],
+            fill="toself",
+            fillcolor=f"rgba({red}, {green}, {blue}, 0.2)",
+            mode="none",
+            showlegend=False,
+            hoverinfo="skip",
+        )
+        for values, name, dash in (
+            (rows["share"], _label(model), "solid"),
+            (middle, f"{_label(model)}, permuted", "dash"),
+        ):
+            figure.add_scatter(
+                x=rows["fraction"],
+                y=values,
+                name=name,
+                mode="lines+markers",
+                line={"color": colour, "dash": dash},
+                hovertemplate="k = %{x}: %{y:.1%}",
+            )
+    fractions = sorted(table["fraction"].unique())
+    figure.add_scatter(
+        x=fractions, y=fractions, name="chance", mode="lines", line={"color": "#444444", "dash": "dot", "width": 1.2}
+    )
+    figure.update_xaxes(title="k: top fraction of parameters in each influenced set", type="log", tickformat=".4~%")
+    figure.update_xaxes(tickvals=[value for value in (1e-4, 1e-3, 0.01, 0.1) if value >= fractions[0]])
+    figure.update_yaxes(title="share of them that is shared", tickformat=".0%", range=[-0.03, 1.05])
+    figure.update_layout(template="plotly_white", height=400, width=820, margin={"t": 30, "b": 60})
+    return figure
+
+
+def graft_figure(table: DataFrame, keep: float | None = None) -> go.Figure:
+    """Accuracy of grafts against their size, a panel for each score and a line for each model.
+
+    The graft that was chosen has a star and its size beside it. A graft of nothing has no place on the logarithmic
+    axis and is left out.
+
+    Args:
+        table: the curves of `circuits.masks.Graft`, with the column ``model``.
+        keep: the share of the accuracy of the whole that had to be kept, named in the title.
+
+    Raises:
+        CircuitsError: a column is missing or there are no rows.
+
+    Source:
+        arXiv 2505.16178, Fig. 3b.
+    """
+    _need(table, "model", "score", "size", "fraction", "exact_match", "chosen")
+    scores = list(table["score"].unique())
+    figure = make_subplots(
+        cols=len(scores),
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
+        subplot_titles=[_label(score) for score in scores],
+    )
+    for column, score in enumerate(scores, start=1):
+        for place, model in enumerate(table["model"].unique()):
+            rows = table[(table["model"] == model) & (table["score"] == score) & (table["size"] > 0)]
+            curve, chosen = rows.sort_values("size"), rows[rows["chosen"].astype(bool)]
+            colour = _COLOURS.get(model, "#444444")
+            figure.add_scatter(
+                x=curve["size"],
+                y=curve["exact_match"],
+                name=_label(model),
+                legendgroup=model,
+                showlegend=column == 1,
+                mode="lines+markers",
+                line={"color": colour},
+                marker={"size": 4},
+                hovertemplate="%{x:,} parameters: %{y:.1%}",
+                row=1,
+                col=column,
+            )
+            figure.add_scatter(
+                x=chosen["size"],
+                y=chosen["exact_match"],
+                name=f"{_label(model)}: the graft that was chosen",
+                legendgroup=model,
+                showlegend=False,
+                mode="markers",
+                marker={"symbol": "star", "size": 15, "color": colour, "line": {"color": "white", "width": 1}},
+                hovertemplate="%{x:,} parameters: %{y:.1%}",
+                row=1,
+                col=column,
+            )
+            for size, fraction in zip(chosen["size"], chosen["fraction"], strict=True):
+                figure.add_annotation(
+                    text=f"{_label(model)}: {size:,} ({fraction:.1%})",
+                    xref=f"x{column if column > 1 else ''} domain",
+                    yref="y domain",
+                    x=0.04,
+                    y=0.97 - 0.08 * place,
+                    showarrow=False,
+                    xanchor="left",
+                    font={"color": colour, "size": 12},
+                )
+    figure.update_xaxes(title="grafted parameters |γ|₀", type="log", dtick=1, exponentformat="power")
+    figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.05])
+    figure.update_yaxes(title="exact match, QA-ID", col=1)
+    title = "" if keep is None else f"The smallest graft found that keeps {keep:.0%} of the accuracy (stars)"
+    figure.update_layout(
+        template="plotly_white",
+        title={"text": title, "x": 0.02, "font": {"size": 16}},
+        height=420,
+        width=max(560, 400 * len(scores) + 120),
+        margin={"t": 90, "b": 60},
+    )
     return figure
 
 

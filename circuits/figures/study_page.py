@@ -1,74 +1,181 @@
 """The page of the paper's study: which claims hold here, with the tables and figures that say so."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas
 import plotly.graph_objects as go
 
-from circuits.figures.charts import LABELS, ablation_figure, accuracy_figure, curves_figure, heads_figure
+from circuits.figures.charts import (
+    LABELS,
+    ablation_figure,
+    accuracy_figure,
+    curves_figure,
+    graft_figure,
+    heads_figure,
+    sharing_figure,
+)
+from circuits.figures.rankings import RANKING_LABELS, agreement_figure, ranking_curves_figure
 from circuits.figures.report import Section, write_report
+from circuits.metrics import mean_interval
 
 _ARMS = ("mixed", "two_stage", "two_stage_gentle")
 _SPLITS = ("bio", "qa_id", "qa_ood")
 
 
-def study_figures(tables: dict[str, pandas.DataFrame]) -> dict[str, go.Figure]:
-    """The study's figures by name, from its result tables by name."""
+def study_figures(tables: dict[str, pandas.DataFrame], keep: float | None = None) -> dict[str, go.Figure]:
+    """The study's figures by name.
+
+    Args:
+        tables: its result tables by name.
+        keep: the share of accuracy that grafts had to keep, for the title of their figure.
+    """
     accuracy, curves, heads, patches = (tables[name] for name in ("accuracy", "curves", "heads", "patches"))
     heads = heads.rename(columns={"head": "index"})
     change = "change of<br>log-prob"
+    grafted = {"grafts": graft_figure(tables["grafts"], keep)} if len(tables["grafts"]) else {}
     return {
         "accuracy": accuracy_figure(accuracy[accuracy["model"].isin(_ARMS) & accuracy["split"].isin(_SPLITS)]),
         "curves": curves_figure(curves),
+        "sharing": sharing_figure(tables["sharing_curve"]),
         "shared_heads": heads_figure(tables["shared_heads"], "size", title="shared<br>parameters", digits=0),
         "ablation": ablation_figure(tables["ablation"]),
+        **grafted,
+        **_ranking_figures(tables["ranking_curves"], tables["agreement"]),
         "heads_zero": heads_figure(heads[heads["mode"] == "zero"], "log_prob_effect.qa_id", title=change),
         "patch_person": heads_figure(patches[patches["mode"] == "person"], "log_prob_effect", title=change),
         "patch_bio": heads_figure(patches[patches["mode"] == "bio"], "log_prob_effect", title=change),
     }
 
 
-def _claims(summary: dict[str, Any]) -> pandas.DataFrame:
-    """Each claim of the paper, the numbers here, and whether it holds."""
+def _ranking_figures(curves: pandas.DataFrame, agreement: pandas.DataFrame) -> dict[str, go.Figure]:
+    """Figures 4a, 4b and 4c of each model's heads and neurons."""
+    figures = {}
+    for (model, kind), rows in curves.groupby(["model", "kind"], sort=False):
+        for condition, name in (("sufficient", "sufficient"), ("revert", "critical")):
+            chosen = rows[rows["condition"] == condition]
+            figures[f"{name}_{kind}s_{model}"] = ranking_curves_figure(chosen, units=f"{kind}s")
+        pairs = agreement[(agreement["model"] == model) & (agreement["kind"] == kind)]
+        names = list(pairs["metric"].unique())
+        square = pairs.pivot(index="metric", columns="other", values="spearman").loc[names, names]
+        figures[f"agreement_{kind}s_{model}"] = agreement_figure(square, f"{kind}s, {LABELS[str(model)]}")
+    return figures
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """A claim of the paper: one number is larger (or smaller) than another."""
+
+    text: str
+    one: float | None
+    other: float | None
+    form: str
+    larger: bool = True
+
+    @property
+    def holds(self) -> bool:
+        if self.one is None or self.other is None:
+            return False
+        return self.one > self.other if self.larger else self.one < self.other
+
+
+def _claims(summary: dict[str, Any]) -> list[_Claim]:
+    """Each claim of the paper with the numbers of one run."""
     accuracy, shared, ablation = summary["accuracy"], summary["shared"], summary["ablation"]
+    grafts, rankings, keep = summary["graft"], summary["rankings"], summary["settings"]["keep"]
 
     def drop(name: str, condition: str) -> float:
         return float(ablation[name]["none"]["qa_id"] - ablation[name][condition]["qa_id"])
 
-    rows = [
-        (
+    return [
+        _Claim(
             "Mixed training recalls held-out questions, two-stage training does not (QA-OOD)",
-            *(accuracy[name]["qa_ood"] for name in ("mixed", "two_stage")),
+            accuracy["mixed"]["qa_ood"],
+            accuracy["two_stage"]["qa_ood"],
             ".1%",
         ),
-        ("The mixed model shares more parameters", *(shared[name]["size"] for name in ("mixed", "two_stage")), ",.0f"),
-        (
+        _Claim("The mixed model shares more parameters", shared["mixed"]["size"], shared["two_stage"]["size"], ",.0f"),
+        _Claim(
             "Its shared parameters sit in fewer heads (Gini)",
             shared["mixed"]["gini"],
             shared["two_stage"]["gini"],
             ".3f",
         ),
-        (
+        _Claim(
             "Reverting them costs the mixed model more (drop of QA-ID)",
             drop("mixed", "shared"),
             drop("two_stage", "shared"),
             ".1%",
         ),
-        (
+        _Claim(
             "Reverting them costs the mixed model more than reverting random ones (drop of QA-ID)",
             drop("mixed", "shared"),
             drop("mixed", "random"),
             ".1%",
         ),
+        _Claim(
+            f"The mixed model needs fewer grafted parameters to keep {keep:.0%} of QA-ID",
+            grafts["mixed"]["size"],
+            grafts["two_stage"]["size"],
+            ",.0f",
+            larger=False,
+        ),
+        _Claim(
+            "Its top heads by Shared Size are enough sooner than random ones (area under accuracy, QA-ID)",
+            rankings["shared_size"]["sufficient_auc"],
+            rankings["random"]["sufficient_auc"],
+            ".3f",
+        ),
+        _Claim(
+            "Reverting its top heads by Shared Size breaks it sooner than random ones (area under accuracy, QA-ID)",
+            rankings["shared_size"]["critical_auc"],
+            rankings["random"]["critical_auc"],
+            ".3f",
+            larger=False,
+        ),
     ]
+
+
+def _formatted(value: float | None, form: str) -> str:
+    return "none" if value is None else f"{value:{form}}"
+
+
+def _claims_table(summary: dict[str, Any]) -> pandas.DataFrame:
+    """Each claim of the paper, the numbers here, and whether it holds."""
     return pandas.DataFrame(
         [
-            (claim, f"{one:{form}} against {other:{form}}", "yes" if one > other else "no")
-            for claim, one, other, form in rows
+            (
+                claim.text,
+                f"{_formatted(claim.one, claim.form)} against {_formatted(claim.other, claim.form)}",
+                "yes" if claim.holds else "no",
+            )
+            for claim in _claims(summary)
         ],
         columns=["claim of the paper", "here", "holds in this run"],
     )
+
+
+def _claims_over_seeds(summaries: Sequence[dict[str, Any]]) -> pandas.DataFrame:
+    """Each claim of the paper, its numbers over the seeds, and in how many it holds."""
+    rows = []
+    for claims in zip(*(_claims(summary) for summary in summaries), strict=True):
+        form = claims[0].form
+        here = " against ".join(
+            _with_interval([getattr(claim, side) for claim in claims], form) for side in ("one", "other")
+        )
+        rows.append((claims[0].text, here, f"{sum(claim.holds for claim in claims)} of {len(claims)}"))
+    return pandas.DataFrame(rows, columns=["claim of the paper", "here", "holds in seeds"])
+
+
+def _with_interval(values: Sequence[float | None], form: str) -> str:
+    """The mean over seeds, and its interval if there are several; how many have no value."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return f"none in {len(values) - len(known)} of {len(values)} seeds"
+    mean, low, high = mean_interval(known)
+    return f"{mean:{form}}" if len(known) < 2 else f"{mean:{form}} ({low:{form}} to {high:{form}})"
 
 
 def _recall(accuracy: pandas.DataFrame) -> pandas.DataFrame:
@@ -84,6 +191,38 @@ def _controls(shared: pandas.DataFrame) -> pandas.DataFrame:
     table = shared[columns].assign(model=shared["model"].map(LABELS))
     table = table.rename(columns={"permuted_lift": "permuted lift", "top_tenth": "top tenth"})
     return table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
+
+
+def _grafts(summary: dict[str, Any]) -> pandas.DataFrame:
+    """Size of the graft of each score, and its accuracy on every split."""
+    return pandas.DataFrame(
+        [
+            {
+                "model": LABELS[name],
+                "graft": LABELS[score],
+                "size": _formatted(graft["size"], ",.0f"),
+                "fraction": _formatted(graft["fraction"], ".1%"),
+                **{LABELS[split]: _formatted(graft["splits"][split], ".1%") for split in _SPLITS},
+            }
+            for name, found in summary["graft"].items()
+            for score, graft in found["by"].items()
+        ]
+    )
+
+
+def _rankings(summary: pandas.DataFrame, condition: str, smallest: str) -> pandas.DataFrame:
+    """Area and smallest n of every ranking: heads and neurons of both models on QA-ID."""
+    rows = summary[(summary["condition"] == condition) & (summary["task"] == "qa_id")]
+    table = pandas.DataFrame({"ranking": [RANKING_LABELS[name] for name in rows["metric"].unique()]})
+    for (model, kind), part in rows.groupby(["model", "kind"], sort=False):
+        by_label = part.assign(label=part["metric"].map(RANKING_LABELS)).set_index("label").reindex(table["ranking"])
+        of = f"{kind}s, {LABELS[str(model)]}"
+        table[f"area: {of}"] = ["" if pandas.isna(value) else f"{value:.3f}" for value in by_label["auc"]]
+        numbers = zip(by_label["auc"], by_label[smallest], strict=True)
+        table[f"n: {of}"] = [
+            "" if pandas.isna(area) else "never" if pandas.isna(n) else f"{n:,.0f}" for area, n in numbers
+        ]
+    return table
 
 
 def _in_first_layer(heads: pandas.DataFrame, neurons: pandas.DataFrame) -> str:
@@ -122,7 +261,7 @@ def write_study_report(
                 f"One seed ({settings['seed']}) of a small model: a close call here may fall the other way with the "
                 "next. How much of the recall gap is forgetting, the control under Recall shows."
             ],
-            _claims(summary),
+            _claims_table(summary),
         ),
         Section(
             "Recall",
@@ -155,6 +294,15 @@ def write_study_report(
             figures["shared_heads"],
         ),
         Section(
+            "Shared parameters at every fraction",
+            [
+                "What share of the influenced parameters is shared, for influenced sets of every size k; dashed, the "
+                "same with one task's set shuffled within each tensor.",
+            ],
+            None,
+            figures["sharing"],
+        ),
+        Section(
             "Without them",
             [
                 "Shared parameters back at their values before training, against random parameters with the same "
@@ -162,6 +310,42 @@ def write_study_report(
             ],
             None,
             figures["ablation"],
+        ),
+        Section(
+            "Grafting",
+            [
+                "The model before training with some parameters of the trained one: how few of them keep "
+                f"{settings['keep']:.0%} of its exact match on QA-ID? Parameters are taken by the size of their "
+                "change, or by gradient × change. Sizes are upper bounds: a better search may find smaller grafts.",
+            ],
+            _grafts(summary),
+            figures.get("grafts"),
+        ),
+        Section(
+            "Are the top heads enough?",
+            [
+                "Only the top n heads of a ranking have their trained weights, the other heads those before training; "
+                "what belongs to no head is trained. Area: under exact match on QA-ID against n, from 0 to 1; larger "
+                "is better. n: the smallest number that reaches 95 % of the whole model. The figure is of the mixed "
+                "model; those of the two-stage model and of neurons lie in the folder figures.",
+            ],
+            _rankings(tables["ranking_summary"], "sufficient", "n95"),
+            figures["sufficient_heads_mixed"],
+        ),
+        Section(
+            "Are the top heads needed?",
+            [
+                "The top n heads of a ranking go back to their weights before training. Area: smaller is better. n: "
+                "the smallest number that leaves less than half of the whole model's accuracy.",
+            ],
+            _rankings(tables["ranking_summary"], "revert", "n50"),
+            figures["critical_heads_mixed"],
+        ),
+        Section(
+            "How far rankings agree",
+            ["Spearman's correlation between the scores that two rankings give the heads of the mixed model."],
+            None,
+            figures["agreement_heads_mixed"],
         ),
         Section(
             "Every head ablated",
@@ -207,4 +391,72 @@ def write_study_report(
         sections,
         f"circuits {source['library_version']} · commit {source['git_commit']} · dataset {source['dataset']} · "
         f"seed {settings['seed']} · {summary['seconds']['total']:.0f} seconds",
+    )
+
+
+def write_seeds_report(path: str | Path, summaries: Sequence[dict[str, Any]], curves: pandas.DataFrame) -> None:
+    """Write the page over several seeds: how many hold each claim, and means with intervals.
+
+    Args:
+        path: the HTML file.
+        summaries: the content of each seed's ``summary.json``.
+        curves: ``ranking_curves`` of all seeds, with the column ``seed``.
+    """
+    settings, seeds = summaries[0]["settings"], [summary["settings"]["seed"] for summary in summaries]
+    recall = pandas.DataFrame(
+        [
+            {"model": LABELS.get(name, name)}
+            | {
+                LABELS[split]: _with_interval([summary["accuracy"][name][split] for summary in summaries], ".1%")
+                for split in _SPLITS
+            }
+            for name in summaries[0]["accuracy"]
+        ]
+    )
+    grafts = pandas.DataFrame(
+        [
+            {
+                "model": LABELS[name],
+                "graft": LABELS[method],
+                "size": _with_interval([summary["graft"][name]["by"][method]["size"] for summary in summaries], ",.0f"),
+                "fraction": _with_interval(
+                    [summary["graft"][name]["by"][method]["fraction"] for summary in summaries], ".1%"
+                ),
+            }
+            for name, found in summaries[0]["graft"].items()
+            for method in found["by"]
+        ]
+    )
+    heads = curves[(curves["model"] == "mixed") & (curves["kind"] == "head")]
+    # a curve for each seed: the mean over the draws of a random ranking first
+    keys = ["condition", "metric", "seed", "n", "task"]
+    heads = heads.groupby(keys, sort=False)[["exact_match", "fine_tuned", "pre"]].mean().reset_index()
+    for whole in ("fine_tuned", "pre"):
+        heads[whole] = heads.groupby("task")[whole].transform("mean")
+    heads = heads.rename(columns={"seed": "draw"})
+    over = f"Means over the seeds {', '.join(map(str, seeds))}, with the 95 % interval of the mean (Student's t)."
+    write_report(
+        path,
+        "Does mixed training let a model recall facts where two-stage training does not?",
+        f"Small {settings['family']} models of {settings['data']['people']} made-up people, {len(seeds)} "
+        f"{'seed' if len(seeds) == 1 else 'seeds'}, each with people, weights and draws of its own. {over}",
+        [
+            Section("What holds", ["Each seed's own page says more."], _claims_over_seeds(summaries)),
+            Section("Recall", ["Exact match under greedy decoding."], recall),
+            Section("Grafting", [f"The smallest grafts that keep {settings['keep']:.0%} of QA-ID."], grafts),
+            Section(
+                "Are the top heads enough?",
+                ["Heads of the mixed models; the band is the interval over seeds."],
+                None,
+                ranking_curves_figure(heads[heads["condition"] == "sufficient"], units="heads"),
+            ),
+            Section(
+                "Are the top heads needed?",
+                [],
+                None,
+                ranking_curves_figure(heads[heads["condition"] == "revert"], units="heads"),
+            ),
+        ],
+        f"circuits {summaries[0]['provenance']['library_version']} · "
+        f"{sum(summary['seconds']['total'] for summary in summaries):.0f} seconds",
     )

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import pytest
 
 from circuits.cli import main
 from circuits.datasets import DatasetSettings, make_dataset
-from circuits.masks import ParameterMask
+from circuits.masks import Graft, ParameterMask, graft
+from circuits.metrics import mean_interval
 from circuits.models import fingerprint, load_model, parameters_of
+from circuits.tracing import GradientTrace
 from tests.conftest import lively
 
 BIN = Path(sys.executable).parent / "circuits"
@@ -62,7 +65,9 @@ def test_import_is_quick():
     assert best_seconds(sys.executable, "-c", "import circuits") < 1
 
 
-COMMANDS = ("data", "train", "evaluate", "trace", "share", "ablate", "patch", "sweep", "attention", "study")
+COMMANDS = (
+    "data", "train", "evaluate", "trace", "share", "ablate", "graft", "rank", "patch", "sweep", "attention", "study",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -162,6 +167,19 @@ def test_other_bad_input_is_refused(place, tmp_path):
     refused(call("study", "--fraction", 2, "--out", tmp_path / "study"), "the fraction is 2.0")
     refused(call("study", "--people", 3, "--out", tmp_path / "study"), "take 8 or more")
     refused(call("ablate", model, "--data", data, "--pre", model), "name its file with --mask")
+    study = ("study", "--out", tmp_path / "study")
+    refused(call(*study, "--seeds", "0,banana"), "--seeds is '0,banana': write whole numbers with commas")
+    refused(call(*study, "--seeds", "0,1,0"), "the seed 0 is given twice")
+    refused(call(*study, "--seeds", "0,1", "--seed", 2), "--seed and --seeds were given")
+    both = (model, "--data", data, "--pre", place / "model1", "--out", tmp_path / "out")
+    refused(call("graft", *both, "--keep", 2), "the share to keep is 2.0")
+    refused(call("graft", *both), "the fine-tuned model gets no answer of qa_id right: nothing to keep")
+    refused(call("graft", model, "--data", data, "--pre", tmp_path / "no"), "there is no folder")
+    refused(call("rank", *both, "--metric", "banana"), "there is no ranking 'banana'")
+    refused(call("rank", *both, "--metric", "shared_size"), "the ranking by shared_size needs a mask")
+    refused(call("rank", *both, "--traces", tmp_path), "there is no file")
+    refused(call("trace", *both[:3], "--components", "wings", "--out", tmp_path), "there is no component 'wings'")
+    refused(call("trace", *both[:3], "--checkpoint", tmp_path / "no", "--out", tmp_path / "out"), "there is no folder")
     refused(call("data", "--out", place / "facts" / "qa.jsonl"), "is a file: name a folder")
     assert list(tmp_path.iterdir()) == []
 
@@ -193,6 +211,26 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
     assert len(table) == 16 * 2
     assert table.attrs["model"] == fingerprint(load_model("ck/mixed"))
     assert {"dataset", "settings", "seed", "dtype", "device", "library_version", "git_commit"} <= set(table.attrs)
+    must("trace", "ck/mixed", "--split", "bio", "--examples", 4, "--components", "norms", "--per", "batch",
+         "--checkpoint", "ck/pre", "--out", "along")  # fmt: skip
+    along = GradientTrace.load("along/bio.safetensors")
+    assert "blocks.0.ln1.w" in along.gradients
+    assert "blocks.0.attn.W_O" not in along.gradients
+    rank = ("--pre", "ck/pre", "--traces", "traces", "--mask", "shared/mask.safetensors", "--examples", 10)
+    shown = must("rank", "ck/mixed", *rank, "--draws", 2, "--out", "ranked")
+    assert "left out: graft_size" in shown
+    ranking, summary = (pandas.read_parquet(f"ranked/{name}.parquet") for name in ("ranking", "summary"))
+    metrics = ["shared_size", "bio_trace", "qa_trace", "change", "gradient_x_activation", "ablation", "random"]
+    assert list(ranking["metric"].unique()) == metrics
+    assert len(ranking) == 16 * (len(metrics) + 1)
+    assert len(summary) == len(metrics) * 2 * 2
+    assert ranking.attrs["settings"]["mask"]
+    neurons = ("--units", "neurons", "--metric", "change", "--split", "qa_id", "--mode", "zero", "--examples", 2)
+    must("rank", "ck/mixed", "--pre", "ck/pre", *neurons, "--out", "neurons")
+    assert set(pandas.read_parquet("neurons/curves.parquet")["condition"]) == {"sufficient", "zero"}
+    assert {path.name for path in Path("neurons").glob("*.html")} == {
+        "sufficient.html", "critical.html", "agreement.html",
+    }  # fmt: skip
     must("patch", "ck/mixed", "--from", "bio", "--head", "L1H1", "--examples", 10, "--out", "patch.parquet")
     assert pandas.read_parquet("patch.parquet")["head"].tolist() == ["L1H1"]
     shown = must("attention", "ck/mixed", "--head", "L2H1", "--person", 2, "--out", "fig.html", by=run)
@@ -312,9 +350,8 @@ def test_a_study_writes_what_it_promises(study):
         for condition in ("shared", "random"):
             assert set(summary["ablation"][arm][condition]) == {"bio", "qa_id", "qa_ood"}
     assert summary["top_head"].startswith("L")
-    assert {"data", "train", "evaluate", "trace", "share", "ablate", "sweep", "patch", "attend", "total"} <= set(
-        summary["seconds"]
-    )
+    steps = {"data", "train", "evaluate", "trace", "share", "ablate", "graft", "rank", "sweep", "patch", "attend"}
+    assert steps | {"total"} <= set(summary["seconds"])
     assert {"seeds", "versions"} <= set(summary)
     for name in ("pre", "mixed", "two_stage"):
         assert load_model(study / "checkpoints" / name).cfg.n_layers == 4
@@ -330,6 +367,105 @@ def test_a_study_writes_what_it_promises(study):
     page = (study / "report.html").read_text()
     assert "What holds in this run" in page
     assert "<script src" not in page
+
+
+def test_a_study_grafts_and_ranks(study):
+    summary = json.loads((study / "summary.json").read_text())
+    tables = {path.stem: pandas.read_parquet(path) for path in (study / "tables").iterdir()}
+    grafts, grafted = tables["grafts"], tables["grafted"]
+    for name in ("mixed", "two_stage"):
+        found = summary["graft"][name]
+        chosen = grafts[(grafts["model"] == name) & grafts["chosen"].astype(bool)].set_index("score")
+        if not len(chosen):
+            # a model that learned no question has nothing to graft
+            assert found["size"] is found["accuracy"] is None
+            assert summary["accuracy"][name]["qa_id"] == 0
+            continue
+        assert found["size"] == chosen["size"].min() == chosen["size"][found["score"]]
+        assert found["accuracy"] >= 0.95 * summary["accuracy"][name]["qa_id"] - 1e-3
+        for score, one in found["by"].items():
+            saved = Graft.load(study / "grafts" / name / score)
+            assert (saved.size, saved.fraction) == (one["size"], pytest.approx(one["fraction"], abs=1e-6))
+            rows = grafted[(grafted["model"] == name) & (grafted["score"] == score)].set_index("split")
+            assert one["splits"]["qa_id"] == one["accuracy"] == pytest.approx(rows["exact_match"]["qa_id"], abs=1e-4)
+            assert len(rows) == 5
+    rankings = summary["rankings"]
+    assert {"shared_size", "bio_trace", "qa_trace", "change", "gradient_x_activation", "ablation", "random"} <= set(
+        rankings
+    )
+    rows = tables["ranking_summary"].set_index(["model", "kind", "condition", "metric", "task"])
+    for metric, numbers in rankings.items():
+        sufficient, critical = (
+            rows.loc[("mixed", "head", condition, metric, "qa_id")] for condition in ("sufficient", "revert")
+        )
+        assert numbers["sufficient_auc"] == pytest.approx(sufficient["auc"], abs=1e-4)
+        assert numbers["critical_auc"] == pytest.approx(critical["auc"], abs=1e-4)
+        for name, value in (("n95", sufficient["n95"]), ("n50", critical["n50"])):
+            assert numbers[name] == value or (numbers[name] is None and pandas.isna(value))
+    curves = tables["ranking_curves"]
+    assert set(curves["kind"]) == {"head", "neuron"}
+    assert set(curves["model"]) == {"mixed", "two_stage"}
+    assert set(curves["task"]) == {"qa_id", "qa_ood"}
+    assert tables["rankings"].groupby(["model", "kind", "metric", "draw"])["unit"].nunique().isin([16, 4 * 176]).all()
+    assert set(tables["agreement"]["metric"]) >= set(rankings)
+    assert tables["sharing_curve"].groupby("model")["fraction"].nunique().tolist() == [14, 14]
+    page = (study / "report.html").read_text()
+    for words in ("needs fewer grafted parameters", "Are the top heads enough?", "How far rankings agree"):
+        assert words in page
+
+
+def test_several_seeds_are_studies_and_a_summary(study, tmp_path):
+    out = tmp_path / "seeds"
+    for seed in (0, 1):
+        shutil.copytree(study, out / f"seed-{seed}")
+    # a second study, as far as its plan and its summary say
+    plan, file = out / "seed-1" / "plan.json", out / "seed-1" / "summary.json"
+    settings = json.loads(plan.read_text())
+    settings["seed"] = settings["data"]["seed"] = 1
+    plan.write_text(json.dumps(settings))
+    other = json.loads(file.read_text())
+    first = json.loads(file.read_text())
+    other["settings"] = settings
+    other["accuracy"]["mixed"]["qa_ood"] = first["accuracy"]["mixed"]["qa_ood"] + 0.25
+    other["graft"]["mixed"]["size"] = None
+    file.write_text(json.dumps(other))
+    result = call("study", "--seeds", "0,1", "--out", out, *SMALL_STUDY)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["seeds"] == [0, 1]
+    values = [one["accuracy"]["mixed"]["qa_ood"] for one in (first, other)]
+    mean, low, high = mean_interval(values)
+    assert summary["accuracy"]["mixed"]["qa_ood"] == {
+        "mean": pytest.approx(mean), "interval_95": pytest.approx([low, high]), "values": values,
+    }  # fmt: skip
+    assert summary["graft"]["mixed"]["size"]["mean"] is None
+    assert summary["rankings"]["random"]["sufficient_auc"]["interval_95"] == pytest.approx(
+        [first["rankings"]["random"]["sufficient_auc"]] * 2
+    )
+    assert summary["top_head"] == [first["top_head"]] * 2
+    assert "seed" not in summary["settings"]
+    page = (out / "report.html").read_text()
+    assert "holds in seeds" in page
+    assert " of 2</td>" in page
+    refused(call("study", "--seeds", "0,1", "--out", out, *SMALL_STUDY[:2], "--steps", 41), "not 41")
+    refused(call("study", "--seeds", "0", "--out", study, *SMALL_STUDY), "holds something that is no set of studies")
+    refused(call("study", "--out", out, *SMALL_STUDY), "holds something that is no study")
+
+
+def test_a_graft_by_command_is_an_ordinary_checkpoint(study, tmp_path):
+    mixed, pre, out = study / "checkpoints" / "mixed", study / "checkpoints" / "pre", tmp_path / "graft"
+    if json.loads((study / "summary.json").read_text())["accuracy"]["mixed"]["qa_id"] == 0:
+        pytest.fail("the small study learns nothing: train it longer")
+    result = call("graft", mixed, "--pre", pre, "--by", "change", "--out", out)
+    assert result.returncode == 0, result.stderr
+    found = Graft.load(out)
+    assert found.size == Graft.load(study / "grafts" / "mixed" / "change").size
+    model, before, fine_tuned = (load_model(folder) for folder in (out / "model", pre, mixed))
+    with graft(before, found.mask, fine_tuned):
+        assert fingerprint(model) == fingerprint(before)
+    assert "qa_id" in call("evaluate", out / "model", "--split", "qa_id").stdout
+    assert call("graft", mixed, "--pre", pre, "--by", "change", "--no-model", "--out", tmp_path / "two").returncode == 0
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"mask.safetensors", "curve.parquet"}
 
 
 def test_a_finished_study_is_not_done_again_and_another_one_is_refused(study):

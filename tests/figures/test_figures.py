@@ -12,8 +12,10 @@ from circuits.figures import (
     accuracy_figure,
     attention_figure,
     found_rectangles,
+    graft_figure,
     heads_figure,
     save_figure,
+    sharing_figure,
     write_report,
 )
 from circuits.rankings import HeadReading, read_head
@@ -142,7 +144,47 @@ def test_charts_show_the_numbers_of_their_tables():
     assert list(bars["random parameters ablated"].error_y.array) == pytest.approx([0.1])
 
 
+def test_grafts_are_drawn_with_the_chosen_ones_marked():
+    table = pandas.DataFrame(
+        {
+            "model": ["mixed"] * 3 + ["two_stage"] * 3,
+            "score": "change",
+            "size": [0, 10, 100] * 2,
+            "fraction": [0.0, 0.1, 1.0] * 2,
+            "exact_match": [0.0, 0.5, 1.0, 0.0, 0.96, 1.0],
+            "chosen": [False, False, True, False, True, False],
+        }
+    )
+    figure = graft_figure(table, 0.95)
+    curve, star, other, other_star = figure.data
+    assert (list(curve.x), list(curve.y)) == ([10, 100], [0.5, 1.0])
+    assert (list(star.x), list(star.y), list(other_star.x)) == ([100], [1.0], [10])
+    assert list(other.y) == [0.96, 1.0]
+    assert {"mixed: 100 (100.0%)", "two-stage: 10 (10.0%)"} <= {note.text for note in figure.layout.annotations}
+    assert "95%" in figure.layout.title.text
+
+
+def test_sharing_is_drawn_beside_its_control_and_chance():
+    table = pandas.DataFrame(
+        {
+            "model": ["mixed"] * 2,
+            "fraction": [0.01, 0.1],
+            "share": [0.5, 0.8],
+            "permuted_share": [0.2, 0.4],
+            "permuted_share_low": [-0.1, 0.3],
+            "permuted_share_high": [0.3, 0.5],
+        }
+    )
+    band, shared, permuted, chance = sharing_figure(table).data
+    assert list(band.y) == [0.3, 0.5, 0.3, 0.0]
+    assert (list(shared.y), list(permuted.y), list(chance.y)) == ([0.5, 0.8], [0.2, 0.4], [0.01, 0.1])
+
+
 def test_tables_that_do_not_fit_are_refused():
+    for draw in (graft_figure, sharing_figure):
+        with pytest.raises(CircuitsError, match="the table has no rows"):
+            draw(pandas.DataFrame(columns=["model", "score", "size", "fraction", "exact_match", "chosen", "share",
+                 "permuted_share", "permuted_share_low", "permuted_share_high"]))  # fmt: skip
     with pytest.raises(CircuitsError, match="the table has no split"):
         accuracy_figure(pandas.DataFrame({"model": ["mixed"], "exact_match": [1.0]}))
     twice = pandas.DataFrame({"layer": [0, 0], "index": [0, 0], "model": ["mixed"] * 2, "effect": [0.0, 1.0]})

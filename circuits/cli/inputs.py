@@ -1,0 +1,69 @@
+"""What commands read, checked before anything slow begins."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuits.cli.terminal import busy
+from circuits.errors import CircuitsError
+
+if TYPE_CHECKING:
+    from circuits.datasets import FactDataset, Task
+    from circuits.models import HookedTransformer
+
+
+def check_table(path: Path) -> None:
+    """Refuse a file that is no parquet file before anything is loaded."""
+    from circuits.storage import check_ending
+
+    check_ending(path, (".parquet",), "table")
+
+
+def open_dataset(data: Path | None, model: Path) -> "FactDataset":
+    """The dataset in a folder, or the one a checkpoint was trained on."""
+    from circuits.datasets import FactDataset, dataset_of
+
+    if not model.is_dir():
+        raise CircuitsError(f"there is no folder {model}: give the path of a checkpoint on this machine")
+    return dataset_of(model) if data is None else FactDataset(data)
+
+
+def load(model: Path, dtype: str = "float32", device: str | None = None) -> "HookedTransformer":
+    """Load a checkpoint, saying so."""
+    with busy(f"loading {model}"):
+        from circuits.models import load_model
+
+        return load_model(model, dtype, device)
+
+
+def task_of(dataset: "FactDataset", split: str, model: "HookedTransformer", examples: int | None, seed: int) -> "Task":
+    """A split of a dataset, or examples drawn from it."""
+    from circuits.datasets import Task
+
+    if model.tokenizer is None:
+        raise CircuitsError("the checkpoint has no tokenizer: save one beside its weights")
+    task = Task.from_dataset(dataset, split, model.tokenizer)
+    return task if examples is None else task.sample(examples, seed)
+
+
+def facts(model: "HookedTransformer", dataset: "FactDataset", seed: int, **settings: Any) -> dict[str, Any]:
+    """What a table came from."""
+    from circuits.models import facts_of
+
+    return {**facts_of(model), "dataset": dataset.fingerprint, "seed": seed, "settings": settings}
+
+
+def heads_of(names: list[str] | None, model: "HookedTransformer") -> list[Any] | None:
+    """The heads of these names, if there are any."""
+    from circuits.models import shape_of
+    from circuits.units import Head
+
+    shape = shape_of(model)
+    return [Head.parse(name, shape) for name in names] if names else None
+
+
+def check_names(names: list[str] | None) -> None:
+    """Refuse what is no head's name before anything is loaded."""
+    from circuits.units import Head
+
+    for name in names or ():
+        Head.parse(name)

@@ -1,0 +1,91 @@
+"""Options that several commands have, and what can be chosen."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Recipe(StrEnum):
+    """Training recipes."""
+
+    MIXED = "mixed"
+    TWO_STAGE = "two-stage"
+    TWO_STAGE_GENTLE = "two-stage-gentle"
+    BIO_ONLY = "bio-only"
+
+
+class Split(StrEnum):
+    """What a task can be made of."""
+
+    BIO = "bio"
+    QA_ID = "qa_id"
+    QA_OOD = "qa_ood"
+    QA_ID_UNSEEN = "qa_id_unseen"
+    QA_OOD_UNSEEN = "qa_ood_unseen"
+
+
+class Family(StrEnum):
+    """Model families of the study."""
+
+    LLAMA = "llama"
+    PYTHIA = "pythia"
+
+
+class MaskMode(StrEnum):
+    """What masked parameters become."""
+
+    REVERT = "revert"
+    ZERO = "zero"
+    MEAN = "mean"
+
+
+class GraftMethod(StrEnum):
+    """How a graft is found."""
+
+    CHANGE = "change"
+    GRADIENT_X_CHANGE = "gradient_x_change"
+    OPTIMISATION = "optimisation"
+
+
+class Ranked(StrEnum):
+    """What is ranked."""
+
+    HEADS = "heads"
+    NEURONS = "neurons"
+
+
+class HeadMode(StrEnum):
+    """What an ablated head puts out."""
+
+    ZERO = "zero"
+    MEAN = "mean"
+    MEAN_BY_POSITION = "mean_by_position"
+    RESAMPLE = "resample"
+
+
+class Source(StrEnum):
+    """Which run a head's output is taken from."""
+
+    BIO = "bio"
+    PERSON = "person"
+
+
+Model = Annotated[Path, typer.Argument(help="Folder of a Hugging Face checkpoint.", show_default=False)]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the dataset; a checkpoint made by 'circuits train' knows its own.", show_default=False
+    ),
+]
+Pre = Annotated[Path, typer.Option(help="Checkpoint before fine-tuning.", show_default=False)]
+Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Also write the table as CSV.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: CUDA if there is any.", show_default=False)
+]
+Examples = Annotated[
+    int | None, typer.Option(help="Use so many examples, drawn with the seed; default: all.", min=1, show_default=False)
+]
