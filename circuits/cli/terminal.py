@@ -1,5 +1,6 @@
 """What a person at a terminal sees."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,9 @@ def cell(value: Any) -> str:
     """A value as a person reads it."""
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 or (value and value == int(value)) else f"{value:.4g}"
+    if math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 or (value and value.is_integer()) else f"{value:.4g}"
 
 
 def show(table: "DataFrame", title: str, most: int = 24) -> None:
