@@ -3,7 +3,7 @@
 Run with ``python -m benchmarks.sweep``. The prompts are 16 questions of 16 tokens with answers of one token, such as
 "Question: In which city was Ada Lovelace born? Answer: London".
 
-- heads: every head of SmolLM2-135M zeroed alone, against one ``run_with_hooks`` for each head.
+- heads: every head of SmolLM2-135M zeroed alone, against one ``run_with_hooks`` a head, timed on every third head.
 - bf16: the same from bfloat16 weights. On a processor without bfloat16 instructions the engine computes in float32.
 - positions: every head patched at every position, against ``get_act_patch_attn_head_out_by_pos``; both on layers spread
   over the depth, the peer on a sample of their heads and positions.
@@ -13,6 +13,8 @@ Run with ``python -m benchmarks.sweep``. The prompts are 16 questions of 16 toke
   same shapes reach.
 """
 
+import contextlib
+import io
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -157,60 +159,62 @@ def positions(model: HookedTransformer, task: Task, source: Task) -> tuple[float
             index_df=index,
         )
 
-    slow, found = timed(peer)
+    with contextlib.redirect_stderr(io.StringIO()):
+        slow, found = timed(peer)
     difference = max(abs(float(one) - two) for one, two in zip(found, table["log_prob"][sample], strict=True))
     return slow * len(plan) / len(sample) / fast, difference
 
 
 def main() -> None:
     torch.set_flush_denormal(True)
-    threads = torch.get_num_threads()
     model = load_model(smollm2())
     task, source = prompts(model)
     heads = list(shape_of(model).heads())
-    plan = single(heads)
+    plan, sampled = single(heads), slice(None, None, 3)
+    found: dict[str, Any] = {"threads": torch.get_num_threads()}
+
+    def tell(**numbers: Any) -> None:
+        found.update(numbers)
+        for name, value in numbers.items():
+            print(f"{name:24} {value}", flush=True)
 
     def sweep(model: HookedTransformer) -> pandas.DataFrame:
         return run_interventions(model, task, plan, metrics=["log_prob"])
 
     fast, table = timed(lambda: sweep(model))
+    # the loop's time for all heads, from every third
+    slow, expected = timed(lambda: loop(model, task, heads[sampled]))
+    slow *= len(heads) / len(expected)
+    tell(
+        heads_float32_ratio=round(slow / fast, 2),
+        heads_float32_seconds=round(fast, 1),
+        heads_float32_max_diff=float(numpy.abs(table["log_prob"][sampled] - expected).max()),
+    )
     engine = Engine(model, task, plan, metrics=["log_prob"])
     rate = operations(model, task, plan) / timed(engine.run)[0]
-    share = rate / plain_rate(model, engine.tokens)
-    slow, expected = timed(lambda: loop(model, task, heads))
+    tell(share_of_peak=round(rate / plain_rate(model, engine.tokens), 3), gflops=round(rate / 1e9))
+    effects = pandas.Series(expected) - float(answer_log_probs(model(task.tokens), task).mean())
+
+    def agreement(values: pandas.Series) -> float:
+        return round(float(values[sampled].reset_index(drop=True).corr(effects, "spearman")), 4)
+
     screen, estimates = timed(lambda: screen_interventions(model, task, plan), 2)
+    tell(screen_ratio=round(fast / screen, 1), screen_spearman=agreement(estimates["estimate"]))
+    small, questions = study_model(), study_task()
+    plan_of_small = single(shape_of(small).heads())
+    small_loop = timed(lambda: loop(small, questions, shape_of(small).heads()), 3)[0]
+    small_sweep = timed(lambda: run_interventions(small, questions, plan_of_small, metrics=["log_prob"]), 3)[0]
+    tell(study_ratio=round(small_loop / small_sweep, 2))
     by_position, position_difference = positions(model, task, source)
+    tell(positions_ratio=round(by_position, 2), positions_max_diff=position_difference)
     half = load_model(smollm2(), dtype="bfloat16")
     half_seconds, half_table = timed(lambda: sweep(half))
-    effects = pandas.Series(expected) - float(answer_log_probs(model(task.tokens), task).mean())
-    small, questions = study_model(), study_task()
-    small_heads = list(shape_of(small).heads())
-
-    def small_sweep() -> pandas.DataFrame:
-        return run_interventions(small, questions, single(small_heads), metrics=["log_prob"])
-
-    small_ratio = timed(lambda: loop(small, questions, small_heads), 3)[0] / timed(small_sweep, 3)[0]
-    found = {
-        "heads_float32_ratio": round(slow / fast, 2),
-        "heads_float32_seconds": round(fast, 1),
-        "heads_float32_max_diff": float(numpy.abs(table["log_prob"] - expected).max()),
-        "heads_bf16_ratio": round(slow / half_seconds, 2),
-        "heads_bf16_spearman": round(float(half_table["log_prob_effect"].corr(effects, "spearman")), 4),
-        "heads_bf16_arithmetic": str(arithmetic(half)).removeprefix("torch."),
-        "positions_ratio": round(by_position, 2),
-        "positions_max_diff": position_difference,
-        "study_ratio": round(small_ratio, 2),
-        "screen_ratio": round(fast / screen, 2),
-        "screen_spearman": round(float(estimates["estimate"].corr(effects, "spearman")), 3),
-        "share_of_peak": round(share, 3),
-        "gflops": round(rate / 1e9),
-        "threads": threads,
-        "provenance": provenance(),
-    }
-    write_json(Path("runs/bench/sweep.json"), found)
-    for name, value in found.items():
-        if name != "provenance":
-            print(f"{name:24} {value}")
+    tell(
+        heads_bf16_ratio=round(slow / half_seconds, 2),
+        heads_bf16_spearman=agreement(half_table["log_prob_effect"]),
+        heads_bf16_arithmetic=str(arithmetic(half)).removeprefix("torch."),
+    )
+    write_json(Path("runs/bench/sweep.json"), {**found, "provenance": provenance()})
 
 
 if __name__ == "__main__":

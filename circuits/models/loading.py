@@ -39,8 +39,8 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 #: How far logits may lie apart, as a share of the largest one. In half precision the two libraries round attention
-#: scores at different places.
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+#: scores at different places: 6 % apart after the 30 layers of SmolLM2-135M in bfloat16, where a wrong weight means 100 %.
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 
 
 #: Settings of a config that do not change what the model computes.
