@@ -39,7 +39,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 #: How far logits may lie apart, as a share of the largest one. In half precision the two libraries round attention
-#: scores at different places: 6 % apart after the 30 layers of SmolLM2-135M in bfloat16, where a wrong weight means 100 %.
+#: scores at different places: 6 % apart in bfloat16 after the 30 layers of SmolLM2-135M; wrong weights are 100 % apart.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 
 
