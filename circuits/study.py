@@ -618,7 +618,7 @@ def _over_seeds(values: list[Any]) -> Any:
         return values
     if None in values:
         return {"mean": None, "interval_95": [None, None], "values": values}
-    mean, *ends = mean_interval(values)
+    mean, *ends = mean_interval([float(value) for value in values])
     return {
         "mean": round(mean, 6),
         "interval_95": [None if math.isnan(end) else round(end, 6) for end in ends],

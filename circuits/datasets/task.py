@@ -220,20 +220,21 @@ class Task:
         Raises:
             CircuitsError: no examples are selected, or one does not exist.
         """
+        task = self.right_padded()
         chosen = torch.as_tensor(examples, dtype=torch.long)
         if len(chosen) == 0:
             raise CircuitsError(f"the task {self.name} is empty: no examples were selected")
         if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
             raise CircuitsError(f"the task {self.name} has examples 0 to {len(self) - 1}, not {int(chosen.max())}")
-        length = int(self.attention_mask[chosen].sum(1).max())
-        by_example = self.answers.groupby("example").indices
+        length = int(task.attention_mask[chosen].sum(1).max())
+        by_example = task.answers.groupby("example").indices
         rows = [by_example[old] for old in chosen.tolist()]
-        answers = self.answers.iloc[numpy.concatenate(rows)].reset_index(drop=True)
+        answers = task.answers.iloc[numpy.concatenate(rows)].reset_index(drop=True)
         answers["example"] = numpy.repeat(numpy.arange(len(rows)), [len(row) for row in rows])
         return type(self)(
             self.name,
-            self.tokens[chosen, :length],
-            self.roles[chosen, :length],
+            task.tokens[chosen, :length],
+            task.roles[chosen, :length],
             answers,
             [self.texts[index] for index in chosen.tolist()],
             self.provenance,

@@ -87,7 +87,7 @@ def screen_interventions(
     for one in interventions:
         if one.mode == "revert" or one.site == "pattern":
             raise CircuitsError(f"attribution cannot estimate {one}: run it exactly")
-    if metric in ("exact_match", "first_token", "kl"):
+    if metric in ("exact_match", "first_token", "source_exact_match", "kl"):
         raise CircuitsError(f"the metric {metric} has no useful gradient: screen by log_prob or logit_diff")
     engine = Engine(model, task, interventions, source, reference, None, [metric], seed, tokens)
     (function,) = engine.metrics.values()
@@ -101,6 +101,8 @@ def screen_interventions(
         with torch.enable_grad():
             last = batch.forward.run_clean(kept).last
             total = function(engine.lean.unembed(last), batch.known).sum()
+            if not total.requires_grad:
+                raise CircuitsError(f"the metric {next(iter(engine.metrics))} has no gradient: screen by another one")
             gradients = torch.autograd.grad(total, [kept.found[site] for site in sites], materialize_grads=True)
         changed = batch.context.changed
         by_unit: dict[Site, Tensor] = {}

@@ -18,15 +18,16 @@ import pandas
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions.forward import Attention, Forward, Queries, Site, Visitor
 from circuits.interventions.intervention import Intervention
 from circuits.interventions.pairing import matching_positions
-from circuits.interventions.tokens import TokenTree, check_positions
+from circuits.interventions.tokens import TokenTree, changed_tokens, check_positions
 from circuits.interventions.values import SHARED_MODES, Matched, Means, other_examples, same_positions
-from circuits.metrics import AnswerTokens, Metric, bootstrap_interval, metric_of
+from circuits.metrics import NAMED_METRICS, AnswerTokens, Metric, bootstrap_interval, kl, metric_of
 from circuits.models import HookedTransformer, LeanModel, facts_of, shape_of
 from circuits.progress import bar
 from circuits.storage import provenance
@@ -219,7 +220,8 @@ class Changes(Visitor):
             pattern = attention.pattern(row, unit.index)
             flat = pattern.flatten(0, 1)
             value = self._context.value(site, nodes, unit)
-            flat[back] = value[..., : flat.shape[-1]] if value.dim() else value
+            # a reference may be shorter or longer than the prompts; padding by a negative number cuts
+            flat[back] = functional.pad(value, (0, flat.shape[-1] - value.shape[-1])) if value.dim() else value
             z[row, :, unit.index] = attention.mixed(row, unit.index, flat.view_as(pattern))
         return z
 
@@ -265,7 +267,13 @@ class Engine:
         if tokens is not None and tokens < 1:
             raise CircuitsError(f"{tokens} tokens cannot be computed at once: give one or more")
         self.interventions = list(interventions)
-        self.metrics = dict(map(metric_of, metrics))
+        named = [metric_of(metric) for metric in metrics]
+        self.metrics = dict(named)
+        if len(self.metrics) < len(named):
+            twice = max(self.metrics, key=[name for name, _ in named].count)
+            raise CircuitsError(f"two metrics are called {twice}: give them different names")
+        # kl, and perhaps a function of the user's, compares with the clean run
+        self._compares = any(metric is kl or metric not in NAMED_METRICS.values() for metric in self.metrics.values())
         dtype = arithmetic(model)
         self.lean = LeanModel(model, dtype)
         self.tokens = token_budget(model) if tokens is None else tokens
@@ -282,6 +290,14 @@ class Engine:
             self._matches["resample"] = same_positions(self.task)
         if "patch" in modes and self.source is not None:
             self._matches["patch"] = matching_positions(self.source, self.task)
+            matched = torch.zeros_like(self.task.attention_mask)
+            matched[self._matches["patch"][:, 0], self._matches["patch"][:, 2]] = True
+            for positions in {one.positions for one in self.interventions if one.mode == "patch"}:
+                if not bool((changed_tokens(self.task, positions) & matched).any()):
+                    raise CircuitsError(
+                        f"no token at {positions} of {self.task.name} has a match in the source: "
+                        "nothing would be changed"
+                    )
         self._means: Means | None = None
         averaged = {site for one in interventions if one.mode.startswith("mean") for site, _ in self._sites(one)}
         if averaged:
@@ -302,6 +318,10 @@ class Engine:
             check_positions(self.task, positions)
         if "patch" in modes and self.source is None:
             raise CircuitsError("patching needs the run to take values from: give source")
+        if self.source is not None and len(self.source) != len(self.task):
+            raise CircuitsError(
+                f"a source pairs examples: it has {len(self.source)}, the task {self.task.name} has {len(self.task)}"
+            )
         if "revert" in modes:
             if pre is None:
                 raise CircuitsError("reverting needs the model before fine-tuning: give pre")
@@ -329,7 +349,9 @@ class Engine:
                     try:
                         batch = self.batch(examples, positions, mode)
                         batch.forward.run_clean()
-                        if "kl" in self.metrics:
+                        if any(
+                            metric is kl or metric not in NAMED_METRICS.values() for metric in self.metrics.values()
+                        ):
                             logits = self.lean.unembed(batch.forward.clean.last)
                             batch = replace(batch, known=replace(batch.known, clean=logits.float().log_softmax(-1)))
                         for name, values in self._score(batch, batch.forward.clean.last[None]).items():
@@ -375,7 +397,8 @@ class Engine:
         if mode in self._matches:
             other = self.reference.select(self._partners[examples]) if mode == "resample" else source
             assert other is not None
-            sites = {site for one in self.interventions if one.mode == mode for site, _ in self._sites(one)}
+            ours = [one for one in self.interventions if (one.mode, one.positions) == (mode, positions)]
+            sites = {site for one in ours for site, _ in self._sites(one)}
             place = torch.full((len(self.task),), -1)
             place[examples] = torch.arange(len(examples))
             matches = self._matches[mode].clone()
@@ -435,7 +458,8 @@ class Engine:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error)
+    said = ("not enough memory", "can't allocate memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in said)
 
 
 def arithmetic(model: HookedTransformer) -> torch.dtype:
@@ -452,14 +476,15 @@ def arithmetic(model: HookedTransformer) -> torch.dtype:
 
 
 def token_budget(model: HookedTransformer) -> int:
-    """How many tokens to compute at once: what a CPU's cache likes, or what fits a quarter of a GPU's free memory."""
+    """How many tokens to compute at once: what a CPU's cache likes, or what fits an eighth of a GPU's memory."""
     device = torch.device(model.cfg.device)
     if device.type != "cuda":
         return TOKENS
     # a stream before each layer in the clean run, and a layer's projections and neurons at a time
     numbers = model.cfg.d_model * (model.cfg.n_layers + 12) + 4 * model.cfg.d_mlp
-    free: int = torch.cuda.mem_get_info(device)[0]
-    return max(TOKENS, free // 4 // int(numbers * model.cfg.dtype.itemsize))
+    # of all its memory, not of what is free: rounding must not depend on what else runs
+    memory: int = torch.cuda.get_device_properties(device).total_memory
+    return max(TOKENS, memory // 8 // int(numbers * model.cfg.dtype.itemsize))
 
 
 def run_interventions(

@@ -42,7 +42,7 @@ class Intervention:
             pattern is changed for the queries at these positions.
 
     Raises:
-        CircuitsError: there is no such mode, site or role.
+        CircuitsError: there is no unit or one twice, or no such mode, site or role.
 
     Example:
         >>> str(Intervention((Head(2, 1), Head(3, 0)), "mean", positions="subject"))
@@ -57,6 +57,8 @@ class Intervention:
     def __post_init__(self) -> None:
         if not self.units:
             raise CircuitsError("an intervention needs a unit to act on: none was given")
+        if len(set(self.units)) < len(self.units):
+            raise CircuitsError(f"the intervention {'+'.join(map(str, self.units))} names a unit twice")
         if self.mode not in MODES:
             raise CircuitsError(f"there is no mode {self.mode!r}: choose from {', '.join(MODES)}")
         for unit in self.units:

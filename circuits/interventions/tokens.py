@@ -21,10 +21,11 @@ _ROLES = {"subject": Role.SUBJECT, "relation": Role.RELATION, "answer": Role.ANS
 
 
 def check_positions(task: Task, positions: int | str) -> None:
-    """Raise a `CircuitsError` unless some example of a task has a token there."""
-    if not bool(changed_tokens(task, positions).any()):
+    """Raise a `CircuitsError` unless some example of a task has a token there that its answers depend on."""
+    matter = torch.arange(task.tokens.shape[1])[None] < needed_lengths(task)[:, None]
+    if not bool((changed_tokens(task, positions) & matter).any()):
         what = f"position {positions}" if isinstance(positions, int) else f"{positions} token"
-        raise CircuitsError(f"no example of {task.name} has a {what}: nothing would be changed")
+        raise CircuitsError(f"no example of {task.name} has a {what} before its answers' end: nothing would be changed")
 
 
 def changed_tokens(task: Task, positions: int | str) -> Bool[Tensor, "example pos"]:

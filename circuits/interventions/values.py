@@ -121,13 +121,14 @@ class Matched:
         node = torch.full((len(tree) + 1,), -1)
         node[tree.nodes[example, ours]] = other.nodes[example, theirs]
         node = node[:-1]
-        if any(name == "pattern" for _, name in sites):
-            matched = node[tree.changed]
-            if bool((other.positions[matched] != tree.positions[tree.changed]).any()) or bool((matched < 0).any()):
-                raise CircuitsError(
-                    "a pattern can be patched only between prompts whose tokens match one by one: "
-                    "pair people in one template"
-                )
+        counts, last = torch.bincount(example), torch.zeros(len(source), dtype=torch.long)
+        last = last.scatter_reduce(0, example, ours, "amax")
+        one_by_one = torch.equal(theirs, ours) and torch.equal(counts, last + 1)
+        if any(name == "pattern" for _, name in sites) and not one_by_one:
+            raise CircuitsError(
+                "a pattern can be patched only between prompts whose tokens match one by one: "
+                "pair people in one template"
+            )
         return cls(recorder.found, node.to(lean.device))
 
 

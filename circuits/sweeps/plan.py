@@ -37,7 +37,7 @@ _OF_REFERENCE = ("mean", "mean_by_position", "resample")
 #: Settings that some modes and metrics take values from, and what they must be, where there is no default.
 _NEEDED = {
     "pre": (("revert",), "the folder of the checkpoint before fine-tuning"),
-    "source": (("patch", "logit_diff"), "people or formats"),
+    "source": (("patch", "logit_diff", "source_exact_match"), "people or formats"),
     "reference": (_OF_REFERENCE, ""),
 }
 #: Units named in all interventions of a task, at most; more would not fit into memory.
@@ -90,7 +90,8 @@ class SweepPlan:
         source: for ``patch`` and the metric ``logit_diff``: ``people`` (another person's run) or ``formats`` (the same
             person's biography).
         reference: the split for ``mean``, ``mean_by_position`` and ``resample``; the first task if not given.
-        metrics: of each answer: ``exact_match``, ``first_token``, ``log_prob``, ``logit_diff``, ``kl``.
+        metrics: of each answer: ``exact_match``, ``first_token``, ``log_prob``, ``logit_diff``, ``source_exact_match``,
+            ``kl``.
         seed: of every draw.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: where the model goes; CUDA if there is any, else the CPU.
@@ -136,6 +137,13 @@ class SweepPlan:
         self._check()
 
     def _check(self) -> None:
+        compared = {"logit_diff", "source_exact_match"} & set(self.metrics)
+        if compared and self.source == "formats":
+            raise CircuitsError(
+                f"{compared.pop()} compares with another answer, but the source formats has the same one: take people"
+            )
+        if self.screen is not None and self.site == "pattern":
+            raise CircuitsError("attribution cannot estimate a pattern: leave the screen out")
         if self.screen is not None and self.together == "cumulative":
             raise CircuitsError("a screen picks single units or pairs to compute exactly, but together is cumulative")
         if self.screen is not None and "revert" in self.modes:

@@ -406,7 +406,7 @@ def test_a_study_grafts_and_ranks(study):
     assert set(curves["kind"]) == {"head", "neuron"}
     assert set(curves["model"]) == {"mixed", "two_stage"}
     assert set(curves["task"]) == {"qa_id", "qa_ood"}
-    assert tables["rankings"].groupby(["model", "kind", "metric", "draw"])["unit"].nunique().isin([16, 4 * 176]).all()
+    assert tables["rankings"].groupby(["model", "kind", "metric", "draw"])["unit"].nunique().isin([16, 4 * 352]).all()
     assert set(tables["agreement"]["metric"]) >= set(rankings)
     assert tables["sharing_curve"].groupby("model")["fraction"].nunique().tolist() == [14, 14]
     page = (study / "report.html").read_text()

@@ -338,7 +338,7 @@ def test_memory_that_does_not_suffice_makes_batches_smaller(model, questions, mo
     assert refused
 
     def none(self, rows, *rest):
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate")
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:129] err == 0. DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(engine_module.Forward, "run", none)
     with pytest.raises(CircuitsError, match="memory does not suffice to run one example of qa_ood alone"):
@@ -422,12 +422,14 @@ def one_per_token(logits, known):
     ("units", "options", "extra", "sentence"),
     [
         ((), {}, {}, "an intervention needs a unit"),
+        ((Head(0, 0), Head(0, 0)), {}, {}, "names a unit twice"),
+        ((Head(0, 0),), {}, {"metrics": ["kl", "kl"]}, "two metrics are called kl"),
         ((Head(0, 0),), {"mode": "max"}, {}, "there is no mode 'max': choose from zero, mean"),
         ((Head(0, 0),), {"site": "post"}, {}, "L0H0 has no site 'post': choose from z, q, k, v, pattern"),
         ((Component(0, "attn_out"),), {"site": "z"}, {}, "L0.attn_out has no site 'z': leave it out"),
         ((Head(0, 0),), {"positions": "verb"}, {}, "there are no positions 'verb'"),
         ((Head(0, 0),), {"positions": -1}, {}, "positions count from 0"),
-        ((Head(0, 0),), {"positions": 99}, {}, "no example of qa_ood has a position 99: nothing would be changed"),
+        ((Head(0, 0),), {"positions": 99}, {}, "no example of qa_ood has a position 99"),
         ((Head(0, 0),), {"mode": "mean", "site": "pattern"}, {}, "use mean_by_position"),
         ((Head(0, 0),), {"mode": "revert", "site": "z"}, {}, "leave the site out"),
         ((Component(0, "attn_out"),), {"mode": "revert"}, {}, "has no weights of its own to revert"),
@@ -453,6 +455,13 @@ def test_what_an_architecture_has_not_is_refused(model, questions):
     if model.cfg.n_key_value_heads is not None:
         with pytest.raises(CircuitsError, match="L0H0 has no k of its own in this model: act on its key/value group"):
             run_interventions(model, questions, [Intervention((Head(0, 0),), site="k")])
+    source = questions.select([0, 1])
+    with pytest.raises(CircuitsError, match="a source pairs examples: it has 2, the task qa_ood has 3"):
+        run_interventions(model, questions, [Intervention((Head(0, 0),))], source=source, metrics=["logit_diff"])
+    with pytest.raises(CircuitsError, match="no token at answer of qa_ood has a match in the source"):
+        run_interventions(
+            model, questions, [Intervention((Head(0, 0),), "patch", positions="answer")], source=questions
+        )
     with pytest.raises(CircuitsError, match="nothing to run"):
         run_interventions(model, questions, [])
     with pytest.raises(CircuitsError, match="no other example of"):
