@@ -57,7 +57,10 @@ def test_a_plan_in_yaml_in_toml_and_in_python_is_the_same(tmp_path):
         ("model: m\npositions: -1\n", "there is no position -1"),
         ("model: m\nmodes: patch\n", "patch needs source: people or formats"),
         ("model: m\nmodes: revert\n", "revert needs pre: the folder of the checkpoint before fine-tuning"),
-        ("model: m\nsource: people\n", "source is given, but it is for patch or logit_diff alone"),
+        (
+            "model: m\nsource: people\n",
+            "source is given, but it is for patch or logit_diff or source_exact_match alone",
+        ),
         ("model: m\nmetrics: logit_diff\n", "logit_diff needs source: people or formats"),
         ("model: m\nreference: bio\n", "reference is given, but it is for mean or mean_by_position or resample alone"),
         ("model: m\nseed:\n", "seed is None: it must be a whole number"),
