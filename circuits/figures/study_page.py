@@ -169,9 +169,9 @@ def _claims_over_seeds(summaries: Sequence[dict[str, Any]]) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=["claim of the paper", "here", "holds in seeds"])
 
 
-def _with_interval(values: Sequence[float | None], form: str) -> str:
+def _with_interval(values: Sequence[float | int | None], form: str) -> str:
     """The mean over seeds, and its interval if there are several; how many have no value."""
-    known = [value for value in values if value is not None]
+    known = [float(value) for value in values if value is not None]
     if len(known) < len(values):
         return f"none in {len(values) - len(known)} of {len(values)} seeds"
     mean, low, high = mean_interval(known)
