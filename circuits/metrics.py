@@ -252,7 +252,7 @@ def evaluate(model: nn.Module, task: Task, batch_size: int = 256) -> pandas.Data
     return pandas.concat(parts, ignore_index=True)
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+def mean_interval(values: Sequence[float | int], level: float = 0.95) -> tuple[float, float, float]:
     """Mean of independent draws and its interval by Student's t.
 
     Returns:
