@@ -694,6 +694,7 @@ def study(
     people: Annotated[int, typer.Option(help="Number of people.")] = 200,
     steps: Annotated[int, typer.Option(help="Optimizer steps of mixed training, and of each of two stages.")] = 1000,
     fraction: Annotated[float, typer.Option(help="k: top fraction of parameters in each influenced set.")] = 0.01,
+    rank_examples: Annotated[int, typer.Option(help="Examples at each point of a ranking's curves.", min=1)] = 50,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw; default: 0.", show_default=False)] = None,
     seeds: Annotated[
         str | None,
@@ -719,6 +720,7 @@ def study(
         data=DatasetSettings(people=people, seed=first),
         optimisation=Optimisation(steps=steps),
         fraction=fraction,
+        rank_examples=rank_examples,
     )
     # models this small are as fast on one thread, and two are many times slower when anything else runs; fading
     # weights would slow them down too

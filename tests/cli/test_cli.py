@@ -316,7 +316,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(plan, tmp_path, monkeypatch):
     assert call("sweep", "run", plan, "--out", tmp_path / "out").returncode == 0
 
 
-SMALL_STUDY = ("--people", 12, "--steps", 40)
+SMALL_STUDY = ("--people", 12, "--steps", 40, "--rank-examples", 5)
 
 
 @pytest.fixture(scope="module")
