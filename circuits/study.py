@@ -581,14 +581,17 @@ def run_studies(
         raise CircuitsError(f"the seed {max(seeds, key=list(seeds).count)} is given twice: seeds must differ")
     if out.exists():
         for path in out.iterdir():
-            if not (path.name.startswith((".", "seed-")) or path.name in _OVER_SEEDS) or path.name == "plan.json":
+            if not path.name.startswith((".", "seed-")) and path.name not in _OVER_SEEDS:
                 raise CircuitsError(f"{out} holds something that is no set of studies: choose another folder")
+    chosen = {seed: replace(settings, seed=seed, data=replace(settings.data, seed=seed)) for seed in seeds}
+    # a folder that does not fit is refused before the hours of the seeds before it
+    for seed, one in chosen.items():
+        _Study(out / f"seed-{seed}", one).claim()
     summaries = []
-    for seed in seeds:
-        chosen = replace(settings, seed=seed, data=replace(settings.data, seed=seed))
+    for seed, one in chosen.items():
         if say is not None:
             say(f"seed {seed}: {out / f'seed-{seed}'}")
-        summaries.append(run_study(out / f"seed-{seed}", chosen, say))
+        summaries.append(run_study(out / f"seed-{seed}", one, say))
     single = {"settings", "seeds", "versions", "provenance"}
     numbers = {name for summary in summaries for name in summary} - single
     summary = {

@@ -69,8 +69,8 @@ class _Claim:
     """A claim of the paper: one number is larger (or smaller) than another."""
 
     text: str
-    one: float | None
-    other: float | None
+    one: float | int | None
+    other: float | int | None
     form: str
     larger: bool = True
 
@@ -138,7 +138,7 @@ def _claims(summary: dict[str, Any]) -> list[_Claim]:
     ]
 
 
-def _formatted(value: float | None, form: str) -> str:
+def _formatted(value: float | int | None, form: str) -> str:
     return "none" if value is None else f"{value:{form}}"
 
 
