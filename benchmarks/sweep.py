@@ -31,7 +31,9 @@ from benchmarks.place import study_model, study_task
 from benchmarks.smollm2 import smollm2
 from circuits.datasets import DatasetSettings, Task, make_dataset
 from circuits.interventions import Intervention, pair_people, run_interventions, screen_interventions, single
-from circuits.interventions.engine import Engine, arithmetic
+from circuits.interventions.engine import Engine, Prompts
+from circuits.interventions.forward import Forward
+from circuits.interventions.memory import arithmetic
 from circuits.models import HookedTransformer, HookPoints, load_model, shape_of
 from circuits.storage import provenance, write_json
 from circuits.units import Head
@@ -105,11 +107,12 @@ def operations(model: HookedTransformer, task: Task, interventions: list[Interve
     """Floating-point operations in the matrix products of the engine's layers and unembedding."""
     cfg = model.cfg
     engine = Engine(model, task, interventions)
-    forward = engine.batch(list(range(len(task))), "all", "zero").forward
+    prompts = Prompts(engine, list(range(len(task))))
+    forward = Forward(engine.lean, prompts.tree("all", "zero"), prompts.clean)
     attention = 2 * cfg.d_model * cfg.d_head * (cfg.n_heads + engine.lean.n_groups)
     output, mlp = 2 * cfg.d_model * cfg.d_head * cfg.n_heads, 6 * cfg.d_model * cfg.d_mlp
     layer = 2 * cfg.d_model * cfg.d_head * engine.lean.n_groups + attention + output + mlp
-    active, last = len(forward.active), len(forward.answers)
+    active, last = len(forward.active), int(forward.answers.sum())
     total = 0.0
     for one in interventions:
         whole = max(0, cfg.n_layers - 2 - one.layer)

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
-from circuits.interventions.engine import Engine, describe, sites_of
-from circuits.interventions.forward import Queries, Site, Visitor
+from circuits.interventions.engine import Engine, Prompts, describe, sites_of
+from circuits.interventions.forward import CleanRun, Forward, Queries, Site, Visitor
 from circuits.interventions.intervention import Intervention
+from circuits.interventions.memory import in_halves
 from circuits.metrics import Metric
 from circuits.models import HookedTransformer, facts_of
-from circuits.progress import track
+from circuits.progress import bar
 from circuits.storage import provenance
 from circuits.units import Component
 
@@ -92,29 +93,39 @@ def screen_interventions(
     engine = Engine(model, task, interventions, source, reference, None, [metric], seed, tokens)
     (function,) = engine.metrics.values()
     estimates = numpy.zeros(len(interventions))
-    work = [(group, examples) for group in engine.groups().items() for examples in engine.batches()]
-    for ((positions, mode), members), examples in track(work, "attribution", len(work), "batch"):
-        with torch.no_grad():
-            batch = engine.batch(examples, positions, mode, everywhere=True)
-        sites = {site for index in members for site, _ in sites_of(interventions[index], engine.grouped)}
-        kept = _Kept(sites)
-        with torch.enable_grad():
-            last = batch.forward.run_clean(kept).last
-            total = function(engine.lean.unembed(last), batch.known).sum()
-            if not total.requires_grad:
-                raise CircuitsError(f"the metric {next(iter(engine.metrics))} has no gradient: screen by another one")
-            gradients = torch.autograd.grad(total, [kept.found[site] for site in sites], materialize_grads=True)
-        changed = batch.context.changed
-        by_unit: dict[Site, Tensor] = {}
-        for site, gradient in zip(sites, gradients, strict=True):
-            change = batch.context.table(site, changed) - kept.found[site][0, changed].detach()
-            product = (gradient[0, changed].float() * change.float()).sum(0)
-            # a head's or group's dimensions are summed; neurons and components keep theirs
-            by_unit[site] = product.sum(-1) if product.dim() == 2 else product
-        for index in members:
-            for site, unit in sites_of(interventions[index], engine.grouped):
-                found = by_unit[site]
-                estimates[index] += float(found.sum() if isinstance(unit, Component) else found[unit.index])
+    groups = engine.groups()
+    with bar("attribution", len(groups) * len(engine.task), "example") as progress:
+
+        def work(examples: list[int]) -> None:
+            prompts, added = Prompts(engine, examples), numpy.zeros(len(interventions))
+            for (positions, mode), members in groups.items():
+                with torch.no_grad():
+                    forward = Forward(engine.lean, prompts.tree(positions, mode))
+                    context = engine.context(prompts, forward, mode)
+                sites = {site for index in members for site, _ in sites_of(interventions[index], engine.grouped)}
+                kept = _Kept(sites)
+                with torch.enable_grad():
+                    last = CleanRun.of(engine.lean, forward.tree, kept).last
+                    total = function(engine.lean.unembed(last), prompts.known).sum()
+                    if not total.requires_grad:
+                        name = next(iter(engine.metrics))
+                        raise CircuitsError(f"the metric {name} has no gradient: screen by another one")
+                    gradients = torch.autograd.grad(total, [kept.found[site] for site in sites], materialize_grads=True)
+                changed = context.changed
+                by_unit: dict[Site, Tensor] = {}
+                for site, gradient in zip(sites, gradients, strict=True):
+                    change = context.table(site, changed) - kept.found[site][0, changed].detach()
+                    product = (gradient[0, changed].float() * change.float()).sum(0)
+                    # a head's or group's dimensions are summed; neurons and components keep theirs
+                    by_unit[site] = product.sum(-1) if product.dim() == 2 else product
+                for index in members:
+                    for site, unit in sites_of(interventions[index], engine.grouped):
+                        found = by_unit[site]
+                        added[index] += float(found.sum() if isinstance(unit, Component) else found[unit.index])
+                progress.update(len(examples))
+            estimates[:] += added
+
+        in_halves(engine.batches(), work, engine.task.name)
     table = describe(interventions).assign(
         task=task.name, answers=len(engine.task.answers), estimate=estimates / len(engine.task.answers)
     )

@@ -1,16 +1,17 @@
 """Interventions by the hundred, exactly, at the cost of what they change.
 
-1. Interventions that act at the same positions with the same kind of values are run together, over batches of prompts
-   in which common beginnings are adjacent.
-2. For each batch the clean run is kept (``forward.py``), and the values to put in are made ready (``values.py``).
-3. Interventions are ordered by the lowest layer they change; as many as fit the token budget form one tensor, which
-   runs from that layer upwards with each row's changes written in.
+1. Prompts are taken in batches in which common beginnings are adjacent. For each batch the clean run is kept
+   (``forward.py``), and so is the run that values are patched from (``values.py``).
+2. Interventions that act at the same positions with the same kind of values are run together.
+3. They are ordered by the lowest layer they change; as many as fit the token budget form one tensor, to which each
+   joins at its layer, with its changes written in.
 4. Only positions that predict answer tokens are unembedded, and metrics are taken from their logits.
-5. If memory does not suffice, the number of rows is halved, and at one row the batch of prompts.
+5. If memory does not suffice, the number of rows is halved, and at one row the batch of prompts (``memory.py``).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy
@@ -22,8 +23,9 @@ from torch.nn import functional
 
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
-from circuits.interventions.forward import Attention, Forward, Queries, Site, Visitor
+from circuits.interventions.forward import Attention, CleanRun, Forward, Queries, Site, Visitor
 from circuits.interventions.intervention import Intervention
+from circuits.interventions.memory import arithmetic, in_halves, out_of_memory, token_budget
 from circuits.interventions.pairing import matching_positions
 from circuits.interventions.tokens import TokenTree, changed_tokens, check_positions
 from circuits.interventions.values import SHARED_MODES, Matched, Means, other_examples, same_positions
@@ -32,9 +34,6 @@ from circuits.models import HookedTransformer, LeanModel, facts_of, shape_of
 from circuits.progress import bar
 from circuits.storage import provenance
 from circuits.units import AnyUnit, Component, Head, KVGroup, Neuron
-
-#: Tokens in one tensor of rows on a CPU. More fall out of its cache, fewer do not fill its pipelines.
-TOKENS = 2048
 
 #: Logits in memory at once.
 _LOGITS = 1 << 24
@@ -83,7 +82,7 @@ class Context:
     """One tree of prompts, and the values that interventions of one mode put in.
 
     Args:
-        forward: of the tree; its clean run is done.
+        forward: of the tree.
         mode: of the interventions.
         means: for the mean modes.
         matched: for ``patch`` and ``resample``.
@@ -101,8 +100,7 @@ class Context:
         self.forward, self.mode = forward, mode
         self._lean, self._means, self._matched, self._pre = forward.lean, means, matched, pre
         self._changed = forward.tree.changed.to(self._lean.device)
-        if matched is not None:
-            self._changed = self._changed & (matched.node >= 0)
+        self._matching = None if matched is None else matched.at(forward.tree).to(self._lean.device)
         self._positions = forward.tree.positions.to(self._lean.device)
         self._nodes: Tensor | None = None
         self._where: dict[int, tuple[Tensor, Tensor]] = {}
@@ -139,7 +137,8 @@ class Context:
             if len(self._tables) >= _KEPT:
                 self._tables.pop(next(iter(self._tables)))
             if self._matched is not None:
-                found = self._matched.found[site][self._matched.node[nodes]]
+                assert self._matching is not None
+                found = self._matched.found[site][self._matching[nodes]]
             else:
                 assert self._means is not None
                 pooled = self.mode == "mean"
@@ -196,7 +195,6 @@ class Changes(Visitor):
         where, nodes = self._context.where(queries)
         if len(nodes) == 0:
             return x
-        x = x.clone()  # rows may still be views of one clean activation
         for row, unit in self._at[site]:
             if self._context.mode == "revert":
                 assert source is not None
@@ -213,7 +211,6 @@ class Changes(Visitor):
         where, nodes = self._context.where(attention.queries)
         if site not in self._at or len(nodes) == 0:
             return z
-        z = z.clone()
         back = attention.queries.back[where]
         for row, unit in self._at[site]:
             assert isinstance(unit, Head)
@@ -226,13 +223,51 @@ class Changes(Visitor):
         return z
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Some examples, ready for interventions of one mode at the same positions."""
+class Prompts:
+    """A batch of prompts, and what is computed of them only once.
 
-    forward: Forward
-    context: Context
-    known: AnswerTokens
+    Args:
+        engine: whose prompts they are.
+        examples: which of the task's.
+    """
+
+    def __init__(self, engine: "Engine", examples: list[int]) -> None:
+        self._engine, self._examples = engine, examples
+        self.task = engine.task.select(examples)
+        self._source = None if engine.source is None else engine.source.select(examples)
+        self._matched: dict[str, Matched] = {}
+
+    @cached_property
+    def clean(self) -> CleanRun:
+        """The run without intervention."""
+        return CleanRun.of(self._engine.lean, TokenTree.of(self.task))
+
+    @cached_property
+    def known(self) -> AnswerTokens:
+        """The answer tokens."""
+        return AnswerTokens.of(self.task, self._source, self._engine.lean.device)
+
+    def matched(self, mode: str) -> Matched | None:
+        """The run that values of one mode come from."""
+        engine = self._engine
+        if mode in engine.matches and mode not in self._matched:
+            other = engine.reference.select(engine.partners[self._examples]) if mode == "resample" else self._source
+            assert other is not None
+            ours = [one for one in engine.interventions if one.mode == mode]
+            sites = {site for one in ours for site, _ in sites_of(one, engine.grouped)}
+            place = torch.full((len(engine.task),), -1)
+            place[self._examples] = torch.arange(len(self._examples))
+            matches = engine.matches[mode].clone()
+            matches[:, 0] = place[matches[:, 0]]
+            self._matched[mode] = Matched.of(engine.lean, other, self.task, matches[matches[:, 0] >= 0], sites)
+        return self._matched.get(mode)
+
+    def tree(self, positions: int | str, mode: str) -> TokenTree:
+        """The tokens, with those marked that interventions of one mode change at some positions."""
+        changes, matched = changed_tokens(self.task, positions), self.matched(mode)
+        if matched is not None:
+            changes = changes & (matched.nodes >= 0) & ~matched.same
+        return TokenTree.of(self.task, changes, share=mode in SHARED_MODES)
 
 
 class Engine:
@@ -284,14 +319,15 @@ class Engine:
         modes = {intervention.mode for intervention in interventions}
         self._check(model, modes, pre)
         self._pre = None if pre is None or "revert" not in modes else LeanModel(pre, dtype)
-        self._partners, self._matches = torch.zeros(0), {}
+        self.partners: Int[Tensor, " example"] = torch.zeros(0, dtype=torch.long)
+        self.matches: dict[str, Int[Tensor, "match 3"]] = {}
         if "resample" in modes:
-            self._partners = other_examples(self.task, self.reference, seed)
-            self._matches["resample"] = same_positions(self.task)
+            self.partners = other_examples(self.task, self.reference, seed)
+            self.matches["resample"] = same_positions(self.task)
         if "patch" in modes and self.source is not None:
-            self._matches["patch"] = matching_positions(self.source, self.task)
+            self.matches["patch"] = matching_positions(self.source, self.task)
             matched = torch.zeros_like(self.task.attention_mask)
-            matched[self._matches["patch"][:, 0], self._matches["patch"][:, 2]] = True
+            matched[self.matches["patch"][:, 0], self.matches["patch"][:, 2]] = True
             for positions in {one.positions for one in self.interventions if one.mode == "patch"}:
                 if not bool((changed_tokens(self.task, positions) & matched).any()):
                     raise CircuitsError(
@@ -339,33 +375,31 @@ class Engine:
         clean = {name: numpy.zeros(answers) for name in self.metrics}
         found = {name: numpy.zeros((count, answers)) for name in self.metrics}
         rows_of = self.task.answers.groupby("example").indices
+        groups = self.groups()
+        for members in groups.values():
+            members.sort(key=lambda index: self._start(self.interventions[index]))
         with bar("interventions", count * len(self.task), "run") as progress:
-            for (positions, mode), members in self.groups().items():
-                members.sort(key=lambda index: self._start(self.interventions[index]))
-                waiting = self.batches()
-                while waiting:
-                    examples = waiting.pop(0)
-                    columns = numpy.concatenate([rows_of[example] for example in examples])
-                    try:
-                        batch = self.batch(examples, positions, mode)
-                        batch.forward.run_clean()
-                        if any(
-                            metric is kl or metric not in NAMED_METRICS.values() for metric in self.metrics.values()
-                        ):
-                            logits = self.lean.unembed(batch.forward.clean.last)
-                            batch = replace(batch, known=replace(batch.known, clean=logits.float().log_softmax(-1)))
-                        for name, values in self._score(batch, batch.forward.clean.last[None]).items():
-                            clean[name][columns] = values[0]
-                        self._run_batch(batch, members, columns, found, progress)
-                    except (RuntimeError, MemoryError) as error:
-                        if not _out_of_memory(error):
-                            raise
-                        if len(examples) == 1:
-                            raise CircuitsError(
-                                f"memory does not suffice to run one example of {self.task.name} alone"
-                            ) from None
-                        half = len(examples) // 2
-                        waiting[:0] = [examples[:half], examples[half:]]
+
+            def work(examples: list[int]) -> None:
+                columns = numpy.concatenate([rows_of[example] for example in examples])
+                prompts = Prompts(self, examples)
+                if self._compares:
+                    logits = self.lean.unembed(prompts.clean.last)
+                    prompts.known = replace(prompts.known, clean=logits.float().log_softmax(-1))
+                for name, values in self._score(prompts, prompts.clean.last[None]).items():
+                    clean[name][columns] = values[0]
+                for (positions, mode), members in groups.items():
+                    tree = prompts.tree(positions, mode)
+                    forward = Forward(self.lean, tree, prompts.clean)
+                    if forward.reaches:
+                        context = self.context(prompts, forward, mode)
+                        self._run(prompts, forward, context, members, columns, found, progress)
+                    else:
+                        for name in self.metrics:
+                            found[name][numpy.asarray(members)[:, None], columns] = clean[name][columns]
+                        progress.update(len(members) * len(examples))
+
+            in_halves(self.batches(), work, self.task.name)
         return clean, found
 
     def groups(self) -> dict[tuple[int | str, str], list[int]]:
@@ -388,66 +422,53 @@ class Engine:
             size += lengths[example]
         return batches
 
-    def batch(self, examples: list[int], positions: int | str, mode: str, everywhere: bool = False) -> Batch:
-        """Some examples, not run yet, and the values that interventions of one mode put in."""
-        task = self.task.select(examples)
-        source = None if self.source is None else self.source.select(examples)
-        forward = Forward(self.lean, TokenTree.of(task, positions, share=mode in SHARED_MODES), everywhere)
-        matched = None
-        if mode in self._matches:
-            other = self.reference.select(self._partners[examples]) if mode == "resample" else source
-            assert other is not None
-            ours = [one for one in self.interventions if (one.mode, one.positions) == (mode, positions)]
-            sites = {site for one in ours for site, _ in self._sites(one)}
-            place = torch.full((len(self.task),), -1)
-            place[examples] = torch.arange(len(examples))
-            matches = self._matches[mode].clone()
-            matches[:, 0] = place[matches[:, 0]]
-            matched = Matched.of(self.lean, other, matches[matches[:, 0] >= 0], forward.tree, sites)
-        known = AnswerTokens.of(task, source, self.lean.device)
-        return Batch(forward, Context(forward, mode, self._means, matched, self._pre), known)
+    def context(self, prompts: Prompts, forward: Forward, mode: str) -> Context:
+        """The values that interventions of one mode put in."""
+        return Context(forward, mode, self._means, prompts.matched(mode), self._pre)
 
-    def _run_batch(
-        self, batch: Batch, members: list[int], columns: numpy.ndarray, found: dict[str, numpy.ndarray], progress: Any
+    def _run(
+        self,
+        prompts: Prompts,
+        forward: Forward,
+        context: Context,
+        members: list[int],
+        columns: numpy.ndarray,
+        found: dict[str, numpy.ndarray],
+        progress: Any,
     ) -> None:
         """Run interventions over one batch, as many at once as the token budget and the memory allow."""
-        size = max(1, self.tokens // max(1, len(batch.forward.active)))
+        size = max(1, self.tokens // len(forward.active))
         start = 0
         while start < len(members):
-            chosen = self._alike(members[start : start + size])
+            chosen = members[start : start + size]
             rows = [self.interventions[index] for index in chosen]
             try:
-                last = batch.forward.run(len(rows), *self._start(rows[0]), Changes(rows, batch.context, self.grouped))
-                scores = self._score(batch, last)
+                last = forward.run([self._start(one) for one in rows], Changes(rows, context, self.grouped))
+                scores = self._score(prompts, last)
             except (RuntimeError, MemoryError) as error:
-                if size == 1 or not _out_of_memory(error):
+                if size == 1 or not out_of_memory(error):
                     raise
                 size //= 2
                 continue
             for name, values in scores.items():
                 found[name][numpy.asarray(chosen)[:, None], columns] = values
             start += len(chosen)
-            progress.update(len(chosen) * len(batch.forward.tree.nodes))
+            progress.update(len(chosen) * len(prompts.task))
 
     def _start(self, intervention: Intervention) -> tuple[int, bool]:
         """The lowest layer an intervention changes, and whether only after that layer's attention."""
         layer = intervention.layer
         return layer, not any(at == layer and name in _EARLY for (at, name), _ in self._sites(intervention))
 
-    def _alike(self, members: list[int]) -> list[int]:
-        """The first of these interventions, and those after it that start at the same place."""
-        starts = [self._start(self.interventions[index]) for index in members]
-        return [index for index, start in zip(members, starts, strict=True) if start == starts[0]]
-
-    def _score(self, batch: Batch, last: Float[Tensor, "row answer_token d_model"]) -> dict[str, numpy.ndarray]:
+    def _score(self, prompts: Prompts, last: Float[Tensor, "row answer_token d_model"]) -> dict[str, numpy.ndarray]:
         """Metrics of each row, ``[row, answer]``; a few rows are unembedded at a time."""
         size = max(1, _LOGITS // (last.shape[1] * self.lean.d_vocab))
         parts: dict[str, list[numpy.ndarray]] = {name: [] for name in self.metrics}
         for part in last.split(size):
             logits = self.lean.unembed(part)
             for name, metric in self.metrics.items():
-                values = metric(logits, batch.known)
-                expected = (len(part), batch.known.answers)
+                values = metric(logits, prompts.known)
+                expected = (len(part), prompts.known.answers)
                 if values.shape != expected:
                     raise CircuitsError(
                         f"the metric {name} gave values of shape {tuple(values.shape)}: "
@@ -455,36 +476,6 @@ class Engine:
                     )
                 parts[name].append(values.double().cpu().numpy())
         return {name: numpy.concatenate(values) for name, values in parts.items()}
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    said = ("not enough memory", "can't allocate memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in said)
-
-
-def arithmetic(model: HookedTransformer) -> torch.dtype:
-    """The dtype to compute in: the model's, or float32 on a processor without instructions for a half-precision one.
-
-    There half precision is emulated: several times slower than float32, and less exact.
-    """
-    dtype: torch.dtype = model.cfg.dtype
-    if torch.device(model.cfg.device).type != "cpu" or dtype == torch.float32:
-        return dtype
-    known = torch.cpu.get_capabilities()
-    names = ("amx_bf16", "avx512_bf16") if dtype == torch.bfloat16 else ("amx_fp16", "avx512_fp16")
-    return dtype if any(known.get(name) for name in names) else torch.float32
-
-
-def token_budget(model: HookedTransformer) -> int:
-    """How many tokens to compute at once: what a CPU's cache likes, or what fits an eighth of a GPU's memory."""
-    device = torch.device(model.cfg.device)
-    if device.type != "cuda":
-        return TOKENS
-    # a stream before each layer in the clean run, and a layer's projections and neurons at a time
-    numbers = model.cfg.d_model * (model.cfg.n_layers + 12) + 4 * model.cfg.d_mlp
-    # of all its memory, not of what is free: rounding must not depend on what else runs
-    memory: int = torch.cuda.get_device_properties(device).total_memory
-    return max(TOKENS, memory // 8 // int(numbers * model.cfg.dtype.itemsize))
 
 
 def run_interventions(

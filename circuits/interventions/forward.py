@@ -1,20 +1,19 @@
 """Running many interventions of one model through its layers at once.
 
-1. The clean run computes every node of a `TokenTree` once and keeps the stream before each layer, keys and values.
+1. The clean run computes every node of a `TokenTree` once and keeps the streams, keys, values and heads' outputs.
 2. A batch of interventions is a tensor ``[row, active, d_model]``: a row for each intervention, and only the nodes that
-   the intervention reaches. It starts at the lowest layer that is changed, from the clean stream; where only what
-   comes after attention is changed, from the clean output of that layer's attention.
+   the intervention reaches. A row joins at the lowest layer that it changes, with the clean stream; where only what
+   comes after attention is changed, with the clean output of that layer's attention.
 3. In each layer the rows' changes are written in at their sites. Attention is the one place where nodes meet: queries,
-   keys and values are laid out as ``[row, example, pos]``, inactive keys and values taken from the clean run.
+   keys and values are laid out by example and position, inactive keys and values taken from the clean run.
 4. In the last layer only the nodes that predict answer tokens go on after keys and values.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.interventions.tokens import TokenTree
@@ -24,33 +23,36 @@ from circuits.models import LeanModel
 Site = tuple[int, str]
 
 
-@dataclass(frozen=True)
 class Queries:
-    """Which nodes ask in attention, and what they see.
+    """Which nodes ask in attention, what they see, and where all of it lies in memory.
+
+    Args:
+        lean: the model.
+        tree: the nodes.
+        active: the nodes whose keys and values are computed; those of all others come from the clean run.
+        chosen: the nodes that ask; among the active ones.
+        clean: for each node of the tree, its number in the clean run.
 
     Attributes:
         nodes: the nodes that ask, ``[query]``.
         within: where they stand among the active nodes; None if they are all of them.
-        grid: for each example and query position, the index of the query; ``[example, query_pos]``.
-        keys: for each example and position, the node; ``[example, pos]``.
-        bias: zero where a query of the grid sees a position, minus infinity elsewhere; ``[example, query_pos, pos]``.
-        back: for each query, where in the flattened grid it stands.
+        bias: zero where a query sees a position, minus infinity elsewhere; ``[example, query_pos, pos]``.
+        back: for each query, where in the grid of examples and query positions it stands.
     """
 
-    nodes: Int[Tensor, " query"]
-    within: Int[Tensor, " query"] | None
-    grid: Int[Tensor, "example query_pos"]
-    keys: Int[Tensor, "example pos"]
-    bias: Float[Tensor, "example query_pos pos"]
-    back: Int[Tensor, " query"]
-
-    @classmethod
-    def of(cls, tree: TokenTree, chosen: Int[Tensor, " query"], device: torch.device, dtype: torch.dtype) -> "Queries":
-        """Lay out the queries of these nodes; examples without any of them are left out."""
+    def __init__(
+        self,
+        lean: LeanModel,
+        tree: TokenTree,
+        active: Int[Tensor, " active"],
+        chosen: Int[Tensor, " query"],
+        clean: Int[Tensor, " node"],
+    ) -> None:
+        device = lean.device
         number = torch.full((len(tree) + 1,), -1)
         number[chosen] = torch.arange(len(chosen))
         asks = number[tree.nodes] >= 0  # node -1 is the last entry: never chosen
-        kept = asks.any(1)
+        kept = asks.any(1)  # examples where nothing asks are left out
         nodes, asks = tree.nodes[kept], asks[kept]
         count = asks.sum(1)
         width = int(count.max())
@@ -61,66 +63,113 @@ class Queries:
         positions = torch.arange(nodes.shape[1])
         # a query that only fills the grid sees the first position, so that its softmax is defined
         visible = (positions[None, None] <= torch.where(real, order, 0)[:, :, None]) & (nodes >= 0)[:, None]
-        bias = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, -torch.inf)
         back = torch.zeros(len(chosen), dtype=torch.long)
         back[grid[real]] = real.flatten().nonzero().flatten()
-        everything = torch.equal(chosen, tree.active)
-        within = torch.searchsorted(tree.active, chosen)
-        return cls(
-            chosen.to(device),
-            None if everything else within.to(device),
-            grid.to(device),
-            nodes.clamp(min=0).to(device),
-            bias.to(device),
-            back.to(device),
-        )
+        self.nodes = chosen.to(device)
+        self.within = None if torch.equal(chosen, active) else torch.searchsorted(active, chosen).to(device)
+        self.bias = torch.zeros(visible.shape, dtype=lean.dtype).masked_fill(~visible, -torch.inf).to(device)
+        self.back = back.to(device)
+        self._heads, self._groups, self._queries, self._active = lean.n_heads, lean.n_groups, len(chosen), len(active)
+        heads = torch.arange(lean.n_heads).view(lean.n_groups, -1)
+        # scores are laid out as example, group, pos, head of the group, query position
+        shape = (len(nodes), *heads.shape, nodes.shape[1], width)
+        laid_out = self.bias.transpose(1, 2)[:, None, None].expand(shape).transpose(2, 3)
+        self.flat_bias: Float[Tensor, " score"] = laid_out.reshape(-1)
+        # vectors of one head: the queries as example, group, head of the group, query position, and back again
+        self._asked = (grid[:, None, None] * lean.n_heads + heads[None, :, :, None]).flatten()
+        example, place = back // width, back % width
+        self._answered = (
+            (example[:, None] * lean.n_heads + torch.arange(lean.n_heads)) * width + place[:, None]
+        ).flatten()
+        # keys and values as example, group, pos: of active nodes as computed, of others from the clean run
+        where = torch.full((len(tree),), -1)
+        where[active] = torch.arange(len(active))
+        groups = torch.arange(lean.n_groups)[:, None]
+        seen = nodes.clamp(min=0)[:, None]
+        self._seen = (where[seen] * lean.n_groups + groups).flatten()
+        self._from_clean = (where[seen] < 0).expand(-1, lean.n_groups, -1).flatten()
+        self._seen_clean = (clean[seen] * lean.n_groups + groups).flatten()
+        self.shape = shape
+        self._rows: dict[tuple[str, int], Int[Tensor, " vector"]] = {}
 
-    def gather(self, x: Float[Tensor, "row query heads d_head"]) -> Float[Tensor, "row example query_pos heads d_head"]:
-        """Lay values of queries out on the grid."""
-        laid_out: Tensor = x.index_select(1, self.grid.flatten()).unflatten(1, self.grid.shape)
-        return laid_out
+    def _of_rows(self, name: str, rows: int, clean: int = 0) -> Int[Tensor, " vector"]:
+        """The numbers of the vectors to take, for as many rows."""
+        if (name, rows) not in self._rows:
+            row = torch.arange(rows)[:, None]
+            if name == "asked":
+                found = self._asked + row * (self._queries * self._heads)
+            elif name == "answered":
+                found = self._answered + row * (len(self._asked))
+            else:
+                found = self._seen + row * (self._active * self._groups) + clean
+                found = torch.where(self._from_clean, self._seen_clean, found)
+            self._rows[name, rows] = found.flatten().to(self.nodes.device)
+        return self._rows[name, rows]
+
+    def asked(self, q: Float[Tensor, "row query head d_head"]) -> Float[Tensor, "row example group asked d_head"]:
+        """Queries laid out; the heads of a group stand below one another."""
+        examples, groups, heads, _, width = self.shape
+        vectors = q.reshape(-1, q.shape[-1]).index_select(0, self._of_rows("asked", len(q)))
+        return vectors.view(len(q), examples, groups, heads * width, -1)
+
+    def seen(
+        self, new: Float[Tensor, "row active group d_head"], clean: Float[Tensor, "node group d_head"] | None
+    ) -> Float[Tensor, "row example group pos d_head"]:
+        """Keys or values laid out; the clean run's may be left out if every node is active."""
+        examples, groups, _, length, _ = self.shape
+        vectors, before = new.reshape(-1, new.shape[-1]), 0
+        if clean is not None:
+            before = clean.shape[0] * groups
+            vectors = torch.cat([clean.flatten(0, 1), vectors])
+        found = vectors.index_select(0, self._of_rows("seen", len(new), before))
+        return found.view(len(new), examples, groups, length, -1)
+
+    def answered(self, z: Tensor, rows: int) -> Float[Tensor, "row query head d_head"]:
+        """Heads' outputs, laid out as `asked`, back in the order of the queries."""
+        vectors = z.reshape(-1, z.shape[-1]).index_select(0, self._of_rows("answered", rows))
+        return vectors.view(rows, self._queries, self._heads, -1)
 
 
 @dataclass
 class Attention:
-    """What a change inside attention may need: laid out as ``[row, example, pos, heads, d_head]``."""
+    """What a change inside attention may need.
+
+    Attributes:
+        queries: how it is laid out.
+        q: ``[row, example, group, asked, d_head]``.
+        k: ``[row, example, group, pos, d_head]``.
+        v: like the keys.
+    """
 
     queries: Queries
     q: Tensor
     k: Tensor
     v: Tensor
 
-    def z(self) -> Float[Tensor, "row query heads d_head"]:
+    def z(self) -> Float[Tensor, "row query head d_head"]:
         """Every head's output."""
-        rows, groups, width = len(self.q), self.k.shape[3], self.q.shape[-1]
-        # the heads of a group stand below one another: one product serves them all
-        q = rearrange(self.q, "row example pos (group head) d -> (row example) group (head pos) d", group=groups)
-        scores = q @ rearrange(self.k, "row example pos group d -> (row example) group d pos")
-        scores = scores.mul(width**-0.5).unflatten(0, (rows, -1)).unflatten(3, (-1, self.q.shape[2]))
-        pattern = (scores + self.queries.bias[:, None, None]).softmax(-1).flatten(0, 1).flatten(2, 3)
-        mixed = pattern @ rearrange(self.v, "row example pos group d -> (row example) group pos d")
-        z = rearrange(
-            mixed,
-            "(row example) group (head pos) d -> row (example pos) (group head) d",
-            row=rows,
-            pos=self.q.shape[2],
-        )
-        queries: Tensor = z.index_select(1, self.queries.back)
-        return queries
+        rows = len(self.q)
+        q, k, v = (x.flatten(0, 2) for x in (self.q, self.k, self.v))
+        # keys come first, so that the softmax runs down columns: down short rows it is four times slower
+        room = q.new_empty(len(q), k.shape[1], q.shape[1])
+        scores = torch.baddbmm(room, k, q.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
+        scores = scores.view(rows, -1).add_(self.queries.flat_bias).view_as(room)
+        return self.queries.answered(scores.softmax(1).transpose(1, 2) @ v, rows)
 
     def pattern(self, row: int, head: int) -> Float[Tensor, "example query_pos pos"]:
         """The attention pattern of one head in one row."""
-        repeats = self.q.shape[3] // self.k.shape[3]
-        q, k = self.q[row, :, :, head], self.k[row, :, :, head // repeats]
-        pattern: Tensor = (q @ k.transpose(1, 2) * q.shape[-1] ** -0.5 + self.queries.bias).softmax(-1)
+        group, within = divmod(head, self.queries.shape[2])
+        width = self.queries.shape[4]
+        q = self.q[row, :, group, within * width : (within + 1) * width]
+        scores = q @ self.k[row, :, group].transpose(1, 2) * q.shape[-1] ** -0.5
+        pattern: Tensor = (scores + self.queries.bias).softmax(-1)
         return pattern
 
     def mixed(
         self, row: int, head: int, pattern: Float[Tensor, "example query_pos pos"]
     ) -> Float[Tensor, "query d_head"]:
         """The head's z under another pattern."""
-        repeats = self.q.shape[3] // self.k.shape[3]
-        values = self.v[row, :, :, head // repeats]
+        values = self.v[row, :, head // self.queries.shape[2]]
         return (pattern.to(values.dtype) @ values).flatten(0, 1)[self.queries.back]
 
 
@@ -128,7 +177,7 @@ class Visitor:
     """Looks at activations as they are computed, or changes them; this one does neither."""
 
     def __call__(self, site: Site, x: Tensor, queries: Queries | None, source: Tensor | None) -> Tensor:  # noqa: ARG002
-        """Return the activation, ``[row, node, ...]``, changed or not.
+        """Return the activation, ``[row, node, ...]``, changed in place or not.
 
         Args:
             site: layer and name.
@@ -139,7 +188,7 @@ class Visitor:
         return x
 
     def attention(self, layer: int, z: Tensor, attention: Attention) -> Tensor:  # noqa: ARG002
-        """Return z, ``[row, query, head, d_head]``, changed or not."""
+        """Return z, ``[row, query, head, d_head]``, changed in place or not."""
         return z
 
 
@@ -148,21 +197,45 @@ _NOBODY = Visitor()
 
 @dataclass
 class CleanRun:
-    """The clean run of a tree, kept.
+    """The run of a whole tree without intervention, kept.
 
     Attributes:
         tree: its nodes.
-        streams: the stream before each layer, ``[node, d_model]`` each.
+        streams: the stream before each layer, and after the last, ``[node, d_model]`` each.
         keys: rotated keys of each layer, ``[node, group, d_head]`` each.
         values: values of each layer.
-        last: the stream after the last layer at the nodes that predict answer tokens, ``[answer_token, d_model]``.
+        z: heads' outputs of each layer, ``[node, head, d_head]`` each.
     """
 
     tree: TokenTree
     streams: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
-    last: Tensor = field(default_factory=lambda: torch.zeros(0))
+    z: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, lean: LeanModel, tree: TokenTree, visitor: Visitor = _NOBODY) -> "CleanRun":
+        """Run every node of a tree through every layer."""
+        run = cls(tree)
+        layers = Forward(lean, tree)
+        x = lean.embed(tree.tokens)[None]
+        if torch.is_grad_enabled():
+            x.requires_grad_()
+        for layer in range(lean.n_layers):
+            run.streams.append(x[0])
+            x = visitor((layer, "resid_pre"), x, None, None)
+            z, keys, values = layers.attend(layer, x, visitor)
+            run.keys.append(keys[0])
+            run.values.append(values[0])
+            run.z.append(z[0])
+            x = layers.after_attention(layer, x, z, visitor)
+        run.streams.append(x[0])
+        return run
+
+    @property
+    def last(self) -> Float[Tensor, "answer_token d_model"]:
+        """The stream after the last layer at the nodes that predict answer tokens."""
+        return self.streams[-1][self.tree.predicting.to(self.streams[-1].device)]
 
 
 class Forward:
@@ -171,83 +244,79 @@ class Forward:
     Args:
         lean: the model.
         tree: the tokens.
-        everywhere: let all active nodes go on in the last layer too, so that a visitor sees them.
+        clean: a run of the same prompts, whose activations stand wherever the tree is not active. Without it every
+            node is active, and all go on in the last layer.
     """
 
-    def __init__(self, lean: LeanModel, tree: TokenTree, everywhere: bool = False) -> None:
-        self.lean, self.tree, self._everywhere = lean, tree, everywhere
-        device = lean.device
+    def __init__(self, lean: LeanModel, tree: TokenTree, clean: CleanRun | None = None) -> None:
+        self.lean, self.tree, self._clean = lean, tree, clean
         every = torch.arange(len(tree))
-        # the clean run of the whole tree is the same computation with every node active
-        self._whole = TokenTree(tree.tokens, tree.positions, tree.changed, every, tree.nodes, tree.predicting)
-        self.active = tree.active.to(device)
-        self._all_active = len(tree.active) == len(tree)
-        self._queries = Queries.of(tree, tree.active, device, lean.dtype) if len(tree.active) else None
-        reached = tree.active if everywhere else tree.active[torch.isin(tree.active, tree.predicting)]
-        self.final = Queries.of(tree, reached, device, lean.dtype) if len(reached) else None
+        active = every if clean is None else tree.active
+        going_on = every if clean is None else active[torch.isin(active, tree.predicting)]
+        in_clean = every if clean is None else _numbers(tree, clean.tree)
+        self.active = active.to(lean.device)
+        self._active_in_clean = in_clean[active].to(lean.device)
+        self._all_active = len(active) == len(tree)
+        # whether an intervention reaches any answer
+        self.reaches = len(going_on) > 0
+        if not self.reaches:
+            return
+        self._queries = Queries(lean, tree, active, active, in_clean)
+        self._final = Queries(lean, tree, active, going_on, in_clean)
         # answer tokens whose predicting node is reached, and where it stands among the final queries
-        reaches = torch.isin(tree.predicting, reached)
-        self.answers = reaches.nonzero().flatten().to(device)
-        self._answer_query = torch.searchsorted(reached, tree.predicting[reaches]).to(device)
+        reached = torch.isin(tree.predicting, going_on)
+        self.answers: Bool[Tensor, " answer_token"] = reached.to(lean.device)
+        self._answer_query = torch.searchsorted(going_on, tree.predicting[reached]).to(lean.device)
         cos, sin = lean.rotary(tree.positions)
         self._angles = (cos[self.active], sin[self.active])
-        self.clean = CleanRun(tree)
-        self._clean_z: tuple[int, Tensor] | None = None
 
-    def run_clean(self, visitor: Visitor = _NOBODY) -> CleanRun:
-        """Run every node once, and keep streams, keys and values."""
-        whole = self if self._all_active else Forward(self.lean, self._whole, self._everywhere)
-        x = self.lean.embed(self.tree.tokens)[None]
-        if torch.is_grad_enabled():
-            x.requires_grad_()
-        for layer in range(self.lean.n_layers):
-            self.clean.streams.append(x[0])
-            x = whole._layer(layer, x, visitor, keep=self.clean)
-        self.clean.last = x[0][whole._answer_query]
-        return self.clean
-
-    def run(self, rows: int, start: int, late: bool, visitor: Visitor) -> Float[Tensor, "row answer_token d_model"]:
-        """Run interventions from the clean stream before a layer.
+    def run(self, starts: Sequence[tuple[int, bool]], visitor: Visitor) -> Float[Tensor, "row answer_token d_model"]:
+        """Run interventions that reach an answer.
 
         Args:
-            rows: how many interventions.
-            start: the lowest layer that is changed.
-            late: whether that layer is changed only after its attention.
+            starts: for each, the lowest layer that it changes, and whether only after that layer's attention; sorted.
             visitor: writes the changes in.
 
         Returns:
             the stream after the last layer at the nodes that predict answer tokens.
         """
-        result = self.clean.last.expand(rows, -1, -1)
-        if self.final is None:
-            return result
-        x = self.clean.streams[start][self.active].expand(rows, -1, -1)
-        z = self._clean_attention(start).expand(rows, -1, -1, -1) if late else None
-        for layer in range(start, self.lean.n_layers):
-            x = self._layer(layer, x, visitor, z=z if layer == start else None)
-        if len(self.answers) == result.shape[1]:
-            return x.index_select(1, self._answer_query)
-        result = result.clone()
-        result[:, self.answers] = x.index_select(1, self._answer_query)
+        clean = self._clean
+        assert clean is not None
+        where = self._active_in_clean
+        x = clean.streams[0].new_zeros(0, len(where), self.lean.d_model)
+        for layer in range(starts[0][0], self.lean.n_layers):
+            early, late = starts.count((layer, False)), starts.count((layer, True))
+            stream = clean.streams[layer][where] if early or late else None
+            x = _joined(x, stream, early)
+            x = visitor((layer, "resid_pre"), x, None, None)
+            queries = self._going_on(layer)
+            if len(x):
+                z, _, _ = self.attend(layer, x, visitor)
+            else:
+                z = clean.z[layer].new_zeros(0, len(queries.nodes), *clean.z[layer].shape[1:])
+            asking = where if queries.within is None else where[queries.within]
+            z = _joined(z, clean.z[layer][asking] if late else None, late)
+            x = self.after_attention(layer, _joined(x, stream, late), z, visitor)
+        reached = x.index_select(1, self._answer_query)
+        if bool(self.answers.all()):
+            return reached
+        result = clean.last.repeat(len(starts), 1, 1)
+        result[:, self.answers] = reached
         return result
-
-    def _clean_attention(self, layer: int) -> Float[Tensor, "1 query head d_head"]:
-        """Z of the clean run at the nodes that go on in this layer; the last one asked for is kept."""
-        if self._clean_z is None or self._clean_z[0] != layer:
-            x = self.clean.streams[layer][self.active][None]
-            self._clean_z = (layer, self._attend(layer, x, _NOBODY, None))
-        return self._clean_z[1]
 
     def _going_on(self, layer: int) -> Queries:
         """The nodes that go on after keys and values: in the last layer those that predict answers."""
-        queries = self.final if layer == self.lean.n_layers - 1 else self._queries
-        assert queries is not None  # a tree without active nodes is not run
-        return queries
+        return self._final if layer == self.lean.n_layers - 1 else self._queries
 
-    def _attend(
-        self, layer: int, x: Float[Tensor, "row active d_model"], visitor: Visitor, keep: CleanRun | None
-    ) -> Float[Tensor, "row query head d_head"]:
-        lean, weights = self.lean, self.lean.layers[layer]
+    def attend(
+        self, layer: int, x: Float[Tensor, "row active d_model"], visitor: Visitor
+    ) -> tuple[
+        Float[Tensor, "row query head d_head"],
+        Float[Tensor, "row active group d_head"],
+        Float[Tensor, "row active group d_head"],
+    ]:
+        """Heads' outputs, rotated keys, and values of one layer."""
+        lean, weights, clean = self.lean, self.lean.layers[layer], self._clean
         queries = self._going_on(layer)
         normed = weights.norm1(x)
         asking = normed if queries.within is None else normed.index_select(1, queries.within)
@@ -258,40 +327,24 @@ class Forward:
         angles = self._angles
         k = lean.rotate(k, angles)
         q = lean.rotate(q, angles if queries.within is None else (angles[0][queries.within], angles[1][queries.within]))
-        if keep is not None:
-            keep.keys.append(k[0])
-            keep.values.append(v[0])
-        elif not self._all_active:
-            k, v = self._beside_clean(k, self.clean.keys[layer]), self._beside_clean(v, self.clean.values[layer])
-        where = queries.keys.flatten()
+        beside = clean is not None and not self._all_active
         attention = Attention(
             queries,
-            queries.gather(q),
-            k.index_select(1, where).unflatten(1, queries.keys.shape),
-            v.index_select(1, where).unflatten(1, queries.keys.shape),
+            queries.asked(q),
+            queries.seen(k, clean.keys[layer] if clean is not None and beside else None),
+            queries.seen(v, clean.values[layer] if clean is not None and beside else None),
         )
-        z = attention.z()
-        return visitor.attention(layer, z, attention)
+        return visitor.attention(layer, attention.z(), attention), k, v
 
-    def _beside_clean(
-        self, new: Float[Tensor, "row active group d_head"], clean: Float[Tensor, "node group d_head"]
-    ) -> Float[Tensor, "row node group d_head"]:
-        together = clean.expand(len(new), -1, -1, -1).clone()
-        together[:, self.active] = new
-        return together
-
-    def _layer(
+    def after_attention(
         self,
         layer: int,
         x: Float[Tensor, "row active d_model"],
+        z: Float[Tensor, "row query head d_head"],
         visitor: Visitor,
-        keep: CleanRun | None = None,
-        z: Float[Tensor, "row query head d_head"] | None = None,
     ) -> Float[Tensor, "row query d_model"]:
+        """The stream after a layer, given the one before it and its heads' outputs."""
         lean, weights, queries = self.lean, self.lean.layers[layer], self._going_on(layer)
-        x = visitor((layer, "resid_pre"), x, None, None)
-        if z is None:
-            z = self._attend(layer, x, visitor, keep)
         if queries.within is not None:
             x = x.index_select(1, queries.within)
         z = visitor((layer, "z"), z, queries, None)
@@ -304,8 +357,23 @@ class Forward:
         return visitor((layer, "resid_post"), middle + mlp_out, queries, None)
 
 
+def _numbers(tree: TokenTree, clean: TokenTree) -> Int[Tensor, " node"]:
+    """For each node of a tree, the node of a clean run of the same prompts that stands for the same tokens."""
+    numbers = torch.zeros(len(tree), dtype=torch.long)
+    real = tree.nodes >= 0
+    numbers[tree.nodes[real]] = clean.nodes[real]
+    return numbers
+
+
+def _joined(rows: Tensor, clean: Tensor | None, count: int) -> Tensor:
+    """Rows, and below them as many copies of a clean activation."""
+    if clean is None or not count:
+        return rows
+    return torch.cat([rows, clean.expand(count, *clean.shape)])
+
+
 class Recorder(Visitor):
-    """Keeps activations of a clean run by site; every node's, so the run must be of a whole tree."""
+    """Keeps activations of a clean run by site."""
 
     def __init__(self, sites: Collection[Site]) -> None:
         self._wanted = set(sites)
@@ -320,6 +388,7 @@ class Recorder(Visitor):
     def attention(self, layer: int, z: Tensor, attention: Attention) -> Tensor:
         """Keep the pattern of every head, if it is wanted: ``[node, head, pos]``."""
         if (layer, "pattern") in self._wanted:
-            patterns = [attention.pattern(0, head).flatten(0, 1) for head in range(attention.q.shape[3])]
+            heads = attention.queries.shape[1] * attention.queries.shape[2]
+            patterns = [attention.pattern(0, head).flatten(0, 1) for head in range(heads)]
             self.found[layer, "pattern"] = torch.stack(patterns, 1)[attention.queries.back]
         return z

@@ -4,7 +4,8 @@
    their common beginning: the prompts form a tree. Padding has no nodes, and neither has what follows the last token
    that predicts an answer.
 2. An intervention changes some tokens. Prompts share a node only if they are changed at the same tokens up to it, so
-   that one node stands for the same computation in all of them.
+   that one node stands for the same computation in all of them. Where the values put in differ from prompt to prompt,
+   they share nothing from the first changed token on.
 3. Active nodes are those from the first changed token on; what comes before is as in the clean run.
 """
 
@@ -76,13 +77,19 @@ class TokenTree:
     predicting: Int[Tensor, " answer_token"]
 
     @classmethod
-    def of(cls, task: Task, positions: int | str = "all", share: bool = True, whole: bool = False) -> "TokenTree":
+    def of(
+        cls,
+        task: Task,
+        changes: Bool[Tensor, "example pos"] | None = None,
+        share: bool = True,
+        whole: bool = False,
+    ) -> "TokenTree":
         """Build the tree of a right-padded task.
 
         Args:
             task: the prompts.
-            positions: where the intervention acts.
-            share: whether prompts share nodes; they must not where the values put in differ from prompt to prompt.
+            changes: the tokens that the intervention acts on; none if not given.
+            share: whether prompts share nodes from the first changed token on.
             whole: also the tokens after the last one that predicts an answer.
 
         Example:
@@ -94,18 +101,19 @@ class TokenTree:
             >>> tree.nodes.tolist(), tree.predicting.tolist()
             ([[0, 1, 2], [0, 3, -1]], [1, 2, 3])
         """
-        changes = changed_tokens(task, positions)
+        changes = torch.zeros_like(task.attention_mask) if changes is None else changes
         where = task.answer_mask.nonzero()
         lengths = task.attention_mask.sum(1) if whole else needed_lengths(task)
         nodes = torch.full((len(task), int(lengths.max())), -1)
-        known: dict[tuple[int, int, bool], int] = {}
+        known: dict[tuple[int, int, bool, int], int] = {}
         rows: list[tuple[int, int, bool, bool]] = []  # token, position, changed, active
         for example, (tokens, flags, length) in enumerate(
             zip(task.tokens.tolist(), changes.tolist(), lengths.tolist(), strict=True)
         ):
             parent, path = -1, []
             for position in range(length):
-                key = (parent if share or parent >= 0 else -1 - example, tokens[position], flags[position])
+                alone = flags[position] and not share
+                key = (parent, tokens[position], flags[position], example if alone else -1)
                 if key not in known:
                     known[key] = len(rows)
                     before = parent >= 0 and rows[parent][3]

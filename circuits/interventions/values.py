@@ -2,7 +2,8 @@
 
 1. ``mean`` and ``mean_by_position``: the reference set runs once, and sums are taken over all its tokens, or over the
    tokens at each position. Padding is not counted.
-2. ``patch``: the source runs once; a node takes the value of the source's token that matches it.
+2. ``patch``: the source runs once; a node takes the value of the source's token that matches it. Up to where both
+   begin with the same tokens the values are the same, and nothing is changed.
 3. ``resample``: the same, with another example of the reference set as the source, drawn among those at least as long,
    and the same position as the match.
 4. ``revert``: the weights before fine-tuning compute the unit anew from what stands before it.
@@ -12,12 +13,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
-from circuits.interventions.forward import Forward, Recorder, Site
+from circuits.interventions.forward import CleanRun, Recorder, Site
+from circuits.interventions.memory import in_halves
 from circuits.interventions.tokens import TokenTree, needed_lengths
 from circuits.models import LeanModel
 
@@ -52,10 +54,11 @@ class Means:
         """
         length = int(reference.attention_mask.sum(1).max())
         means = cls(counts=reference.attention_mask.sum(0)[:length].to(lean.device), name=reference.name)
-        for batch in reference.batches(max(1, tokens // length)):
-            tree = TokenTree.of(batch, whole=True)
+
+        def add(examples: list[int]) -> None:
+            tree = TokenTree.of(reference.select(examples), whole=True)
             recorder = Recorder(sites)
-            Forward(lean, tree, everywhere=True).run_clean(recorder)
+            CleanRun.of(lean, tree, recorder)
             # a node counts once for every prompt that goes through it
             times = torch.bincount(tree.nodes[tree.nodes >= 0], minlength=len(tree)).to(lean.device)
             positions = tree.positions.to(lean.device)
@@ -66,6 +69,10 @@ class Means:
                     means.sums[site] = found.new_zeros((length, *found.shape[1:]), dtype=torch.float64)
                 weights = times.double().view(-1, *[1] * (found.dim() - 1))
                 means.sums[site].index_add_(0, positions, found.double() * weights)
+
+        size = max(1, tokens // length)
+        batches = [list(range(start, min(start + size, len(reference)))) for start in range(0, len(reference), size)]
+        in_halves(batches, add, reference.name)
         return means
 
     def pooled(self, site: Site) -> Float[Tensor, "1 ..."]:
@@ -89,38 +96,47 @@ class Means:
 
 @dataclass(frozen=True)
 class Matched:
-    """Values of another run at the nodes of a tree.
+    """Values of another run of paired prompts.
 
     Attributes:
         found: site → activations of the other run.
-        node: for each node of the tree, the matching node of the other run; ``-1`` if there is none.
+        nodes: where they stand in it, for each example and position of ours; ``-1`` where there is no match.
+        same: where they are our own, since both prompts are the same up to there.
     """
 
     found: dict[Site, Tensor]
-    node: Int[Tensor, " node"]
+    nodes: Int[Tensor, "example pos"]
+    same: Bool[Tensor, "example pos"]
 
     @classmethod
+    @torch.no_grad()
     def of(
-        cls, lean: LeanModel, source: Task, matches: Int[Tensor, "match 3"], tree: TokenTree, sites: Collection[Site]
+        cls, lean: LeanModel, source: Task, task: Task, matches: Int[Tensor, "match 3"], sites: Collection[Site]
     ) -> "Matched":
         """Run the source.
 
         Args:
             lean: the model.
-            source: the other prompts, right-padded, one for each example of the tree.
+            source: the other prompts, right-padded, one for each of the task's.
+            task: the prompts.
             matches: rows of example, source position, position.
-            tree: of prompts that share no nodes.
             sites: which activations.
+
+        Raises:
+            CircuitsError: patterns of prompts whose tokens do not match one by one.
         """
-        other = TokenTree.of(source, whole=True)
+        tree = TokenTree.of(source, whole=True)
         recorder = Recorder(sites)
-        with torch.no_grad():
-            Forward(lean, other, everywhere=True).run_clean(recorder)
-        matches = matches[matches[:, 2] < tree.nodes.shape[1]]
+        CleanRun.of(lean, tree, recorder)
+        matches = matches[matches[:, 2] < int(needed_lengths(task).max())]
         example, theirs, ours = matches.T
-        node = torch.full((len(tree) + 1,), -1)
-        node[tree.nodes[example, ours]] = other.nodes[example, theirs]
-        node = node[:-1]
+        nodes = torch.full(task.tokens.shape, -1)
+        nodes[example, ours] = tree.nodes[example, theirs]
+        width = min(source.tokens.shape[1], task.tokens.shape[1])
+        alike = torch.zeros_like(task.attention_mask)
+        alike[:, :width] = (source.tokens[:, :width] == task.tokens[:, :width]).cumprod(1).bool()
+        same = torch.zeros_like(alike)
+        same[example, ours] = alike[example, ours] & (theirs == ours)
         counts, last = torch.bincount(example), torch.zeros(len(source), dtype=torch.long)
         last = last.scatter_reduce(0, example, ours, "amax")
         one_by_one = torch.equal(theirs, ours) and torch.equal(counts, last + 1)
@@ -129,7 +145,14 @@ class Matched:
                 "a pattern can be patched only between prompts whose tokens match one by one: "
                 "pair people in one template"
             )
-        return cls(recorder.found, node.to(lean.device))
+        return cls(recorder.found, nodes, same)
+
+    def at(self, tree: TokenTree) -> Int[Tensor, " node"]:
+        """For each node of a tree of the task, the matching node of the other run."""
+        found = torch.full((len(tree),), -1)
+        real = tree.nodes >= 0
+        found[tree.nodes[real]] = self.nodes[:, : tree.nodes.shape[1]][real]
+        return found
 
 
 def other_examples(task: Task, reference: Task, seed: int) -> Int[Tensor, " example"]:

@@ -46,6 +46,11 @@ class Norm:
     def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """The normalised stream."""
         if self.bias is None:
+            if x.device.type == "cpu" and x.dtype == torch.float32:
+                # torch's own takes twice as long here
+                length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+                scale: Tensor = (length.square() / x.shape[-1] + self.eps).rsqrt()
+                return (x * scale).mul_(self.weight)
             return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
@@ -90,7 +95,7 @@ class LeanModel:
         self.dtype: torch.dtype = dtype or cfg.dtype
         self.device = torch.device(cfg.device)
         self.n_layers, self.n_heads, self.d_head = int(cfg.n_layers), int(cfg.n_heads), int(cfg.d_head)
-        self.d_vocab = int(cfg.d_vocab)
+        self.d_model, self.d_vocab = int(cfg.d_model), int(cfg.d_vocab)
         self.n_groups = int(cfg.n_key_value_heads or cfg.n_heads)
         self.parallel = bool(cfg.parallel_attn_mlp)
         self._rotary_dim = int(cfg.rotary_dim)
@@ -155,12 +160,12 @@ class LeanModel:
         angles: tuple[Float[Tensor, "token d"], Float[Tensor, "token d"]],
     ) -> Float[Tensor, "... token heads d_head"]:
         """Queries or keys with their positions in them."""
-        turned = x[..., : self._rotary_dim]
         cos, sin = (angle[:, None] for angle in angles)
-        half = self._rotary_dim // 2
-        swapped = torch.cat([turned[..., half:], turned[..., :half]], -1)
-        turned = torch.addcmul(turned * cos, swapped, sin)
-        return turned if self._rotary_dim == self.d_head else torch.cat([turned, x[..., self._rotary_dim :]], -1)
+        half, whole = self._rotary_dim // 2, self._rotary_dim
+        turned = x * cos if whole == self.d_head else torch.cat([x[..., :whole] * cos, x[..., whole:]], -1)
+        turned[..., :half].addcmul_(x[..., half:whole], sin[..., :half])
+        turned[..., half:whole].addcmul_(x[..., :half], sin[..., half:])
+        return turned
 
     def heads(self, x: Float[Tensor, "... features"]) -> Float[Tensor, "... heads d_head"]:
         """Split the features of a projection into heads or groups."""

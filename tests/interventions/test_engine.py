@@ -20,7 +20,8 @@ from circuits.interventions import (
     single,
 )
 from circuits.interventions import engine as engine_module
-from circuits.interventions.engine import Engine, arithmetic
+from circuits.interventions.engine import Engine
+from circuits.interventions.memory import arithmetic
 from circuits.metrics import evaluate
 from circuits.models import load_model
 from circuits.units import Component, Head, KVGroup, Neuron
@@ -201,7 +202,7 @@ def test_patching_between_formats_equals_hooks_written_by_hand(model, tasks):
 def test_resampling_equals_hooks_written_by_hand(model, questions, bio):
     plan = [Intervention(units, "resample", site, "subject") for units, site in every_unit(model)[::3]]
     for reference in (questions, bio):
-        partners = Engine(model, questions, plan, reference=reference, seed=3)._partners.tolist()
+        partners = Engine(model, questions, plan, reference=reference, seed=3).partners.tolist()
         check(model, questions, plan, partners=partners, reference=reference, seed=3)
 
 
@@ -327,17 +328,17 @@ def test_memory_that_does_not_suffice_makes_batches_smaller(model, questions, mo
     expected = run_interventions(model, questions, plan)["log_prob"].to_numpy()
     run, refused = engine_module.Forward.run, []
 
-    def scarce(self, rows, *rest):
-        if rows * len(self.active) > 30:
-            refused.append(rows)
+    def scarce(self, starts, *rest):
+        if len(starts) * len(self.active) > 30:
+            refused.append(len(starts))
             raise torch.OutOfMemoryError("no room")
-        return run(self, rows, *rest)
+        return run(self, starts, *rest)
 
     monkeypatch.setattr(engine_module.Forward, "run", scarce)
     assert run_interventions(model, questions, plan)["log_prob"].to_numpy() == pytest.approx(expected, abs=1e-4)
     assert refused
 
-    def none(self, rows, *rest):
+    def none(self, starts, *rest):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:129] err == 0. DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(engine_module.Forward, "run", none)
