@@ -3,7 +3,8 @@
 Run with ``python -m benchmarks.sweep``. The prompts are 16 questions of 16 tokens with answers of one token, such as
 "Question: In which city was Ada Lovelace born? Answer: London".
 
-- heads: every head of SmolLM2-135M zeroed alone, against one ``run_with_hooks`` a head, timed on every third head.
+- heads: every head of SmolLM2-135M zeroed alone, against one ``run_with_hooks`` a head, timed on every fifth head; in
+  turns.
 - bf16: the same from bfloat16 weights. On a processor without bfloat16 instructions the engine computes in float32.
 - positions: every head patched at every position, against ``get_act_patch_attn_head_out_by_pos``; both on layers spread
   over the depth, the peer on a sample of their heads and positions.
@@ -39,6 +40,7 @@ from circuits.storage import provenance, write_json
 from circuits.units import Head
 
 TOKENS, PROMPTS = 16, 16
+TURNS, LOOPED = 3, 5
 LAYERS = (3, 11, 19, 27)
 
 
@@ -134,7 +136,7 @@ def plain_rate(model: HookedTransformer, tokens: int) -> float:
         for x, weight in pairs:
             linear(x, weight)
 
-    return work / timed(products, 20)[0]
+    return work * 20 / timed(lambda: [products() for _ in range(20)])[0]
 
 
 @torch.inference_mode()
@@ -173,7 +175,7 @@ def main() -> None:
     model = load_model(smollm2())
     task, source = prompts(model)
     heads = list(shape_of(model).heads())
-    plan, sampled = single(heads), slice(None, None, 3)
+    plan = single(heads)
     found: dict[str, Any] = {"threads": torch.get_num_threads()}
 
     def tell(**numbers: Any) -> None:
@@ -184,19 +186,30 @@ def main() -> None:
     def sweep(model: HookedTransformer) -> pandas.DataFrame:
         return run_interventions(model, task, plan, metrics=["log_prob"])
 
-    fast, table = timed(lambda: sweep(model))
-    # the loop's time for all heads, from every third
-    slow, expected = timed(lambda: loop(model, task, heads[sampled]))
-    slow *= len(heads) / len(expected)
+    # in turns, so that a busy moment of the machine does not hit only one
+    engine = Engine(model, task, plan, metrics=["log_prob"])
+    fast, slow, rates, expected = 0.0, 0.0, [], {}
+    for turn in range(TURNS):
+        seconds, table = timed(lambda: sweep(model))
+        fast += seconds / TURNS
+        rates.append(plain_rate(model, engine.tokens))
+        looped = range(LOOPED * turn, len(heads), LOOPED * TURNS)
+        seconds, values = timed(lambda looped=looped: loop(model, task, [heads[index] for index in looped]))
+        slow += seconds * len(heads) / len(looped) / TURNS
+        rates.append(plain_rate(model, engine.tokens))
+        expected |= dict(zip(looped, values, strict=True))
+    sampled = sorted(expected)
+    rate = operations(model, task, plan) / fast
+    naive = numpy.array([expected[index] for index in sampled])
     tell(
         heads_float32_ratio=round(slow / fast, 2),
         heads_float32_seconds=round(fast, 1),
-        heads_float32_max_diff=float(numpy.abs(table["log_prob"][sampled] - expected).max()),
+        heads_float32_max_diff=float(numpy.abs(table["log_prob"][sampled] - naive).max()),
+        share_of_peak=round(rate / float(numpy.mean(rates)), 3),
+        gflops=round(rate / 1e9),
     )
-    engine = Engine(model, task, plan, metrics=["log_prob"])
-    rate = operations(model, task, plan) / timed(engine.run)[0]
-    tell(share_of_peak=round(rate / plain_rate(model, engine.tokens), 3), gflops=round(rate / 1e9))
-    effects = pandas.Series(expected) - float(answer_log_probs(model(task.tokens), task).mean())
+    with torch.inference_mode():
+        effects = pandas.Series(naive) - float(answer_log_probs(model(task.tokens), task).mean())
 
     def agreement(values: pandas.Series) -> float:
         return round(float(values[sampled].reset_index(drop=True).corr(effects, "spearman")), 4)

@@ -9,6 +9,7 @@
 5. If memory does not suffice, the number of rows is halved, and at one row the batch of prompts (``memory.py``).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -35,8 +36,8 @@ from circuits.progress import bar
 from circuits.storage import provenance
 from circuits.units import AnyUnit, Component, Head, KVGroup, Neuron
 
-#: Logits in memory at once.
-_LOGITS = 1 << 24
+#: Logits in memory at once: as many as an allocator gives out of memory it already has.
+_LOGITS = 1 << 23
 
 #: Sites that come before a layer's attention, or in it.
 _EARLY = ("resid_pre", "q", "k", "v", "pattern")
@@ -462,7 +463,8 @@ class Engine:
 
     def _score(self, prompts: Prompts, last: Float[Tensor, "row answer_token d_model"]) -> dict[str, numpy.ndarray]:
         """Metrics of each row, ``[row, answer]``; a few rows are unembedded at a time."""
-        size = max(1, _LOGITS // (last.shape[1] * self.lean.d_vocab))
+        fit = max(1, _LOGITS // (last.shape[1] * self.lean.d_vocab))
+        size = math.ceil(len(last) / math.ceil(len(last) / fit))  # parts of about the same size
         parts: dict[str, list[numpy.ndarray]] = {name: [] for name in self.metrics}
         for part in last.split(size):
             logits = self.lean.unembed(part)
