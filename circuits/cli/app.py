@@ -525,8 +525,10 @@ def patch(
     data: Data = None,
     source: Annotated[
         Source,
-        typer.Option("--from", help="The same person's biography, or another person's run of the same question."),
-    ] = Source.PERSON,
+        typer.Option(
+            "--from", help="formats: the same person's biography. people: another person's run of the same question."
+        ),
+    ] = Source.PEOPLE,
     split: Annotated[Split, typer.Option(help="The run that is changed: a question split.")] = Split.QA_OOD,
     head: Annotated[
         list[str] | None,
@@ -555,7 +557,7 @@ def patch(
             examples=examples,
             units=head or "heads",
             modes="patch",
-            source="formats" if source is Source.BIO else "people",
+            source=source.value,
             seed=seed,
             dtype=dtype,
             device=device,
@@ -570,7 +572,7 @@ def patch(
 
     heads = heads_of(head, loaded)
     target = task_of(dataset, split.value, loaded, examples, seed)
-    if source is Source.BIO:
+    if source is Source.FORMATS:
         other = pair_formats(target, task_of(dataset, "bio", loaded, None, seed))
     else:
         other = pair_people(target, seed)
@@ -596,7 +598,10 @@ def run_plan(
     ] = Path("runs/sweep"),
     executor: Annotated[str, typer.Option(help="serial, or processes: several on this machine.")] = "serial",
     workers: Annotated[
-        int | None, typer.Option(help="Number of processes; default: one for each core.", min=1, show_default=False)
+        int | None,
+        typer.Option(
+            help="Number of processes; default: as many as the cores have room for.", min=1, show_default=False
+        ),
     ] = None,
 ) -> None:
     """Run a sweep, or what is missing of one. Several of this command may share one folder."""

@@ -68,8 +68,8 @@ class HeadMode(StrEnum):
 class Source(StrEnum):
     """Which run a head's output is taken from."""
 
-    BIO = "bio"
-    PERSON = "person"
+    FORMATS = "formats"
+    PEOPLE = "people"
 
 
 Model = Annotated[Path, typer.Argument(help="Folder of a Hugging Face checkpoint.", show_default=False)]

@@ -318,11 +318,11 @@ def dataset_of(checkpoint: str | Path) -> FactDataset:
     card = checkpoint / "circuits.json"
     facts = read_json(card) if card.is_file() else {}
     if "data" not in facts:
-        raise CircuitsError(f"{checkpoint} does not say what it was trained on: name the dataset with --data")
+        raise CircuitsError(f"{checkpoint} does not say what it was trained on: name the dataset (--data)")
     dataset = FactDataset((checkpoint.resolve() / facts["data"]).resolve())
     if dataset.fingerprint != facts["dataset"]:
         raise CircuitsError(
             f"{checkpoint} was trained on the dataset {facts['dataset']}, but {dataset.folder} is "
-            f"{dataset.fingerprint}: name the right one with --data"
+            f"{dataset.fingerprint}: name the right one (--data)"
         )
     return dataset

@@ -11,6 +11,7 @@ from circuits.interventions.heads import (
     replace_heads,
 )
 from circuits.interventions.intervention import MODES, POSITIONS, SITES, Intervention, cumulative, pairs, single
+from circuits.interventions.memory import arithmetic
 from circuits.interventions.pairing import matching_positions, pair_formats, pair_people
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "SITES",
     "Intervention",
     "ablate_heads",
+    "arithmetic",
     "cumulative",
     "matching_positions",
     "mean_head_outputs",

@@ -129,5 +129,10 @@ def screen_interventions(
     table = describe(interventions).assign(
         task=task.name, answers=len(engine.task.answers), estimate=estimates / len(engine.task.answers)
     )
-    table.attrs = provenance(**facts_of(model), task=task.provenance, seed=seed)
+    table.attrs = provenance(
+        **facts_of(model),
+        task=task.provenance,
+        seed=seed,
+        arithmetic=str(engine.lean.dtype).removeprefix("torch."),
+    )
     return table

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from circuits.models.hooks import HookPoints, capture, head_output, hooked
     from circuits.models.lean import LeanLayer, LeanModel, Linear, Norm
     from circuits.models.loading import (
+        DTYPES,
         Checkpoint,
         HookedTransformer,
         checkpoint_of,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _HOOKED = {
     "COMPONENTS": "projections",
+    "DTYPES": "loading",
     "Checkpoint": "loading",
     "HookPoints": "hooks",
     "HookedTransformer": "loading",
@@ -67,6 +69,7 @@ _HOOKED = {
 
 __all__ = [
     "COMPONENTS",
+    "DTYPES",
     "Checkpoint",
     "HookPoints",
     "HookedTransformer",

@@ -42,12 +42,13 @@ class Serial:
     Args:
         work: runs a job.
         workers: 1, or not given.
+        threads: that a job computes on.
 
     Raises:
         CircuitsError: more workers were asked for.
     """
 
-    def __init__(self, work: Work, workers: int | None = None) -> None:
+    def __init__(self, work: Work, workers: int | None = None, threads: int = 1) -> None:  # noqa: ARG002
         if workers not in (None, 1):
             raise CircuitsError(f"the executor serial is one worker, not {workers}: choose processes")
         self._work = work
@@ -69,18 +70,19 @@ class Processes:
 
     Args:
         work: runs a job; it is sent to each worker.
-        workers: processes; as many as there are cores if not given.
+        workers: processes; if not given, as many as the cores have room for.
+        threads: that a job computes on.
 
     Raises:
         CircuitsError: there are to be no workers.
     """
 
-    def __init__(self, work: Work, workers: int | None = None) -> None:
+    def __init__(self, work: Work, workers: int | None = None, threads: int = 1) -> None:
         if workers is not None and workers < 1:
             raise CircuitsError(f"there are to be {workers} workers: 1 is the least")
         context = multiprocessing.get_context("spawn")
         reader, self._alive = context.Pipe(duplex=False)
-        self._pool = ProcessPoolExecutor(workers or _cores(), context, _begin, (work, reader))
+        self._pool = ProcessPoolExecutor(workers or max(1, _cores() // threads), context, _begin, (work, reader))
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, bool]]:
         """Run jobs, and give each back with what the work returned."""
@@ -102,7 +104,7 @@ class Processes:
         self._alive.close()
 
 
-EXECUTORS: dict[str, Callable[[Work, int | None], Executor]] = {"serial": Serial, "processes": Processes}
+EXECUTORS: dict[str, Callable[[Work, int | None, int], Executor]] = {"serial": Serial, "processes": Processes}
 
 
 def _cores() -> int:

@@ -18,13 +18,15 @@ def _by_head(table: pandas.DataFrame) -> pandas.DataFrame:
     """A table of single heads with ``head``, ``layer`` and ``index`` in the place of what all rows have in common."""
     heads = [Head.parse(name) for name in table["units"]]
     names = {"head": table["units"], "layer": [head.layer for head in heads], "index": [head.index for head in heads]}
-    return pandas.concat([pandas.DataFrame(names), table.drop(columns=["units", "site", "positions"])], axis=1)
+    found = pandas.concat([pandas.DataFrame(names), table.drop(columns=["units", "site", "positions"])], axis=1)
+    found.attrs = table.attrs
+    return found
 
 
 def sweep_heads(
     model: HookedTransformer,
     tasks: Sequence[Task],
-    modes: Sequence[str] = ABLATIONS,
+    modes: str | Sequence[str] = ABLATIONS,
     reference: Task | None = None,
     heads: Sequence[Head] | None = None,
 ) -> pandas.DataFrame:
@@ -51,9 +53,11 @@ def sweep_heads(
     if not tasks:
         raise CircuitsError("a sweep needs a task to score: none was given")
     chosen = list(shape_of(model).heads()) if heads is None else list(heads)
-    plan = [one for mode in modes for one in single(chosen, mode)]
+    plan = [one for mode in ([modes] if isinstance(modes, str) else modes) for one in single(chosen, mode)]
     tables = [run_interventions(model, task, plan, reference=reference or tasks[0], metrics=_METRICS) for task in tasks]
-    return _by_head(pandas.concat(tables, ignore_index=True))
+    together = pandas.concat(tables, ignore_index=True)
+    together.attrs = tables[0].attrs | {"task": [table.attrs["task"] for table in tables]}
+    return _by_head(together)
 
 
 def sweep_patches(

@@ -19,7 +19,14 @@ import torch
 
 from circuits.datasets import FactDataset, Task, dataset_of
 from circuits.errors import CircuitsError
-from circuits.interventions import Intervention, pair_formats, pair_people, run_interventions, screen_interventions
+from circuits.interventions import (
+    Intervention,
+    arithmetic,
+    pair_formats,
+    pair_people,
+    run_interventions,
+    screen_interventions,
+)
 from circuits.models import HookedTransformer, fingerprint, load_model, shape_of
 from circuits.storage import digest
 from circuits.sweeps.plan import Job, SweepPlan
@@ -105,6 +112,7 @@ class PreparedSweep:
             "dataset": self.dataset.fingerprint,
             "ranking": None if ranking is None else digest(*ranking),
             "device": str(self.model.cfg.device),
+            "arithmetic": str(arithmetic(self.model)).removeprefix("torch."),
         }
 
     def run(self, job: Job, estimates: pandas.Series | None = None) -> pandas.DataFrame:

@@ -19,7 +19,7 @@ from circuits.datasets import SPLITS
 from circuits.errors import CircuitsError
 from circuits.interventions import MODES, Intervention, cumulative, pairs, single
 from circuits.metrics import NAMED_METRICS
-from circuits.models.loading import DTYPES
+from circuits.models import DTYPES
 from circuits.units import AnyUnit, Component, Head, KVGroup, ModelShape, Neuron, parse_unit
 
 #: Kinds of units that a plan can name at once.

@@ -38,7 +38,7 @@ def run_sweep(
         plan: what to do.
         out: the sweep's folder: ``plan.json``, ``parts``, and at the end ``table.parquet`` and ``table.csv``.
         executor: ``serial``, or ``processes``: several on this machine, each with the plan's models in memory.
-        workers: of ``processes``; as many as there are cores if not given.
+        workers: of ``processes``; if not given, as many as the cores have room for with the plan's threads each.
 
     Returns:
         The table: one row for each task and intervention, as `circuits.interventions.run_interventions` gives them,
@@ -75,7 +75,7 @@ def run_sweep(
     if executor == "serial":
         work.prepared = prepared
     del prepared
-    runner = EXECUTORS[executor](work, workers)
+    runner = EXECUTORS[executor](work, workers, plan.threads)
     try:
         record = folder.claim({**facts, "library_version": library_version(), "git_commit": git_commit()})
         for stage in STAGES:
