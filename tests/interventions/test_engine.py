@@ -17,10 +17,12 @@ from circuits.interventions import (
     pair_people,
     pairs,
     run_interventions,
+    screen_interventions,
     single,
 )
 from circuits.interventions import engine as engine_module
 from circuits.interventions.engine import Engine
+from circuits.interventions.forward import CleanRun
 from circuits.interventions.memory import arithmetic
 from circuits.metrics import evaluate
 from circuits.models import load_model
@@ -190,6 +192,17 @@ def test_patching_between_people_equals_hooks_written_by_hand(model, tasks):
     check(model, target, plan, matching_positions(source, target), source=source)
 
 
+def test_patching_where_both_prompts_begin_alike_changes_nothing(model, tasks):
+    target, source = (task.select([0, 3, 7]) for task in (tasks["qa_ood"], pair_people(tasks["qa_ood"])))
+    alike = int((target.tokens == source.tokens).int().cumprod(1).sum(1).min())
+    assert alike > 1
+    plan = [Intervention((Head(1, 2), Component(0, "mlp_out")), "patch", positions=place) for place in range(alike + 1)]
+    effects = run_interventions(model, target, plan, source=source, metrics=["log_prob"])["log_prob_effect"]
+    assert (effects[:alike] == 0).all()
+    assert effects[alike] != 0
+    check(model, target, plan, matching_positions(source, target), source=source)
+
+
 def test_patching_between_formats_equals_hooks_written_by_hand(model, tasks):
     target = tasks["qa_ood"].select([0, 3, 7])
     source = pair_formats(target, tasks["bio"])
@@ -344,6 +357,24 @@ def test_memory_that_does_not_suffice_makes_batches_smaller(model, questions, mo
     monkeypatch.setattr(engine_module.Forward, "run", none)
     with pytest.raises(CircuitsError, match="memory does not suffice to run one example of qa_ood alone"):
         run_interventions(model, questions, plan)
+
+
+def test_means_and_estimates_shrink_with_memory_too(model, questions, monkeypatch):
+    plan = single([Head(1, 1), Head(3, 2)], "mean_by_position") + single([Head(2, 0)], "zero")
+    exact = run_interventions(model, questions, plan)["log_prob"].to_numpy()
+    estimated = screen_interventions(model, questions, plan)["estimate"].to_numpy()
+    of, refused = CleanRun.of.__func__, []
+
+    def scarce(cls, lean, tree, *rest):
+        if len(tree.nodes) > 1:
+            refused.append(len(tree.nodes))
+            raise MemoryError
+        return of(cls, lean, tree, *rest)
+
+    monkeypatch.setattr(CleanRun, "of", classmethod(scarce))
+    assert run_interventions(model, questions, plan)["log_prob"].to_numpy() == pytest.approx(exact, abs=1e-4)
+    assert screen_interventions(model, questions, plan)["estimate"].to_numpy() == pytest.approx(estimated, abs=1e-4)
+    assert len(refused) > 3
 
 
 def test_cumulative_changes_are_all_in_place(model, questions):
