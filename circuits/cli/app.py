@@ -544,6 +544,8 @@ def patch(
     seed: Seed = 0,
 ) -> None:
     """Patch every head's output from another run into the question's run."""
+    if split is Split.BIO:
+        raise CircuitsError("patch changes the run of a question, but bio has none: choose qa_id or qa_ood")
     if not _is_folder(out):
         check_table(out)
     check_names(head)
@@ -575,7 +577,7 @@ def patch(
     if source is Source.FORMATS:
         other = pair_formats(target, task_of(dataset, "bio", loaded, None, seed))
     else:
-        other = pair_people(target, seed)
+        other = pair_people(target, seed, task_of(dataset, split.value, loaded, None, seed))
     table = sweep_patches(loaded, other, target, source.value, heads)
     settings = {"source": source.value, "split": split.value, "examples": examples, "heads": head}
     write_table(out, table, facts(loaded, dataset, seed, **settings), csv)
@@ -625,8 +627,10 @@ def show_sweep(
 
         state = sweep_state(out)
     say(f"{out}: {state.done} of {state.jobs} jobs finished, {len(state.table):,} of {state.interventions:,} rows")
-    settings = {name: value for name, value in vars(state.plan).items() if value is not None}
+    unused = () if state.plan.screen else ("verify",)
+    settings = {name: value for name, value in vars(state.plan).items() if value is not None and name not in unused}
     settings |= {f"{name} (content)": state.facts.get(name) for name in ("model", "dataset")}
+    settings |= {name: state.facts.get(name) for name in ("device", "arithmetic")}
     shown = [", ".join(value) if isinstance(value, tuple) else str(value) for value in settings.values()]
     show(pandas.DataFrame({"setting": list(settings), "value": shown}), "", len(settings))
     if len(state.table):

@@ -1,7 +1,7 @@
 """Acting on activations: ablation and patching, by hooks one at a time, and by the fast exact engine."""
 
 from circuits.interventions.attribution import screen_interventions
-from circuits.interventions.engine import run_interventions
+from circuits.interventions.engine import Engine, run_interventions
 from circuits.interventions.heads import (
     ABLATIONS,
     ablate_heads,
@@ -19,6 +19,7 @@ __all__ = [
     "MODES",
     "POSITIONS",
     "SITES",
+    "Engine",
     "Intervention",
     "ablate_heads",
     "arithmetic",

@@ -41,6 +41,7 @@ class _Kept(Visitor):
         return x
 
 
+@torch.inference_mode(False)
 def screen_interventions(
     model: HookedTransformer,
     task: Task,

@@ -245,8 +245,12 @@ class Prompts:
 
     @cached_property
     def known(self) -> AnswerTokens:
-        """The answer tokens."""
-        return AnswerTokens.of(self.task, self._source, self._engine.lean.device)
+        """The answer tokens, and what is predicted there without intervention if a metric compares with it."""
+        lean = self._engine.lean
+        known = AnswerTokens.of(self.task, self._source, lean.device)
+        if not self._engine.compares:
+            return known
+        return replace(known, clean=lean.unembed(self.clean.last).float().log_softmax(-1))
 
     def matched(self, mode: str) -> Matched | None:
         """The run that values of one mode come from."""
@@ -294,7 +298,7 @@ class Engine:
         source: Task | None = None,
         reference: Task | None = None,
         pre: HookedTransformer | None = None,
-        metrics: Sequence[str | Metric] = ("exact_match", "log_prob"),
+        metrics: str | Metric | Sequence[str | Metric] = ("exact_match", "log_prob"),
         seed: int = 0,
         tokens: int | None = None,
     ) -> None:
@@ -303,13 +307,14 @@ class Engine:
         if tokens is not None and tokens < 1:
             raise CircuitsError(f"{tokens} tokens cannot be computed at once: give one or more")
         self.interventions = list(interventions)
-        named = [metric_of(metric) for metric in metrics]
+        several = [metrics] if isinstance(metrics, str) or callable(metrics) else metrics
+        named = [metric_of(metric) for metric in several]
         self.metrics = dict(named)
         if len(self.metrics) < len(named):
             twice = max(self.metrics, key=[name for name, _ in named].count)
             raise CircuitsError(f"two metrics are called {twice}: give them different names")
         # kl, and perhaps a function of the user's, compares with the clean run
-        self._compares = any(metric is kl or metric not in NAMED_METRICS.values() for metric in self.metrics.values())
+        self.compares = any(metric is kl or metric not in NAMED_METRICS.values() for metric in self.metrics.values())
         dtype = arithmetic(model)
         self.lean = LeanModel(model, dtype)
         self.tokens = token_budget(model) if tokens is None else tokens
@@ -335,10 +340,11 @@ class Engine:
                         f"no token at {positions} of {self.task.name} has a match in the source: "
                         "nothing would be changed"
                     )
-        self._means: Means | None = None
-        averaged = {site for one in interventions if one.mode.startswith("mean") for site, _ in self._sites(one)}
-        if averaged:
-            self._means = Means.of(self.lean, self.reference, averaged, self.tokens)
+
+    @cached_property
+    def _means(self) -> Means | None:
+        averaged = {site for one in self.interventions if one.mode.startswith("mean") for site, _ in self._sites(one)}
+        return Means.of(self.lean, self.reference, averaged, self.tokens) if averaged else None
 
     def _sites(self, intervention: Intervention) -> list[tuple[Site, AnyUnit]]:
         return sites_of(intervention, self.grouped)
@@ -359,6 +365,13 @@ class Engine:
             raise CircuitsError(
                 f"a source pairs examples: it has {len(self.source)}, the task {self.task.name} has {len(self.task)}"
             )
+        if self.source is not None:
+            same = self.task.answers["value"].tolist() == self.source.answers["value"].tolist()
+            compared = [name for name in ("logit_diff", "source_exact_match") if name in self.metrics]
+            if same and compared:
+                raise CircuitsError(
+                    f"{compared[0]} compares with another answer, but the source has the same ones: pair people"
+                )
         if "revert" in modes:
             if pre is None:
                 raise CircuitsError("reverting needs the model before fine-tuning: give pre")
@@ -384,9 +397,6 @@ class Engine:
             def work(examples: list[int]) -> None:
                 columns = numpy.concatenate([rows_of[example] for example in examples])
                 prompts = Prompts(self, examples)
-                if self._compares:
-                    logits = self.lean.unembed(prompts.clean.last)
-                    prompts.known = replace(prompts.known, clean=logits.float().log_softmax(-1))
                 for name, values in self._score(prompts, prompts.clean.last[None]).items():
                     clean[name][columns] = values[0]
                 for (positions, mode), members in groups.items():
@@ -404,7 +414,7 @@ class Engine:
         return clean, found
 
     def groups(self) -> dict[tuple[int | str, str], list[int]]:
-        """Interventions that can share one clean run: by positions and mode."""
+        """Interventions that can share one tree of tokens: by positions and mode."""
         groups: dict[tuple[int | str, str], list[int]] = {}
         for index, one in enumerate(self.interventions):
             groups.setdefault((one.positions, one.mode), []).append(index)
@@ -488,7 +498,7 @@ def run_interventions(
     source: Task | None = None,
     reference: Task | None = None,
     pre: HookedTransformer | None = None,
-    metrics: Sequence[str | Metric] = ("exact_match", "log_prob"),
+    metrics: str | Metric | Sequence[str | Metric] = ("exact_match", "log_prob"),
     seed: int = 0,
     per_answer: bool = False,
     tokens: int | None = None,
@@ -504,7 +514,7 @@ def run_interventions(
         reference: for ``mean``, ``mean_by_position`` and ``resample``: where values come from; the task if not given.
         pre: for ``revert``: the model before fine-tuning.
         metrics: names (``exact_match``, ``first_token``, ``log_prob``, ``logit_diff``, ``source_exact_match``,
-            ``kl``), or functions of the answer logits and `circuits.metrics.AnswerTokens`.
+            ``kl``), or functions of the answer logits and `circuits.metrics.AnswerTokens`; one or several.
         seed: of resampling and of the bootstrap.
         per_answer: one row for each intervention and answer instead of means.
         tokens: how many tokens to compute at once, by default as many as suit the device; changes speed and memory,
@@ -518,7 +528,9 @@ def run_interventions(
         in ``attrs``.
 
     Raises:
-        CircuitsError: a unit, site, position or metric does not exist, or what a mode needs is missing.
+        CircuitsError: a unit, site, position or metric does not exist; what a mode or metric needs is missing; a
+            reference is too short or has no other example; a metric does not give one number for each answer; memory
+            does not suffice for one example.
 
     Source:
         docs/method.md, section 6.

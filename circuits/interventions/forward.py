@@ -38,6 +38,8 @@ class Queries:
         within: where they stand among the active nodes; None if they are all of them.
         bias: zero where a query sees a position, minus infinity elsewhere; ``[example, query_pos, pos]``.
         back: for each query, where in the grid of examples and query positions it stands.
+        shape: examples, groups, heads of a group, positions and query positions: the axes of scores.
+        flat_bias: the bias as scores lie in memory: example, group, position, head of the group, query position.
     """
 
     def __init__(
@@ -262,7 +264,8 @@ class Forward:
         if not self.reaches:
             return
         self._queries = Queries(lean, tree, active, active, in_clean)
-        self._final = Queries(lean, tree, active, going_on, in_clean)
+        everyone = torch.equal(going_on, active)
+        self._final = self._queries if everyone else Queries(lean, tree, active, going_on, in_clean)
         # answer tokens whose predicting node is reached, and where it stands among the final queries
         reached = torch.isin(tree.predicting, going_on)
         self.answers: Bool[Tensor, " answer_token"] = reached.to(lean.device)

@@ -140,8 +140,11 @@ def patched_outputs(
         target: the run that is changed.
 
     Raises:
-        CircuitsError: the tasks cannot be paired.
+        CircuitsError: the tasks cannot be paired, or one is padded on the left.
     """
+    for task in (source, target):
+        if not bool(task.attention_mask[:, 0].all()):
+            raise CircuitsError(f"{task.name} is padded on the left: give {task.name}.right_padded()")
     names = [HookPoints(layer).z for layer in range(model.cfg.n_layers)]
     outputs = capture(model, source.tokens, names)
     example, theirs, ours = matching_positions(source, target).T

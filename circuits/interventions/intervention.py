@@ -9,9 +9,11 @@
 4. Several units of one intervention are changed together: alone, in pairs, or cumulatively along a ranking.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from numbers import Integral
+from typing import Any
 
 from circuits.errors import CircuitsError
 from circuits.units import AnyUnit, Component, Head, KVGroup, Neuron
@@ -42,7 +44,7 @@ class Intervention:
             pattern is changed for the queries at these positions.
 
     Raises:
-        CircuitsError: there is no unit or one twice, or no such mode, site or role.
+        CircuitsError: there is no unit, one twice, or something that is none; no such mode, site or position.
 
     Example:
         >>> str(Intervention((Head(2, 1), Head(3, 0)), "mean", positions="subject"))
@@ -55,6 +57,18 @@ class Intervention:
     positions: int | str = "all"
 
     def __post_init__(self) -> None:
+        units: Any = self.units
+        positions: Any = self.positions
+        if isinstance(units, str) or not isinstance(units, Sequence):
+            raise CircuitsError(f"the units of an intervention are {units!r}: give a tuple, such as (Head(2, 1),)")
+        object.__setattr__(self, "units", tuple(units))
+        for unit in units:
+            if not isinstance(unit, AnyUnit):
+                raise CircuitsError(f"{unit!r} is no unit: give one such as Head(2, 1) or parse_unit('L2H1')")
+        if isinstance(positions, Integral):
+            object.__setattr__(self, "positions", int(positions))
+        elif not isinstance(positions, str):
+            raise CircuitsError(f"there are no positions {positions!r}: give a number or a role")
         if not self.units:
             raise CircuitsError("an intervention needs a unit to act on: none was given")
         if len(set(self.units)) < len(self.units):

@@ -19,8 +19,11 @@ def token_budget(model: HookedTransformer) -> int:
     device = torch.device(model.cfg.device)
     if device.type != "cuda":
         return TOKENS
-    # a stream before each layer in the clean run, and a layer's projections and neurons at a time
-    numbers = model.cfg.d_model * (model.cfg.n_layers + 12) + 4 * model.cfg.d_mlp
+    cfg = model.cfg
+    groups = cfg.n_key_value_heads or cfg.n_heads
+    # the clean run keeps streams, z, keys and values; rows need a layer's projections and neurons at a time
+    kept = cfg.n_layers * (cfg.d_model + (cfg.n_heads + 2 * groups) * cfg.d_head)
+    numbers = kept + 12 * cfg.d_model + 4 * cfg.d_mlp
     # of all its memory, not of what is free: rounding must not depend on what else runs
     memory: int = torch.cuda.get_device_properties(device).total_memory
     return max(TOKENS, memory // 8 // int(numbers * model.cfg.dtype.itemsize))

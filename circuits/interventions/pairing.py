@@ -66,31 +66,39 @@ def pair_formats(task: Task, source: Task) -> Task:
     return source.select([known[fact] for fact in wanted])
 
 
-def pair_people(task: Task, seed: int = 0) -> Task:
+def pair_people(task: Task, seed: int = 0, others: Task | None = None) -> Task:
     """For each example one about another person, the same attribute in the same wording: the corrupted run.
 
     Prompts of a pair have the same tokens but for the subject, and subjects of as many tokens; answers may differ in
     length.
 
+    Args:
+        task: the examples.
+        seed: of the draw.
+        others: where partners are drawn from; the task itself if not given.
+
     Raises:
         CircuitsError: an example has no partner of the same form and length with another answer.
     """
     generator = torch.Generator().manual_seed(seed)
-    answers = task.answers
-    forms = [(answer.attribute, *_frame(task, answer.example, answer.start)) for answer in answers.itertuples()]
-    groups: dict[Any, list[int]] = {}
-    for row, form in enumerate(forms):
-        groups.setdefault(form, []).append(row)
+    others = task if others is None else others
+    groups: dict[Any, list[tuple[str, int]]] = {}
+    for other in others.answers.itertuples():
+        groups.setdefault(_form(others, other), []).append((other.value, other.example))
     chosen = []
-    for row, form in enumerate(forms):
-        partners = [other for other in groups[form] if answers["value"][other] != answers["value"][row]]
+    for answer in task.answers.itertuples():
+        partners = [example for value, example in groups.get(_form(task, answer), []) if value != answer.value]
         if not partners:
             raise CircuitsError(
-                f"nobody else is asked in the words of {task.texts[answers['example'][row]]!r}: take more people"
+                f"nobody else is asked in the words of {task.texts[answer.example]!r}: take more people"
             )
-        pick = int(torch.randint(len(partners), (1,), generator=generator))
-        chosen.append(int(answers["example"][partners[pick]]))
-    return task.select(chosen)
+        chosen.append(partners[int(torch.randint(len(partners), (1,), generator=generator))])
+    return others.select(chosen)
+
+
+def _form(task: Task, answer: Any) -> tuple[Any, ...]:
+    """What two questions must have in common to be paired."""
+    return (answer.attribute, *_frame(task, answer.example, answer.start))
 
 
 def _frame(task: Task, example: int, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

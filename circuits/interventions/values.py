@@ -62,13 +62,16 @@ class Means:
             # a node counts once for every prompt that goes through it
             times = torch.bincount(tree.nodes[tree.nodes >= 0], minlength=len(tree)).to(lean.device)
             positions = tree.positions.to(lean.device)
+            sums: dict[Site, Tensor] = {}
             for site, found in recorder.found.items():
                 if site[1] == "pattern":
                     found = torch.nn.functional.pad(found, (0, length - found.shape[-1]))
-                if site not in means.sums:
-                    means.sums[site] = found.new_zeros((length, *found.shape[1:]), dtype=torch.float64)
                 weights = times.double().view(-1, *[1] * (found.dim() - 1))
-                means.sums[site].index_add_(0, positions, found.double() * weights)
+                zeros = found.new_zeros((length, *found.shape[1:]), dtype=torch.float64)
+                sums[site] = zeros.index_add_(0, positions, found.double() * weights)
+            # nothing that can fail for lack of memory stands behind this
+            for site, added in sums.items():
+                means.sums[site] = means.sums[site].add_(added) if site in means.sums else added
 
         size = max(1, tokens // length)
         batches = [list(range(start, min(start + size, len(reference)))) for start in range(0, len(reference), size)]

@@ -86,7 +86,12 @@ class Processes:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, bool]]:
         """Run jobs, and give each back with what the work returned."""
-        running = {self._pool.submit(_run, job): job for job in jobs}
+        # workers begin at the first jobs and inherit what is blocked: Ctrl-C is this process's to answer
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            running = {self._pool.submit(_run, job): job for job in jobs}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             for done in as_completed(running):
                 yield running[done], done.result()
@@ -116,7 +121,6 @@ _worker: dict[str, Work] = {}
 
 
 def _begin(work: Work, alive: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _worker["work"] = work
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
 

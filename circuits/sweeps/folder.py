@@ -56,6 +56,8 @@ class SweepFolder:
             if not self.plan.is_file():
                 write_json(self.plan, record)
             found: dict[str, Any] = read_json(self.plan)
+        if not {"plan", "interventions"} <= set(found):
+            raise CircuitsError(f"{self.path} holds something that is no sweep: choose another folder")
         for name, (before, now) in _differences(found, record).items():
             raise CircuitsError(
                 f"{self.path} holds a sweep with {name} {before}, not {now}: choose another folder or delete it"

@@ -20,8 +20,10 @@ import torch
 from circuits.datasets import FactDataset, Task, dataset_of
 from circuits.errors import CircuitsError
 from circuits.interventions import (
+    Engine,
     Intervention,
     arithmetic,
+    matching_positions,
     pair_formats,
     pair_people,
     run_interventions,
@@ -72,7 +74,8 @@ class PreparedSweep:
         self.reference = self._reference()
         shape = shape_of(self.model)
         self.interventions: dict[str, list[Intervention]] = {
-            split: plan.interventions(shape, int(task.answers["start"].max())) for split, task in self.tasks.items()
+            split: plan.interventions(shape, int(task.answers["start"].max()), self._matched(split))
+            for split, task in self.tasks.items()
         }
 
     def _task(self, split: str) -> Task:
@@ -88,9 +91,30 @@ class PreparedSweep:
         if self.plan.source is None:
             return dict.fromkeys(self.tasks)
         if self.plan.source == "people":
-            return {split: pair_people(task, self.plan.seed) for split, task in self.tasks.items()}
+            return {split: pair_people(task, self.plan.seed, self._task(split)) for split, task in self.tasks.items()}
         biographies = self._task("bio")
         return {split: pair_formats(task, biographies) for split, task in self.tasks.items()}
+
+    def _matched(self, split: str) -> set[int] | None:
+        """Positions that have a match in the source, in some example."""
+        source = self.sources[split]
+        if source is None or "patch" not in self.plan.modes:
+            return None
+        return set(matching_positions(source, self.tasks[split])[:, 2].tolist())
+
+    def check(self) -> None:
+        """Raise a `CircuitsError` if a job would: nothing is computed."""
+        for split, task in self.tasks.items():
+            Engine(
+                self.model,
+                task,
+                self.interventions[split],
+                self.sources[split],
+                self.reference,
+                self.pre,
+                tuple(self.plan.metrics),
+                self.plan.seed,
+            )
 
     def _reference(self) -> Task | None:
         if self.plan.reference is not None:

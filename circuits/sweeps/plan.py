@@ -9,7 +9,7 @@
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -84,11 +84,11 @@ class SweepPlan:
             two, and so on.
         modes: ``zero``, ``mean``, ``mean_by_position``, ``resample``, ``patch``, ``revert``.
         site: where heads (``z``, ``q``, ``k``, ``v``, ``pattern``) or groups (``kv``, ``k``, ``v``) are changed.
-        positions: ``all``, ``each`` position of the longest prompt alone, one position counted from 0, or ``subject``,
-            ``relation``, ``answer``, ``last``.
+        positions: ``all``, ``each`` position of the longest prompt alone (where it is patched: each that has a match),
+            one position counted from 0, or ``subject``, ``relation``, ``answer``, ``last``.
         pre: folder of the checkpoint before fine-tuning, for ``revert``.
-        source: for ``patch`` and the metric ``logit_diff``: ``people`` (another person's run) or ``formats`` (the same
-            person's biography).
+        source: for ``patch`` and the metrics ``logit_diff`` and ``source_exact_match``: ``people`` (another person's
+            run) or ``formats`` (the same person's biography).
         reference: the split for ``mean``, ``mean_by_position`` and ``resample``; the first task if not given.
         metrics: of each answer: ``exact_match``, ``first_token``, ``log_prob``, ``logit_diff``, ``source_exact_match``,
             ``kl``.
@@ -99,7 +99,8 @@ class SweepPlan:
         screen: ``attribution`` estimates what every intervention does to the log-probability (or the logit difference)
             and computes only the largest exactly.
         verify: the share that is computed exactly after a screen.
-        job_size: interventions in a job: so many are lost at most when a job is killed.
+        job_size: interventions in a job: so many are lost at most when a process is killed (but all of a task's
+            estimates).
 
     Raises:
         CircuitsError: a setting is not one that the plan can have.
@@ -218,12 +219,15 @@ class SweepPlan:
         """Whether a mode takes values from a reference set."""
         return any(mode in _OF_REFERENCE for mode in self.modes)
 
-    def interventions(self, shape: ModelShape, prompt: int) -> list[Intervention]:
+    def interventions(
+        self, shape: ModelShape, prompt: int, matched: Collection[int] | None = None
+    ) -> list[Intervention]:
         """All interventions on one task, in the order of the table.
 
         Args:
             shape: of the model.
             prompt: tokens of the longest prompt, for ``positions="each"``.
+            matched: of these positions, the ones that can be patched; all if not given.
 
         Raises:
             CircuitsError: the model has no such unit, or there are too many interventions.
@@ -247,6 +251,7 @@ class SweepPlan:
             for mode in self.modes
             for one in TOGETHER[self.together](units, mode, self.site)
             for position in positions
+            if mode != "patch" or matched is None or self.positions != "each" or position in matched
         ]
 
     def _units(self, shape: ModelShape) -> list[AnyUnit]:

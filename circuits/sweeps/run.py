@@ -69,6 +69,7 @@ def run_sweep(
     folder = SweepFolder(out)
     with bar(f"load {plan.model}", 1, " sweep"):
         prepared = prepare(plan)
+        prepared.check()
     jobs = plan.jobs(prepared.counts)
     work = _Work(plan, folder, prepared.facts)
     facts = {"plan": _plain(plan), **prepared.facts, "interventions": prepared.counts}
@@ -229,6 +230,8 @@ def sweep_state(out: str | Path) -> SweepState:
     if not folder.plan.is_file():
         raise CircuitsError(f"{folder.path} holds no sweep: it has no plan.json")
     record = read_json(folder.plan)
+    if not {"plan", "interventions"} <= set(record):
+        raise CircuitsError(f"{folder.path} holds no sweep: its plan.json is of something else")
     try:
         plan = SweepPlan(**record["plan"])
         jobs = plan.jobs(record["interventions"])

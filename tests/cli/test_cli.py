@@ -170,6 +170,7 @@ def test_other_bad_input_is_refused(place, tmp_path):
     refused(call("share", tmp_path / "no.safetensors", tmp_path / "no.safetensors"), "a trace was given twice")
     refused(call("trace", model, "--data", data, "--statistic", "max", "--out", tmp_path), "no statistic 'max'")
     assert call("patch", model, "--from", "nobody").returncode == 2
+    refused(call("patch", model, "--split", "bio"), "patch changes the run of a question, but bio has none")
     refused(call("evaluate", model, "--data", data, "--device", "banana"), "the device 'banana' cannot be used here")
     refused(call("study", "--fraction", 2, "--out", tmp_path / "study"), "the fraction is 2.0")
     refused(call("study", "--people", 3, "--out", tmp_path / "study"), "take 8 or more")

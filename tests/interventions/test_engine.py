@@ -3,6 +3,7 @@
 import copy
 from itertools import cycle
 
+import jaxtyping
 import numpy
 import pytest
 import torch
@@ -377,6 +378,21 @@ def test_means_and_estimates_shrink_with_memory_too(model, questions, monkeypatc
     assert len(refused) > 3
 
 
+def test_means_that_fail_half_way_are_not_counted_twice(model, questions, monkeypatch):
+    plan = [Intervention((Head(1, 1), Neuron(2, 3)), "mean")]
+    expected = run_interventions(model, questions, plan)["log_prob"].to_numpy()
+    add, calls = torch.Tensor.index_add_, []
+
+    def scarce(self, *rest):
+        calls.append(self)
+        if len(calls) == 2:
+            raise MemoryError
+        return add(self, *rest)
+
+    monkeypatch.setattr(torch.Tensor, "index_add_", scarce)
+    assert run_interventions(model, questions, plan)["log_prob"].to_numpy() == pytest.approx(expected, abs=1e-4)
+
+
 def test_cumulative_changes_are_all_in_place(model, questions):
     ranking = [Head(3, 1), Head(0, 2), Head(1, 0)]
     table = run_interventions(model, questions, cumulative(ranking), metrics=["log_prob"], per_answer=True)
@@ -451,6 +467,27 @@ def one_per_token(logits, known):
 
 
 @pytest.mark.parametrize(
+    ("units", "positions", "sentence"),
+    [
+        ("L0H0", "all", r"the units of an intervention are 'L0H0': give a tuple, such as \(Head\(2, 1\),\)"),
+        (Head(0, 0), "all", "give a tuple"),
+        (("L0H0",), "all", r"'L0H0' is no unit: give one such as Head\(2, 1\) or parse_unit"),
+        ((Head(0, 0),), 1.5, "there are no positions 1.5: give a number or a role"),
+        ((Head(0, 0),), None, "there are no positions None"),
+    ],
+)
+def test_what_is_no_unit_or_position_is_refused(units, positions, sentence):
+    checked = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(CircuitsError, match=sentence):
+            Intervention(units, positions=positions)
+        assert Intervention((Head(0, 0),), positions=numpy.int64(2)) == Intervention((Head(0, 0),), positions=2)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", checked)
+
+
+@pytest.mark.parametrize(
     ("units", "options", "extra", "sentence"),
     [
         ((), {}, {}, "an intervention needs a unit"),
@@ -494,6 +531,8 @@ def test_what_an_architecture_has_not_is_refused(model, questions):
         run_interventions(
             model, questions, [Intervention((Head(0, 0),), "patch", positions="answer")], source=questions
         )
+    with pytest.raises(CircuitsError, match="logit_diff compares with another answer, but the source has the same"):
+        run_interventions(model, questions, [Intervention((Head(0, 0),))], source=questions, metrics=["logit_diff"])
     with pytest.raises(CircuitsError, match="nothing to run"):
         run_interventions(model, questions, [])
     with pytest.raises(CircuitsError, match="no other example of"):

@@ -131,6 +131,8 @@ def test_bad_input_leaves_nothing(places, plan_of, tmp_path):
         (plan_of(dataset=tmp_path / "no"), "there is no folder"),
         (plan_of(dataset=None), "does not say what it was trained on"),
         (plan_of(units="L9H9"), "there is no head L9H9: the model has layers 0 to 3"),
+        (plan_of(positions=99), "has a position 99"),
+        (plan_of(units="L0H0", site="k"), "act on its key/value group instead"),
     ]:
         with pytest.raises(CircuitsError, match=sentence):
             run_sweep(plan, out)
@@ -183,6 +185,19 @@ def test_positions_are_numbers_and_rows_tell_layer_and_index(plan_of, tmp_path):
     assert table[["layer", "index"]].drop_duplicates().to_numpy().tolist() == [[0, 1], [2, 3]]
 
 
+def test_formats_are_patched_at_the_positions_that_match(plan_of, tmp_path):
+    plan = plan_of(units=["L1H0"], modes=["zero", "patch"], source="formats", positions="each")
+    table = run_sweep(plan, tmp_path)
+    zeroed, patched = (set(table[table["mode"] == mode]["positions"]) for mode in ("zero", "patch"))
+    assert 0 < len(patched) < len(zeroed)
+    assert patched < zeroed
+
+
+def test_partners_come_from_all_people_not_only_the_sampled(plan_of, tmp_path):
+    table = run_sweep(plan_of(units=["L1H0"], modes="patch", source="people", examples=1), tmp_path)
+    assert len(table) == 1
+
+
 def test_threads_and_denormal_numbers_are_as_before_afterwards(plan_of, tmp_path):
     tiny = torch.full((1,), 1e-39)
     before = torch.get_num_threads(), float(tiny * 0.5)
@@ -201,5 +216,7 @@ def test_the_state_of_a_sweep_that_is_under_way(plan_of, tmp_path):
     assert (state.done, state.jobs, len(state.table)) == (6, 8, 22)
     assert {"layer", "index"} <= set(state.table)
     (tmp_path / "plan.json").write_text("{}")
-    with pytest.raises(CircuitsError, match="is no plan that this version reads"):
+    with pytest.raises(CircuitsError, match=r"holds no sweep: its plan.json is of something else"):
         sweep_state(tmp_path)
+    with pytest.raises(CircuitsError, match="holds something that is no sweep"):
+        run_sweep(plan_of(), tmp_path)
