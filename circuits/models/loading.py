@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from xxhash import xxh3_128_hexdigest
 
 from circuits.errors import CircuitsError
 from circuits.models.architectures import ParameterSource, architecture_of, checkpoint_tensors
@@ -255,13 +256,13 @@ def fingerprint_of(
     """The `fingerprint` of a hooked model with this config and these parameters."""
     settings = config.to_diff_dict()
     shape = {name: value for name, value in settings.items() if name not in _NO_PART_OF_THE_MODEL}
-    parts: list[Any] = [json.dumps(shape, sort_keys=True, default=str)]
+    parts = [json.dumps(shape, sort_keys=True, default=str)]
     for source in sources:
         value = parameters[source.hooked].detach().cpu()
-        parts.append(f"{source.hooked} {value.dtype} {tuple(value.shape)}")
         # the checkpoint's own layout lies in memory in one piece and need not be copied
         value = (value if source.part is not None else source.to_checkpoint(value)).contiguous()
-        parts.append(value.view(torch.uint8).numpy().data)
+        content = xxh3_128_hexdigest(value.view(torch.uint8).numpy().data)
+        parts.append(f"{source.hooked} {value.dtype} {tuple(value.shape)} {content}")
     return digest(*parts)
 
 
