@@ -28,8 +28,8 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "signed": lambda gradient: gradient,
 }
 
-#: Numbers formed at a time: half a megabyte, which leaves room in the cache of one core.
-_AT_A_TIME = 1 << 17
+#: Numbers formed at a time: three quarters of a megabyte, which stay in the cache of one core.
+_AT_A_TIME = 3 << 16
 #: Examples formed at a time for a weight that is larger than that.
 _FEWEST = 4
 #: Numbers of a sum that a thread takes in charge at a time.
@@ -86,14 +86,19 @@ def _add_block(block: Products, statistic: str) -> None:
     change, (written, read) = STATISTICS[statistic], block.total.shape
     groups = min(len(block.inputs), max(_FEWEST, _AT_A_TIME // block.total.numel()))
     rows = max(1, min(written, _AT_A_TIME // (groups * read)))
-    buffer, ones = block.total.new_empty(groups * rows * read), block.total.new_ones(groups)
+    buffer = block.total.new_empty(groups * rows, read)
     parts = [part.view(-1) for part in block.total.split(rows)]
+    shape: tuple[int, ...] = ()
     for gradients, inputs in zip(block.gradients.split(groups), block.inputs.split(groups), strict=True):
-        count = len(inputs)
         for part, some in zip(parts, gradients.transpose(1, 2).split(rows, 1), strict=True):
-            formed = buffer[: count * len(part)].view(count, -1, read)
+            if some.shape[:2] != shape:
+                # views are made as seldom as can be: threads wait for one another in Python, not in the products
+                shape = some.shape[:2]
+                formed = buffer[: shape[0] * shape[1]].view(*shape, read)
+                columns, ones = formed.view(shape[0], -1).T, formed.new_ones(shape[0])
             torch.bmm(some, inputs, out=formed)
-            part.addmv_(change(formed).view(count, -1).T, ones[:count])
+            change(formed)
+            part.addmv_(columns, ones)
 
 
 def add_vectors(
