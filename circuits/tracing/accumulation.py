@@ -52,7 +52,7 @@ class Products:
 
     def blocks(self) -> "list[Products]":
         """The same for some rows of the weight at a time."""
-        rows = max(1, _BLOCK // self.total.shape[1])
+        rows = _even_part(self.total.shape[0], _BLOCK // self.total.shape[1])
         pairs = zip(self.total.split(rows), self.gradients.split(rows, 2), strict=True)
         return [Products(total, gradients, self.inputs) for total, gradients in pairs]
 
@@ -82,10 +82,16 @@ def add_products(products: Iterable[Products], statistic: str) -> None:
         torch.set_num_threads(threads)
 
 
+def _even_part(whole: int, limit: int) -> int:
+    """The largest size of at most ``limit`` that leaves no smaller part over; at least half of it."""
+    limit = max(1, min(whole, limit))
+    return next((size for size in range(limit, limit // 2, -1) if whole % size == 0), limit)
+
+
 def _add_block(block: Products, statistic: str) -> None:
     change, (written, read) = STATISTICS[statistic], block.total.shape
     groups = min(len(block.inputs), max(_FEWEST, _AT_A_TIME // block.total.numel()))
-    rows = max(1, min(written, _AT_A_TIME // (groups * read)))
+    rows = _even_part(written, _AT_A_TIME // (groups * read))
     buffer = block.total.new_empty(groups * rows, read)
     parts = [part.view(-1) for part in block.total.split(rows)]
     shape: tuple[int, ...] = ()
