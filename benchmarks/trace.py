@@ -201,7 +201,7 @@ def piece(name: str) -> dict[str, float]:
         case "study":
             return speeds(study_model(), examples=512, looped=32, batch_size=128, turns=5)
         case "smollm2":
-            return speeds(load_model(smollm2()), examples=96, looped=4, batch_size=32, turns=2)
+            return speeds(load_model(smollm2()), examples=64, looped=4, batch_size=32, turns=2)
         case "memory_smollm2":
             return peak(smollm2(), "float32", 16, THREADS)
         case "memory_3b_of_4_layers":

@@ -59,7 +59,7 @@ _HOOKED = ("gradient_norm", "gradient_x_activation")
 #: Seconds between two saves of an unfinished trace; more if saving takes long.
 _SAVE_EVERY = 120.0
 #: Bytes of what modules read and of gradients of what they wrote, kept until enough is there to be worked on together.
-_WAITING = 1 << 27
+_WAITING = 1 << 26
 #: Logits formed at a time.
 _LOGITS_AT_A_TIME = 1 << 23
 
