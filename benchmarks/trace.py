@@ -1,13 +1,17 @@
 """Gradient traces against naive loops, and their memory.
 
-Run with ``python -m benchmarks.trace``; writes ``runs/bench/trace.json``. Speeds on two threads, 16-token examples:
+Run with ``python -m benchmarks.trace``, or with the names of some pieces (``study``, ``smollm2``, ``memory_smollm2``,
+``memory_3b_of_4_layers``): each runs in a process of its own, and what it finds replaces its part of
+``runs/bench/trace.json``. Speeds on two threads, 16-token examples, the least of several turns:
 
 - per example: the whole of `trace_gradients` with ``abs``, fingerprint and all, against a loop of single-example
   forward and backward passes of the Hugging Face model that accumulates ``.grad.abs()``, timed on some of the examples;
 - per batch: `trace_gradients` per batch, against the plain forward and backward pass of the Hugging Face model on the
   same batches with the same loss; here and above, only the traced parameters need gradients;
-- memory: the most a process that loads a model and traces two tasks to files, one after the other, ever held, less the
-  weights (and less the one accumulator that is in memory at a time).
+- the bound: how much faster than the loop that plain pass is. It forms the same products as a trace, but adds them up
+  before anyone sees an example's gradient: no trace per example can be faster by more than that;
+- memory: the most a process that loads a model and traces two tasks to files, one after the other, ever held (libraries
+  and all), less the weights and the one accumulator that is in memory at a time.
 """
 
 import json
@@ -27,19 +31,19 @@ from benchmarks.place import study_model
 from benchmarks.smollm2 import smollm2
 from circuits.datasets import Role, Task
 from circuits.models import (
-    COMPONENTS,
     HookedTransformer,
     checkpoint_of,
     huggingface_view,
     load_model,
     projections_of,
 )
-from circuits.storage import provenance, write_json
+from circuits.storage import provenance, read_json, write_json
 from circuits.tracing import trace_gradients
 
 LENGTH = 16
 THREADS = 2
 _ANSWER = 2
+PIECES = ("study", "smollm2", "memory_smollm2", "memory_3b_of_4_layers")
 
 
 def made_up_task(vocabulary: int, examples: int, seed: int = 0) -> Task:
@@ -91,11 +95,7 @@ def largest_difference(
     return found
 
 
-def best(work: Callable[[], object], times: int = 3) -> float:
-    return best_in_turns([work], times)[0]
-
-
-def best_in_turns(works: list[Callable[[], object]], times: int = 3) -> list[float]:
+def best_in_turns(works: list[Callable[[], object]], times: int) -> list[float]:
     """The least seconds of each, taken in turns, so that a busy moment does not hit only one."""
     seconds = [[] for _ in works]
     for _ in range(times):
@@ -117,14 +117,11 @@ def reference_of(model: HookedTransformer, components: Sequence[str]) -> PreTrai
     return reference.eval()
 
 
-def speeds(
-    model: HookedTransformer,
-    examples: int,
-    looped: int,
-    batch_size: int,
-    components: Sequence[str] = ("attention", "mlp"),
-) -> dict[str, float]:
+def speeds(model: HookedTransformer, examples: int, looped: int, batch_size: int, turns: int) -> dict[str, float]:
     """Milliseconds an example."""
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(THREADS)
+    components = ("attention", "mlp")
     reference = reference_of(model, components)
     task = made_up_task(model.cfg.d_vocab, examples)
     few = task.select(range(looped))
@@ -135,7 +132,8 @@ def speeds(
             lambda: trace_gradients(model, task, batch_size=batch_size, components=components),
             lambda: trace_gradients(model, task, batch_size=batch_size, per="batch", components=components),
             lambda: plain(reference, task, batch_size),
-        ]
+        ],
+        turns,
     )
     return {
         "naive_ms": 1e3 * loop / looped,
@@ -144,6 +142,7 @@ def speeds(
         "per_batch_ms": 1e3 * batched / examples,
         "plain_pass_ms": 1e3 * one_pass / examples,
         "per_batch_ratio": batched / one_pass,
+        "bound_of_per_example_ratio": loop / looped / (one_pass / examples),
         "largest_difference": difference,
         "examples": examples,
         "examples_looped": looped,
@@ -167,6 +166,7 @@ def three_billion_cut(folder: Path) -> Path:
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.to_empty(device="cpu")
+    model.tie_weights()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -191,57 +191,59 @@ def peak(folder: Path, dtype: str, batch_size: int, threads: int) -> dict[str, f
         "weights_gb": weights / 1e9,
         "accumulator_gb": accumulator / 1e9,
         "peak_gb": most / 1e9,
-        "peak_over_weights_gb": (most - weights) / 1e9,
         "peak_over_weights_and_accumulator_gb": (most - weights - accumulator) / 1e9,
     }
 
 
-def in_own_process(*arguments: str | int | Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.trace", *map(str, arguments)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout or "{}")
+def piece(name: str) -> dict[str, float]:
+    """One piece of the benchmark, in this process."""
+    match name:
+        case "study":
+            return speeds(study_model(), examples=512, looped=32, batch_size=128, turns=5)
+        case "smollm2":
+            return speeds(load_model(smollm2()), examples=64, looped=4, batch_size=32, turns=2)
+        case "memory_smollm2":
+            return peak(smollm2(), "float32", 16, THREADS)
+        case "memory_3b_of_4_layers":
+            with tempfile.TemporaryDirectory() as folder:
+                subprocess.run([sys.executable, "-m", "benchmarks.trace", "make", folder], check=True)
+                return peak(Path(folder), "bfloat16", 8, THREADS)
+    raise SystemExit(f"there is no piece {name}: choose from {', '.join(PIECES)}")
 
 
-def main() -> None:
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(THREADS)
-    real = smollm2()
-    found: dict[str, dict[str, float]] = {}
-    study, smollm = study_model(), load_model(real)
-    for name, model, size in (
-        ("study", study, {"examples": 512, "looped": 64, "batch_size": 64}),
-        ("study_all_components", study, {"examples": 512, "looped": 64, "batch_size": 64, "components": COMPONENTS}),
-        ("smollm2", smollm, {"examples": 96, "looped": 8, "batch_size": 32}),
-        ("smollm2_all_components", smollm, {"examples": 96, "looped": 8, "batch_size": 32, "components": COMPONENTS}),
+def headline(found: dict[str, dict[str, float]]) -> dict[str, float | str]:
+    """The numbers that are looked for first, of the pieces that have run."""
+    over, numbers = "peak_over_weights_and_accumulator_gb", {}
+    for name, source, key in (
+        ("per_example_ratio_smollm2", "smollm2", "per_example_ratio"),
+        ("per_example_ratio_study", "study", "per_example_ratio"),
+        ("per_batch_ratio", "smollm2", "per_batch_ratio"),
+        ("per_batch_ratio_study", "study", "per_batch_ratio"),
+        ("peak_over_weights_gb", "memory_smollm2", over),
+        ("peak_over_weights_gb_3b_of_4_layers", "memory_3b_of_4_layers", over),
     ):
-        found[name] = row = speeds(model, **size)
-        print(
-            f"{name}: per example {row['per_example_ms']:.2f} ms, naive {row['naive_ms']:.2f} ms: "
-            f"{row['per_example_ratio']:.1f} times as fast, apart by {row['largest_difference']:.0e} of the largest; "
-            f"per batch {row['per_batch_ms']:.2f} ms, {row['per_batch_ratio']:.2f} times a plain pass",
-            flush=True,
-        )
-    del study, smollm, model
-    found["memory_smollm2"] = in_own_process("peak", real, "float32", 16, THREADS)
-    with tempfile.TemporaryDirectory() as folder:
-        in_own_process("make", folder)
-        found["memory_3b_of_4_layers"] = in_own_process("peak", folder, "bfloat16", 8, THREADS)
-    for name in ("memory_smollm2", "memory_3b_of_4_layers"):
-        print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in found[name].items()))
-    headline = {
-        "per_example_ratio_smollm2": round(found["smollm2"]["per_example_ratio"], 2),
-        "per_example_ratio_study": round(found["study"]["per_example_ratio"], 2),
-        "per_batch_ratio": round(found["smollm2"]["per_batch_ratio"], 2),
-        "peak_over_weights_gb": round(found["memory_smollm2"]["peak_over_weights_gb"], 2),
-    }
-    facts = provenance(threads=THREADS, tokens=LENGTH)
-    write_json(Path("runs/bench/trace.json"), {**headline, **found, "provenance": facts})
+        if source in found:
+            numbers[name] = round(found[source][key], 2)
+    return {**numbers, "peak_over_weights_subtracts": "weights and one accumulator"}
+
+
+def main(names: Sequence[str]) -> None:
+    out = Path("runs/bench/trace.json")
+    earlier = read_json(out) if out.exists() else {}
+    found = {name: earlier[name] for name in PIECES if name in earlier}
+    for name in names:
+        command = [sys.executable, "-m", "benchmarks.trace", "piece", name]
+        result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        found[name] = json.loads(result.splitlines()[-1])
+        print(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in found[name].items()), flush=True)
+        write_json(out, {**headline(found), **found, "provenance": provenance(threads=THREADS, tokens=LENGTH)})
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["peak", folder, dtype, batch_size, threads]:
-            print(json.dumps(peak(Path(folder), dtype, int(batch_size), int(threads))))
+        case ["piece", name]:
+            print(json.dumps(piece(name)))
         case ["make", folder]:
             three_billion_cut(Path(folder))
-        case _:
-            main()
+        case names:
+            main(names or PIECES)

@@ -50,7 +50,7 @@ from circuits.models import (
 )
 from circuits.progress import track
 from circuits.storage import digest, provenance, read_tensors, write_tensors
-from circuits.tracing.accumulation import STATISTICS, add_embeddings, add_products, add_tied, add_vectors
+from circuits.tracing.accumulation import STATISTICS, Products, add_embeddings, add_products, add_tied, add_vectors
 from circuits.units import Head, Neuron
 
 LOSSES: tuple[str, ...] = ("answer", "all")
@@ -58,6 +58,8 @@ PER: tuple[str, ...] = ("example", "batch")
 _HOOKED = ("gradient_norm", "gradient_x_activation")
 #: Seconds between two saves of an unfinished trace; more if saving takes long.
 _SAVE_EVERY = 120.0
+#: Bytes of what modules read and of gradients of what they wrote, kept until enough is there to be worked on together.
+_WAITING = 1 << 26
 #: Logits formed at a time.
 _LOGITS_AT_A_TIME = 1 << 23
 
@@ -261,6 +263,8 @@ class RunningTrace:
         share = 1 / len(batch) if settings.per == "batch" else 1.0
         as_one = settings.per == "batch" or statistic == "signed"
 
+        waiting: list[Products] = []
+
         def grouped(rows: Tensor) -> Tensor:
             return rows.flatten(0, 1)[None] if as_one else rows
 
@@ -268,9 +272,12 @@ class RunningTrace:
             reads, gradient = grouped(reads.float()), grouped(gradient.float())
             for kind, total in by_module[name]:
                 if kind == "weight":
-                    add_products(total, gradient, reads, statistic)
+                    waiting.append(Products(total, gradient, reads))
                 else:
                     add_vectors(total, gradient if kind == "bias" else gradient * reads, statistic)
+            if sum(one.gradients.nbytes + one.inputs.nbytes for one in waiting) > _WAITING:
+                add_products(waiting, statistic)
+                waiting.clear()
 
         def read(name: str, reads: Tensor, gradient: Tensor) -> None:
             kind, layer = readers[name]
@@ -289,6 +296,7 @@ class RunningTrace:
             hidden = final_residual(model, tokens)
             gradient, unembedded, logits = _unembedded(model, hidden.detach(), predicted, bool(of_uses))
             (embedded,) = torch.autograd.grad(hidden, start, gradient)
+        add_products(waiting, statistic)
         if logits is not None:
             own = tokens.flatten()[None] if as_one else tokens
             embedded, logits, unembedded = (grouped(rows.float()) for rows in (embedded, logits, unembedded))
@@ -296,7 +304,7 @@ class RunningTrace:
                 add_tied(of_uses["embedding"], own, embedded, logits, unembedded, statistic)
             else:
                 add_embeddings(of_uses["embedding"], own, embedded, statistic)
-                add_products(of_uses["unembedding"], logits, unembedded, statistic)
+                add_products([Products(of_uses["unembedding"], logits, unembedded)], statistic)
         self.done += len(batch)
 
     def finish(self, sources: Sequence[ParameterSource], task: Task, facts: dict[str, Any]) -> GradientTrace:

@@ -112,8 +112,36 @@ def test_only_the_components_asked_for_are_traced(model, bio):
 def test_a_weight_larger_than_the_cache_is_traced_in_parts(model, bio, monkeypatch):
     whole = trace_gradients(model, bio, components=COMPONENTS).gradients
     monkeypatch.setattr(accumulation, "_AT_A_TIME", 1000)
+    monkeypatch.setattr(accumulation, "_BLOCK", 5000)
     monkeypatch.setattr(gradients, "_LOGITS_AT_A_TIME", 1000)
     assert_same(trace_gradients(model, bio, components=COMPONENTS).gradients, whole)
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_products_of_uneven_parts_equal_single_products_to_the_bit_on_any_number_of_threads(statistic, monkeypatch):
+    monkeypatch.setattr(accumulation, "_AT_A_TIME", 300)
+    monkeypatch.setattr(accumulation, "_BLOCK", 500)
+    generator = torch.Generator().manual_seed(0)
+    given = [
+        (torch.randn(11, 5, out, generator=generator), torch.randn(11, 5, into, generator=generator))
+        for out, into in ((37, 23), (8, 6), (1, 400), (97, 3))
+    ]
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            totals = [torch.ones(g.shape[2], x.shape[2]) for g, x in given]
+            products = [accumulation.Products(total, *pair) for total, pair in zip(totals, given, strict=True)]
+            accumulation.add_products(products, statistic)
+            assert torch.get_num_threads() == count
+            found.append(totals)
+    finally:
+        torch.set_num_threads(threads)
+    for one, two, three, (g, x) in zip(*found, given, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+        expected = 1 + sum(mean_statistic([{"w": a.T @ b}], statistic)["w"] for a, b in zip(g, x, strict=True))
+        assert torch.allclose(one, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_biographies_with_several_answers_are_traced_too(model, tmp_path, tokenizer):
