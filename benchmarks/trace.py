@@ -9,7 +9,7 @@ Run with ``python -m benchmarks.trace``, or with the names of some pieces (``stu
 - per batch: `trace_gradients` per batch, against the plain forward and backward pass of the Hugging Face model on the
   same batches with the same loss; here and above, only the traced parameters need gradients;
 - the bound: how much faster than the loop that plain pass is. It forms the same products as a trace, but adds them up
-  before anyone sees an example's gradient: no trace per example can be faster by more than that;
+  before anyone sees an example's gradient: a trace per example does all of its work and more;
 - memory: the most a process that loads a model and traces two tasks to files, one after the other, ever held (libraries
   and all), less the weights and the one accumulator that is in memory at a time.
 """
