@@ -20,7 +20,7 @@ study: $(READY)
 	@$(BIN)/circuits study --family $(FAMILY) --out $(OUT)
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n auto
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 # The slow checks on a real pretrained model.
 test-real: $(READY)
