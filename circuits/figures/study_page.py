@@ -25,6 +25,12 @@ _ARMS = ("mixed", "two_stage", "two_stage_gentle")
 _SPLITS = ("bio", "qa_id", "qa_ood")
 
 
+def start_of(settings: dict[str, Any]) -> str:
+    """What was trained, in words."""
+    model = settings.get("model")
+    return f"a small {settings['family']} model" if model is None else f"the model {Path(model).name}"
+
+
 def study_figures(tables: dict[str, pandas.DataFrame], keep: float | None = None) -> dict[str, go.Figure]:
     """The study's figures by name.
 
@@ -251,15 +257,15 @@ def write_study_report(
         figures: from `study_figures`.
         attention: attention figures by head.
     """
-    settings = summary["settings"]
+    settings, start = summary["settings"], start_of(summary["settings"])
     mixed, two, gentle = (summary["accuracy"][name] for name in _ARMS)
     rate, gentle_rate = (settings["optimisation"][name] for name in ("learning_rate", "gentle_learning_rate"))
     sections = [
         Section(
             "What holds in this run",
             [
-                f"One seed ({settings['seed']}) of a small model: a close call here may fall the other way with the "
-                "next. How much of the recall gap is forgetting, the control under Recall shows."
+                f"One seed ({settings['seed']}) of {start}: a close call here may fall the other way with "
+                "the next. How much of the recall gap is forgetting, the control under Recall shows."
             ],
             _claims_table(summary),
         ),
@@ -385,8 +391,8 @@ def write_study_report(
     write_report(
         path,
         "Does mixed training let a model recall facts where two-stage training does not?",
-        f"A small {settings['family']} model of {settings['data']['people']} made-up people. Trained on biographies "
-        f"and questions together, it answers {mixed['qa_ood']:.1%} of the questions it never saw; trained on one "
+        f"{start[0].upper()}{start[1:]} of {settings['data']['people']} made-up people. Trained on biographies and "
+        f"questions together, it answers {mixed['qa_ood']:.1%} of the questions it never saw; trained on one "
         f"after the other, {two['qa_ood']:.1%}; with a gentle second stage, {gentle['qa_ood']:.1%}.",
         sections,
         f"circuits {source['library_version']} · commit {source['git_commit']} · dataset {source['dataset']} · "
@@ -403,6 +409,7 @@ def write_seeds_report(path: str | Path, summaries: Sequence[dict[str, Any]], cu
         curves: ``ranking_curves`` of all seeds, with the column ``seed``.
     """
     settings, seeds = summaries[0]["settings"], [summary["settings"]["seed"] for summary in summaries]
+    start = start_of(settings)
     recall = pandas.DataFrame(
         [
             {"model": LABELS.get(name, name)}
@@ -438,7 +445,7 @@ def write_seeds_report(path: str | Path, summaries: Sequence[dict[str, Any]], cu
     write_report(
         path,
         "Does mixed training let a model recall facts where two-stage training does not?",
-        f"Small {settings['family']} models of {settings['data']['people']} made-up people, {len(seeds)} "
+        f"{start[0].upper()}{start[1:]} of {settings['data']['people']} made-up people, {len(seeds)} "
         f"{'seed' if len(seeds) == 1 else 'seeds'}, each with people, weights and draws of its own. {over}",
         [
             Section("What holds", ["Each seed's own page says more."], _claims_over_seeds(summaries)),

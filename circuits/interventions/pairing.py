@@ -66,34 +66,37 @@ def pair_formats(task: Task, source: Task) -> Task:
     return source.select([known[fact] for fact in wanted])
 
 
-def pair_people(task: Task, seed: int = 0) -> Task:
+def pair_people(task: Task, seed: int = 0, among: Task | None = None) -> Task:
     """For each example one about another person, the same attribute in the same wording: the corrupted run.
 
     Prompts of a pair have the same tokens but for the subject, and subjects of as many tokens; answers may differ in
     length.
 
+    Args:
+        task: the clean run.
+        seed: of the choice of partners.
+        among: the examples that partners are chosen from; the task's own if not given.
+
     Raises:
         CircuitsError: an example has no partner of the same form and length with another answer.
     """
     generator = torch.Generator().manual_seed(seed)
-    answers = task.answers
-    forms = [(answer.attribute, *_frame(task, answer.example, answer.start)) for answer in answers.itertuples()]
-    groups: dict[Any, list[int]] = {}
-    for row, form in enumerate(forms):
-        groups.setdefault(form, []).append(row)
+    among = task if among is None else among
+    groups: dict[Any, list[Any]] = {}
+    for answer in among.answers.itertuples():
+        groups.setdefault(_form(among, answer), []).append(answer)
     chosen = []
-    for row, form in enumerate(forms):
-        partners = [other for other in groups[form] if answers["value"][other] != answers["value"][row]]
+    for answer in task.answers.itertuples():
+        partners = [other for other in groups.get(_form(task, answer), []) if other.value != answer.value]
         if not partners:
             raise CircuitsError(
-                f"nobody else is asked in the words of {task.texts[answers['example'][row]]!r}: take more people"
+                f"nobody else is asked in the words of {task.texts[answer.example]!r}: take more people"
             )
-        pick = int(torch.randint(len(partners), (1,), generator=generator))
-        chosen.append(int(answers["example"][partners[pick]]))
-    return task.select(chosen)
+        chosen.append(int(partners[int(torch.randint(len(partners), (1,), generator=generator))].example))
+    return among.select(chosen)
 
 
-def _frame(task: Task, example: int, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Roles of a prompt, and its tokens that are not the subject's."""
-    roles, tokens = task.roles[example, :length], task.tokens[example, :length]
-    return tuple(roles.tolist()), tuple(tokens[roles != Role.SUBJECT].tolist())
+def _form(task: Task, answer: Any) -> tuple[Any, ...]:
+    """The attribute of an answer, roles of its prompt, and the prompt's tokens that are not the subject's."""
+    roles, tokens = task.roles[answer.example, : answer.start], task.tokens[answer.example, : answer.start]
+    return answer.attribute, tuple(roles.tolist()), tuple(tokens[roles != Role.SUBJECT].tolist())
