@@ -35,7 +35,14 @@ import torch
 
 from circuits.datasets import FAMILIAR, SPLITS, DatasetSettings, FactDataset, Task, make_dataset
 from circuits.errors import CircuitsError
-from circuits.figures import attention_figure, save_figure, study_figures, write_seeds_report, write_study_report
+from circuits.figures import (
+    attention_figure,
+    save_figure,
+    study_figures,
+    write_results_page,
+    write_seeds_report,
+    write_study_report,
+)
 from circuits.interventions import ABLATIONS, pair_formats, pair_people
 from circuits.masks import (
     FRACTIONS,
@@ -65,7 +72,7 @@ from circuits.rankings import (
     read_head,
     sufficient_curve,
 )
-from circuits.storage import flatten, provenance, read_json, write_json, write_table
+from circuits.storage import check_ending, flatten, provenance, read_json, write_json, write_table
 from circuits.sweeps import sweep_heads, sweep_patches
 from circuits.tracing import GradientTrace, trace_gradients
 from circuits.training import PRETRAINED, Job, Optimisation, train_side_by_side
@@ -671,6 +678,29 @@ def run_studies(
     ]
     write_seeds_report(out / "report.html", summaries, pandas.concat(curves, ignore_index=True))
     return summary
+
+
+def report_study(folder: str | Path, page: str | Path) -> list[Path]:
+    """Write what a finished study of one seed found of each claim of the paper, as Markdown with images.
+
+    Args:
+        folder: the study's.
+        page: the Markdown file; images go into ``figures`` beside it.
+
+    Returns:
+        What was written, the page last.
+
+    Raises:
+        CircuitsError: the folder holds no finished study of one seed, the page does not end in ``.md``, or no browser
+            is there to draw images.
+    """
+    folder, page = Path(folder), Path(page)
+    check_ending(page, (".md",), "page")
+    if not (folder / "steps" / "report.json").is_file():
+        raise CircuitsError(f"{folder} holds no finished study of one seed: make one with 'circuits study --out DIR'")
+    summary = read_json(folder / "summary.json")
+    tables = {path.stem: pandas.read_parquet(path) for path in sorted((folder / "tables").glob("*.parquet"))}
+    return write_results_page(page, summary, tables)
 
 
 def _over_seeds(values: list[Any]) -> Any:

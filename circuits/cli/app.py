@@ -767,6 +767,21 @@ def study(
     say(f"{spent:.0f} s; read {out / 'report.html'}")
 
 
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished study of one seed.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The page, a Markdown file; images go into figures beside it.")] = Path(
+        "results.md"
+    ),
+) -> None:
+    """Write what a study found of each claim of the paper, as Markdown with images."""
+    with busy("drawing"):
+        from circuits.study import report_study
+
+        written = report_study(folder, out)
+    say(f"{written[-1]}, {len(written) - 1} images")
+
+
 def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]

@@ -184,7 +184,8 @@ def _with_interval(values: Sequence[float | int | None], form: str) -> str:
     return f"{mean:{form}}" if len(known) < 2 else f"{mean:{form}} ({low:{form}} to {high:{form}})"
 
 
-def _recall(accuracy: pandas.DataFrame) -> pandas.DataFrame:
+def recall_table(accuracy: pandas.DataFrame) -> pandas.DataFrame:
+    """Exact match of every model on every split."""
     table = accuracy.pivot(index="model", columns="split", values="exact_match")
     table = table.loc[accuracy["model"].unique(), accuracy["split"].unique()].map(lambda value: f"{value:.1%}")
     table.index = [LABELS.get(name, name) for name in table.index]
@@ -192,14 +193,15 @@ def _recall(accuracy: pandas.DataFrame) -> pandas.DataFrame:
     return table.reset_index(names="model")
 
 
-def _controls(shared: pandas.DataFrame) -> pandas.DataFrame:
+def controls_table(shared: pandas.DataFrame) -> pandas.DataFrame:
+    """Size and centralisation of the shared parameters, with the permuted control."""
     columns = ["model", "size", "influenced", "total", "share", "jaccard", "lift", "permuted_lift", "gini", "top_tenth"]
     table = shared[columns].assign(model=shared["model"].map(LABELS))
     table = table.rename(columns={"permuted_lift": "permuted lift", "top_tenth": "top tenth"})
     return table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
 
 
-def _grafts(summary: dict[str, Any]) -> pandas.DataFrame:
+def grafts_table(summary: dict[str, Any]) -> pandas.DataFrame:
     """Size of the graft of each score, and its accuracy on every split."""
     return pandas.DataFrame(
         [
@@ -216,7 +218,7 @@ def _grafts(summary: dict[str, Any]) -> pandas.DataFrame:
     )
 
 
-def _rankings(summary: pandas.DataFrame, condition: str, smallest: str) -> pandas.DataFrame:
+def rankings_table(summary: pandas.DataFrame, condition: str, smallest: str) -> pandas.DataFrame:
     """Area and smallest n of every ranking: heads and neurons of both models on QA-ID."""
     rows = summary[(summary["condition"] == condition) & (summary["task"] == "qa_id")]
     table = pandas.DataFrame({"ranking": [RANKING_LABELS[name] for name in rows["metric"].unique()]})
@@ -280,7 +282,7 @@ def write_study_report(
                 f"of QA-ID {gentle['qa_id']:.1%} and of QA-OOD {gentle['qa_ood']:.1%}, against {two['qa_ood']:.1%} at "
                 f"the higher rate and {mixed['qa_ood']:.1%} for mixed training.",
             ],
-            _recall(tables["accuracy"]),
+            recall_table(tables["accuracy"]),
             figures["accuracy"],
         ),
         Section(
@@ -296,7 +298,7 @@ def write_study_report(
                 "that the top tenth of heads holds. The map shows Shared Size by head; "
                 f"{_in_first_layer(tables['shared_heads'], tables['shared_neurons'])}",
             ],
-            _controls(tables["shared"]),
+            controls_table(tables["shared"]),
             figures["shared_heads"],
         ),
         Section(
@@ -324,7 +326,7 @@ def write_study_report(
                 f"{settings['keep']:.0%} of its exact match on QA-ID? Parameters are taken by the size of their "
                 "change, or by gradient × change. Sizes are upper bounds: a better search may find smaller grafts.",
             ],
-            _grafts(summary),
+            grafts_table(summary),
             figures.get("grafts"),
         ),
         Section(
@@ -335,7 +337,7 @@ def write_study_report(
                 "is better. n: the smallest number that reaches 95 % of the whole model. The figure is of the mixed "
                 "model; those of the two-stage model and of neurons lie in the folder figures.",
             ],
-            _rankings(tables["ranking_summary"], "sufficient", "n95"),
+            rankings_table(tables["ranking_summary"], "sufficient", "n95"),
             figures["sufficient_heads_mixed"],
         ),
         Section(
@@ -344,7 +346,7 @@ def write_study_report(
                 "The top n heads of a ranking go back to their weights before training. Area: smaller is better. n: "
                 "the smallest number that leaves less than half of the whole model's accuracy.",
             ],
-            _rankings(tables["ranking_summary"], "revert", "n50"),
+            rankings_table(tables["ranking_summary"], "revert", "n50"),
             figures["critical_heads_mixed"],
         ),
         Section(
