@@ -243,7 +243,8 @@ def _agreement(tables: dict[str, pandas.DataFrame]) -> Finding:
 
 def _markdown(table: pandas.DataFrame) -> str:
     rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join("" if pandas.isna(cell) else str(cell) for cell in row) + " |" for row in rows)
+    cells = [["" if pandas.isna(cell) else str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 #: Figures of the page: name → what it shows.
@@ -363,9 +364,12 @@ def _opening(summary: dict[str, Any], found: Sequence[Finding]) -> list[str]:
         f"Seed {settings['seed']}, {summary['seconds']['total'] / 3600:.1f} hours on {_machine(summary)}. Written by "
         f"`circuits report` from a study made at commit {source['git_commit']} (version {source['library_version']}, "
         f"dataset {source['dataset']}, model {settings.get('model_fingerprint', 'new')}).",
-        f"Of {len(found)} claims, {verdicts.count('holds here')} hold here, {verdicts.count('does not hold here')} do "
-        f"not, and of {verdicts.count('cannot be told')} it cannot be told. One seed of one small model decides "
-        "nothing about larger ones.",
+        f"Of {len(found)} statements of the paper's claims, "
+        + ", ".join(
+            f"{verdicts.count(verdict)}: {verdict}"
+            for verdict in ("holds here", "does not hold here", "cannot be told")
+        )
+        + ". One seed of one small model decides nothing about larger ones.",
     ]
 
 
