@@ -159,7 +159,7 @@ class StudySettings:
             raise CircuitsError(f"the number of halvings is {self.rank_halvings}: it must be 1 or more")
         if not (self.sweep_modes and self.fractions and self.graft_scores) or self.evaluate_every < 1:
             raise CircuitsError(
-                "a study needs a mode to ablate heads by, a fraction, a score to graft by, and steps between evaluations"
+                "a study needs a mode to ablate heads by, a fraction, a score to graft by, steps between evaluations"
             )
         if self.data.people < 8:
             raise CircuitsError(f"a study of {self.data.people} people has nobody to compare with: take 8 or more")
