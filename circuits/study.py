@@ -175,6 +175,7 @@ PRETRAINED_STUDY = StudySettings(
     evaluate_every=50,
     evaluate_examples=240,
     graft_examples=80,
+    graft_scores=("gradient_x_change",),
     fractions=(0.0001, 0.001, 0.01, 0.1),
     rank_halvings=4,
     sweep_modes=("zero",),
