@@ -109,7 +109,6 @@ class StudySettings:
         evaluate_every: steps of training between points of its curves and between saved states.
         evaluate_examples: examples of each split that whole models are scored on; all if not given.
         graft_examples: QA-ID examples that grafts are chosen on; all if not given.
-        graft_scores: what grafts are found by.
         fractions: the k of the sharing curve.
         rank_halvings: curves over more than 32 units are measured at so many halvings of all of them; at every
             doubling from 16 if not given.
@@ -130,7 +129,6 @@ class StudySettings:
     evaluate_every: int = 100
     evaluate_examples: int | None = None
     graft_examples: int | None = None
-    graft_scores: tuple[str, ...] = SCORES
     fractions: tuple[float, ...] = FRACTIONS
     rank_halvings: int | None = None
     sweep_modes: tuple[str, ...] = ABLATIONS
@@ -157,10 +155,8 @@ class StudySettings:
             raise CircuitsError("a study needs an example to trace and to score, and two random draws for an interval")
         if self.rank_halvings is not None and self.rank_halvings < 1:
             raise CircuitsError(f"the number of halvings is {self.rank_halvings}: it must be 1 or more")
-        if not (self.sweep_modes and self.fractions and self.graft_scores) or self.evaluate_every < 1:
-            raise CircuitsError(
-                "a study needs a mode to ablate heads by, a fraction, a score to graft by, steps between evaluations"
-            )
+        if not self.sweep_modes or not self.fractions or self.evaluate_every < 1:
+            raise CircuitsError("a study needs a mode to ablate heads by, a fraction, and steps between evaluations")
         if self.data.people < 8:
             raise CircuitsError(f"a study of {self.data.people} people has nobody to compare with: take 8 or more")
 
@@ -175,7 +171,6 @@ PRETRAINED_STUDY = StudySettings(
     evaluate_every=50,
     evaluate_examples=240,
     graft_examples=80,
-    graft_scores=("gradient_x_change",),
     fractions=(0.0001, 0.001, 0.01, 0.1),
     rank_halvings=4,
     sweep_modes=("zero",),
@@ -394,7 +389,7 @@ class _Study:
             fine_tuned = self.model(name)
             if not evaluate(fine_tuned, task)["exact_match"].any():
                 continue  # there is nothing to keep: such a model has no rows
-            for score in self.settings.graft_scores:
+            for score in SCORES:
                 found = graft_by_score(pre, fine_tuned, task, score, keep)
                 found.save(self.out / "grafts" / name / score)
                 curves.append(found.curve.assign(model=name))
@@ -595,7 +590,7 @@ class _Study:
             }
 
         best = self.best_graft(name)
-        return {**numbers(best), "score": best, "by": {score: numbers(score) for score in self.settings.graft_scores}}
+        return {**numbers(best), "score": best, "by": {score: numbers(score) for score in SCORES}}
 
     def _rankings(self) -> dict[str, dict[str, float | None]]:
         """One number for each curve of the mixed model's heads on QA-ID; None for an n that is never reached."""
