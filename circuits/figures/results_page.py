@@ -71,14 +71,14 @@ def _draw_margin(low: float, high: float, draws: int) -> float:
     return (high - low) / 2 * math.sqrt(draws + 1)
 
 
-def _sizes(one: float | None, other: float | None) -> tuple[float, float]:
+def _sizes(one: float | int | None, other: float | int | None) -> tuple[float, float]:
     """How much larger one size is, and the margin."""
     if one is None or other is None:
         return math.nan, 0.0
-    return one - other, _SIZE_MARGIN * max(one, other)
+    return float(one - other), _SIZE_MARGIN * max(one, other)
 
 
-def _number(value: float | None, form: str) -> str:
+def _number(value: float | int | None, form: str) -> str:
     return "none" if value is None else f"{value:{form}}"
 
 
@@ -345,7 +345,7 @@ def _save(figure: go.Figure, path: Path) -> None:
 
 
 def _name(settings: dict[str, Any]) -> str:
-    return f"a new small {settings['family']}" if settings["model"] is None else Path(settings["model"]).name
+    return f"a small {settings['family']} model" if settings["model"] is None else Path(settings["model"]).name
 
 
 def _opening(summary: dict[str, Any], found: Sequence[Finding]) -> list[str]:
