@@ -518,7 +518,8 @@ class _Study:
 
     def report(self) -> None:
         """Write the summary and the report."""
-        summary = self.summary()
+        models = {name: facts_of(self.model(name)) for name in _EVALUATED}
+        summary = {**self.summary(), "provenance": provenance(dataset=self.dataset.fingerprint, models=models)}
         write_json(self.out / "summary.json", summary)
         tables = {path.stem: pandas.read_parquet(path) for path in sorted(self.tables.glob("*.parquet"))}
         figures = study_figures(tables, self.settings.keep)
@@ -529,34 +530,36 @@ class _Study:
         write_study_report(self.out / "report.html", summary, tables, figures, attention)
 
     def summary(self) -> dict[str, Any]:
-        """What ``summary.json`` holds."""
+        """What ``summary.json`` holds; without what steps that are not done would say."""
+        steps = self.out / "steps"
+        done = [name for name in self.steps() if name != "report" and (steps / f"{name}.json").is_file()]
+        seconds = {name: read_json(steps / f"{name}.json")["seconds"] for name in done}
+        parts: dict[str, tuple[str, Callable[[], Any]]] = {
+            "accuracy": ("evaluate", self._accuracy),
+            "shared": ("share", lambda: self.table("shared").set_index("model").to_dict("index")),
+            "ablation": ("ablate", lambda: {name: self._ablation(name) for name in _COMPARED}),
+            "graft": ("graft", lambda: {name: self._graft(name) for name in _COMPARED}),
+            "rankings": ("rank", self._rankings),
+            "top_head": ("share", lambda: str(self.top_head())),
+            "attending_head": ("attend", lambda: str(self.attending_head())),
+        }
+        return {
+            **{name: part() for name, (step, part) in parts.items() if step in done},
+            "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
+            "settings": read_json(self.out / "plan.json"),
+            "seeds": [self.settings.seed],
+            "versions": _versions(),
+            "machine": _machine(),
+        }
+
+    def _accuracy(self) -> dict[str, dict[str, float]]:
         accuracy = self.table("accuracy").set_index(["model", "split"])["exact_match"]
         by_model: dict[str, dict[str, float]] = {
             name: {split: round(float(accuracy[name, split]), 4) for split in SPLITS} for name in _EVALUATED
         }
         for name in ("two_stage", "two_stage_gentle"):
             by_model[name]["bio_after_stage_1"] = by_model["stage_1"]["bio"]
-        shared = self.table("shared").set_index("model").to_dict("index")
-        seconds = {
-            name: read_json(self.out / "steps" / f"{name}.json")["seconds"] for name in self.steps() if name != "report"
-        }
-        return {
-            "accuracy": by_model,
-            "shared": shared,
-            "ablation": {name: self._ablation(name) for name in _COMPARED},
-            "graft": {name: self._graft(name) for name in _COMPARED},
-            "rankings": self._rankings(),
-            "top_head": str(self.top_head()),
-            "attending_head": str(self.attending_head()),
-            "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
-            "settings": read_json(self.out / "plan.json"),
-            "seeds": [self.settings.seed],
-            "versions": _versions(),
-            "machine": _machine(),
-            "provenance": provenance(
-                dataset=self.dataset.fingerprint, models={name: facts_of(self.model(name)) for name in _EVALUATED}
-            ),
-        }
+        return by_model
 
     def _ablation(self, name: str) -> dict[str, Any]:
         table = self.table("ablation")
@@ -681,26 +684,57 @@ def run_studies(
 
 
 def report_study(folder: str | Path, page: str | Path) -> list[Path]:
-    """Write what a finished study of one seed found of each claim of the paper, as Markdown with images.
+    """Write what a study of one seed found of each claim of the paper, as Markdown with images.
 
     Args:
-        folder: the study's.
+        folder: the study's; its models must be trained and evaluated, and the page says which later steps are missing.
         page: the Markdown file; images go into ``figures`` beside it.
 
     Returns:
         What was written, the page last.
 
     Raises:
-        CircuitsError: the folder holds no finished study of one seed, the page does not end in ``.md``, or no browser
-            is there to draw images.
+        CircuitsError: the folder holds no study of one seed, or none that has come so far; the page does not end in
+            ``.md``, or no browser is there to draw images.
     """
     folder, page = Path(folder), Path(page)
     check_ending(page, (".md",), "page")
-    if not (folder / "steps" / "report.json").is_file():
-        raise CircuitsError(f"{folder} holds no finished study of one seed: make one with 'circuits study --out DIR'")
-    summary = read_json(folder / "summary.json")
-    tables = {path.stem: pandas.read_parquet(path) for path in sorted((folder / "tables").glob("*.parquet"))}
-    return write_results_page(page, summary, tables)
+    if not (folder / "steps" / "evaluate.json").is_file():
+        raise CircuitsError(
+            f"{folder} holds no study of one seed that was evaluated: make one with 'circuits study --out DIR'"
+        )
+    study = _Study(folder, _settings_of(read_json(folder / "plan.json")))
+    missing = [name for name in study.steps() if not (folder / "steps" / f"{name}.json").is_file()]
+    summary = study.summary() if missing else read_json(folder / "summary.json")
+    # a step that is not done may have written some of its tables
+    written = (
+        "accuracy",
+        "curves",
+        *(name for step, names in _TABLES.items() if step not in missing for name in names),
+    )
+    return write_results_page(page, summary, {name: study.table(name) for name in written}, missing)
+
+
+#: The tables that the page shows, by the step that writes them.
+_TABLES = {
+    "share": ("shared", "sharing_curve", "shared_heads"),
+    "ablate": ("ablation",),
+    "graft": ("grafts",),
+    "rank": ("ranking_curves", "ranking_summary", "agreement"),
+    "sweep": ("heads",),
+    "patch": ("patches",),
+}
+
+
+def _settings_of(plan: dict[str, Any]) -> StudySettings:
+    """The settings that a plan was written from."""
+
+    def with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+    known = {name: value for name, value in with_tuples(plan).items() if name != "model_fingerprint"}
+    data, optimisation = DatasetSettings(**with_tuples(plan["data"])), Optimisation(**with_tuples(plan["optimisation"]))
+    return StudySettings(**known | {"data": data, "optimisation": optimisation})
 
 
 def _over_seeds(values: list[Any]) -> Any:

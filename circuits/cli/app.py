@@ -769,12 +769,12 @@ def study(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a finished study of one seed.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Folder of a study of one seed.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The page, a Markdown file; images go into figures beside it.")] = Path(
         "results.md"
     ),
 ) -> None:
-    """Write what a study found of each claim of the paper, as Markdown with images."""
+    """Write what a study has found of each claim of the paper, as Markdown with images."""
     with busy("drawing"):
         from circuits.study import report_study
 

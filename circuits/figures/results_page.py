@@ -24,6 +24,7 @@ from circuits.storage import atomic_file, flatten
 _Z = 1.96
 _SIZE_MARGIN = 0.05
 _WIDTH = 1000
+_VERDICTS = ("holds here", "does not hold here", "cannot be told")
 _TASKS = {"qa_id": "QA-ID", "qa_ood": "QA-OOD"}
 _KINDS = ("head", "neuron")
 
@@ -83,20 +84,23 @@ def _number(value: float | int | None, form: str) -> str:
 
 
 def findings(summary: dict[str, Any], tables: dict[str, pandas.DataFrame]) -> list[Finding]:
-    """Every claim of the paper with what a study of one seed found of it.
+    """Every claim of the paper with what a study of one seed found of it, as far as it has come.
 
     Args:
         summary: the content of ``summary.json``.
         tables: the study's result tables by name.
     """
-    return [
-        _recall(summary, tables),
-        *_sharing(summary),
-        *_ablation(summary, tables),
-        _grafting(summary),
-        *(_curve(tables, kind, *row) for row in _CURVES for kind in _KINDS),
-        _agreement(tables),
-    ]
+    found = [_recall(summary, tables)]
+    if "shared" in summary:
+        found += _sharing(summary)
+    if "ablation" in summary:
+        found += _ablation(summary, tables)
+    if "graft" in summary:
+        found.append(_grafting(summary))
+    if "rankings" in summary:
+        found += [_curve(tables, kind, *row) for row in _CURVES for kind in _KINDS]
+        found.append(_agreement(tables))
+    return found
 
 
 def _recall(summary: dict[str, Any], tables: dict[str, pandas.DataFrame]) -> Finding:
@@ -266,13 +270,16 @@ _SHOWN = {
 }
 
 
-def write_results_page(path: str | Path, summary: dict[str, Any], tables: dict[str, pandas.DataFrame]) -> list[Path]:
-    """Write the page of a finished study of one seed as Markdown, and its figures as images.
+def write_results_page(
+    path: str | Path, summary: dict[str, Any], tables: dict[str, pandas.DataFrame], missing: Sequence[str] = ()
+) -> list[Path]:
+    """Write the page of a study of one seed as Markdown, and its figures as images.
 
     Args:
         path: the Markdown file. ``results.md`` has its images in ``figures/results-*.png`` beside it.
         summary: the content of ``summary.json``.
         tables: the study's result tables by name.
+        missing: the steps that are not done yet; their parts of the summary and their tables may be left out.
 
     Returns:
         What was written, the page last.
@@ -293,49 +300,58 @@ def write_results_page(path: str | Path, summary: dict[str, Any], tables: dict[s
             f"![{_SHOWN[name]}](figures/{images[name].name})\n\n*{_SHOWN[name]}*" for name in names if name in images
         ]
 
-    found = findings(summary, tables)
-    curves = tables["ranking_summary"]
     parts = [
-        *_opening(summary, found),
-        "## The paper's claims",
-        "*Cannot be told*: the numbers lie no further apart than chance could bring them. Accuracies have the error of "
-        "their number of answers, random masks and rankings that of their draws; sizes have no interval in one run "
-        f"and count as different from {_SIZE_MARGIN:.0%} on.",
-        _markdown(
-            pandas.DataFrame(
-                [(one.figure, one.claim, one.here, one.control, f"**{one.verdict}**") for one in found],
-                columns=["Fig.", "claim", "here", "control", ""],
-            )
-        ),
+        *_opening(summary, tables, missing),
+        *_claims(findings(summary, tables)),
         "## Recall",
         "Exact match under greedy decoding. QA-ID questions were in training; QA-OOD people had their questions held "
         "out. Unseen wordings are forms of question that were never trained on.",
         _markdown(recall_table(tables["accuracy"])),
         *shown("accuracy", "curves"),
-        "## Shared parameters",
-        _markdown(controls_table(tables["shared"])),
-        *shown("sharing", "shared_heads", "ablation"),
-        "## Grafts",
-        "Sizes are upper bounds: a better search may find smaller grafts. Accuracies are those of the model before "
-        "training with the graft alone, on the examples of the table under Recall.",
-        _markdown(grafts_table(summary)),
-        *shown("grafts"),
-        "## Rankings",
-        "Area under exact match on QA-ID against n, from 0 to 1. Only the top n are trained: larger is better, and n "
-        "is the smallest measured number that reaches 95 % of the whole model.",
-        _markdown(rankings_table(curves, "sufficient", "n95")),
-        *shown("sufficient_heads_mixed", "sufficient_neurons_mixed"),
-        "The top n go back to their weights before training: smaller is better, and n is the smallest measured number "
-        "that leaves less than half.",
-        _markdown(rankings_table(curves, "revert", "n50")),
-        *shown("critical_heads_mixed", "critical_neurons_mixed", "agreement_heads_mixed"),
-        "## Every head ablated",
-        *shown("heads_zero"),
-        *_making(summary),
     ]
+    if "shared" in summary:
+        parts += ["## Shared parameters", _markdown(controls_table(tables["shared"]))]
+        parts += shown("sharing", "shared_heads", "ablation")
+    if "graft" in summary:
+        parts += [
+            "## Grafts",
+            "Sizes are upper bounds: a better search may find smaller grafts. Accuracies are those of the model before "
+            "training with the graft alone, on the examples of the table under Recall.",
+            _markdown(grafts_table(summary)),
+            *shown("grafts"),
+        ]
+    if "rankings" in summary:
+        parts += [
+            "## Rankings",
+            "Area under exact match on QA-ID against n, from 0 to 1. Only the top n are trained: larger is better, and "
+            "n is the smallest measured number that reaches 95 % of the whole model.",
+            _markdown(rankings_table(tables["ranking_summary"], "sufficient", "n95")),
+            *shown("sufficient_heads_mixed", "sufficient_neurons_mixed"),
+            "The top n go back to their weights before training: smaller is better, and n is the smallest measured "
+            "number that leaves less than half.",
+            _markdown(rankings_table(tables["ranking_summary"], "revert", "n50")),
+            *shown("critical_heads_mixed", "critical_neurons_mixed", "agreement_heads_mixed"),
+        ]
+    if "heads" in tables:
+        parts += ["## Every head ablated", *shown("heads_zero")]
+    parts += _making(summary)
     with atomic_file(path) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return [*images.values(), path]
+
+
+def _claims(found: Sequence[Finding]) -> list[str]:
+    """All findings in a table, and what the verdicts mean."""
+    counts = {verdict: sum(one.verdict == verdict for one in found) for verdict in _VERDICTS}
+    rows = [(one.figure, one.claim, one.here, one.control, f"**{one.verdict}**") for one in found]
+    return [
+        "## The paper's claims",
+        f"Of {len(found)} statements: {', '.join(f'{verdict} {count}' for verdict, count in counts.items())}. One seed "
+        "of one small model decides nothing about larger ones. *Cannot be told*: the numbers lie no further apart than "
+        "chance could bring them. Accuracies have the error of their number of answers, random masks and rankings that "
+        f"of their draws; sizes have no interval in one run and count as different from {_SIZE_MARGIN:.0%} on.",
+        _markdown(pandas.DataFrame(rows, columns=["Fig.", "claim", "here", "control", "verdict"])),
+    ]
 
 
 def _save(figure: go.Figure, path: Path) -> None:
@@ -348,13 +364,14 @@ def _name(settings: dict[str, Any]) -> str:
     return f"a small {settings['family']} model" if settings["model"] is None else Path(settings["model"]).name
 
 
-def _opening(summary: dict[str, Any], found: Sequence[Finding]) -> list[str]:
-    settings, source = summary["settings"], summary["provenance"]
-    verdicts = [one.verdict for one in found]
+def _opening(summary: dict[str, Any], tables: dict[str, pandas.DataFrame], missing: Sequence[str]) -> list[str]:
+    settings, source = summary["settings"], tables["accuracy"].attrs
     data, training = settings["data"], settings["optimisation"]
+    unfinished = f"**This study is not finished: {', '.join(missing)} are still to come.** `circuits study` goes on."
     return [
         f"# The study on {_name(settings)}",
         "<!-- written by circuits report: changes are lost -->",
+        *([unfinished] if missing else []),
         f"The study of arXiv 2505.16178 on {_name(settings)}: {data['people']} made-up people with "
         f"{data['biographies']} biographies each, {data['qa_id_fraction']:.0%} of them with their questions in "
         f"training. *Mixed* training takes {training['steps']} steps of {training['rows']} rows, of which "
@@ -364,12 +381,6 @@ def _opening(summary: dict[str, Any], found: Sequence[Finding]) -> list[str]:
         f"Seed {settings['seed']}, {summary['seconds']['total'] / 3600:.1f} hours on {_machine(summary)}. Written by "
         f"`circuits report` from a study made at commit {source['git_commit']} (version {source['library_version']}, "
         f"dataset {source['dataset']}, model {settings.get('model_fingerprint', 'new')}).",
-        f"Of {len(found)} statements of the paper's claims, "
-        + ", ".join(
-            f"{verdicts.count(verdict)}: {verdict}"
-            for verdict in ("holds here", "does not hold here", "cannot be told")
-        )
-        + ". One seed of one small model decides nothing about larger ones.",
     ]
 
 

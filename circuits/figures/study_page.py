@@ -35,25 +35,36 @@ def study_figures(tables: dict[str, pandas.DataFrame], keep: float | None = None
     """The study's figures by name.
 
     Args:
-        tables: its result tables by name.
+        tables: its result tables by name; figures whose tables are not there are left out.
         keep: the share of accuracy that grafts had to keep, for the title of their figure.
     """
-    accuracy, curves, heads, patches = (tables[name] for name in ("accuracy", "curves", "heads", "patches"))
-    heads = heads.rename(columns={"head": "index"})
+    figures: dict[str, go.Figure] = {}
+    if "accuracy" in tables:
+        accuracy = tables["accuracy"]
+        chosen = accuracy[accuracy["model"].isin(_ARMS) & accuracy["split"].isin(_SPLITS)]
+        figures["accuracy"] = accuracy_figure(chosen)
+    if "curves" in tables:
+        figures["curves"] = curves_figure(tables["curves"])
+    if "sharing_curve" in tables:
+        figures["sharing"] = sharing_figure(tables["sharing_curve"])
+    if "shared_heads" in tables:
+        sizes = heads_figure(tables["shared_heads"], "size", title="shared<br>parameters", digits=0)
+        figures["shared_heads"] = sizes
+    if "ablation" in tables:
+        figures["ablation"] = ablation_figure(tables["ablation"])
+    if len(tables.get("grafts", ())):
+        figures["grafts"] = graft_figure(tables["grafts"], keep)
+    if "ranking_curves" in tables:
+        figures |= _ranking_figures(tables["ranking_curves"], tables["agreement"])
     change = "change of<br>log-prob"
-    grafted = {"grafts": graft_figure(tables["grafts"], keep)} if len(tables["grafts"]) else {}
-    return {
-        "accuracy": accuracy_figure(accuracy[accuracy["model"].isin(_ARMS) & accuracy["split"].isin(_SPLITS)]),
-        "curves": curves_figure(curves),
-        "sharing": sharing_figure(tables["sharing_curve"]),
-        "shared_heads": heads_figure(tables["shared_heads"], "size", title="shared<br>parameters", digits=0),
-        "ablation": ablation_figure(tables["ablation"]),
-        **grafted,
-        **_ranking_figures(tables["ranking_curves"], tables["agreement"]),
-        "heads_zero": heads_figure(heads[heads["mode"] == "zero"], "log_prob_effect.qa_id", title=change),
-        "patch_person": heads_figure(patches[patches["mode"] == "person"], "log_prob_effect", title=change),
-        "patch_bio": heads_figure(patches[patches["mode"] == "bio"], "log_prob_effect", title=change),
-    }
+    if "heads" in tables:
+        heads = tables["heads"].rename(columns={"head": "index"})
+        figures["heads_zero"] = heads_figure(heads[heads["mode"] == "zero"], "log_prob_effect.qa_id", title=change)
+    if "patches" in tables:
+        for mode in ("person", "bio"):
+            rows = tables["patches"][tables["patches"]["mode"] == mode]
+            figures[f"patch_{mode}"] = heads_figure(rows, "log_prob_effect", title=change)
+    return figures
 
 
 def _ranking_figures(curves: pandas.DataFrame, agreement: pandas.DataFrame) -> dict[str, go.Figure]:

@@ -522,7 +522,19 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
     for image in images:
         assert f"](figures/{image})" in page
     refused(call("report", study, "--out", tmp_path / "page.html"), "a page cannot be saved as")
-    refused(call("report", tmp_path, "--out", tmp_path / "page.md"), "holds no finished study of one seed")
+    refused(call("report", tmp_path, "--out", tmp_path / "page.md"), "holds no study of one seed that was evaluated")
+    # the same study before its grafts and rankings
+    unfinished = shutil.copytree(study, tmp_path / "unfinished")
+    for step in ("graft", "rank", "sweep", "patch", "attend", "report"):
+        (unfinished / "steps" / f"{step}.json").unlink()
+    for table in ("grafts", "ranking_summary", "heads", "patches"):
+        (unfinished / "tables" / f"{table}.parquet").unlink()
+    (unfinished / "summary.json").unlink()
+    assert call("report", unfinished, "--out", tmp_path / "part" / "page.md").returncode == 0
+    part = (tmp_path / "part" / "page.md").read_text()
+    assert "not finished: graft, rank, sweep, patch, attend, report are still to come" in part
+    for one in found:
+        assert (one.here in part) == (one.figure in ("1a", "2a", "2b"))
 
 
 @pytest.fixture(scope="module")
