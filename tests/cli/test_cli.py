@@ -514,7 +514,7 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
     assert "| `evaluate_examples` | all |" in page
     tables = {path.stem: pandas.read_parquet(path) for path in (study / "tables").iterdir()}
     found = findings(summary, tables)
-    assert [one.figure for one in found] == [*["1a", "2a", "2a"], *["2b"] * 4, "3b", "4a", "4a", "4b", "4b", "4c"]
+    assert [one.figure for one in found] == ["1a", "1a", "2a", "2a", *["2b"] * 4, "3b", "4a", "4a", "4b", "4b", "4c"]
     for one in found:
         assert f"| {one.here} | {one.control} | **{one.verdict}** |" in page
     images = [f"page-{name}.png" for name in ("accuracy", "agreement-heads-mixed")]
