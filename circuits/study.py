@@ -1,7 +1,8 @@
 """The paper's study end to end (arXiv 2505.16178): nothing but calls to the other rooms, in resumable steps.
 
 1. data: make people up.
-2. train: mixed, two-stage, and two-stage with a small second rate, from the same starting weights.
+2. train: mixed, two-stage, and two-stage with a small second rate, from the same starting weights: those of a new
+   small model, or of a pretrained checkpoint.
 3. evaluate: exact match of every model on every split.
 4. trace: gradients of BIO and QA-ID at θ_mixed and θ_two-stage.
 5. share: shared parameters, Shared Size, and their controls.
@@ -19,6 +20,7 @@ these. Several seeds are several studies, and a summary of theirs.
 
 import json
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,12 +31,21 @@ from pathlib import Path
 from typing import Any
 
 import pandas
+import torch
 
-from circuits.datasets import SPLITS, DatasetSettings, FactDataset, Task, make_dataset
+from circuits.datasets import FAMILIAR, SPLITS, DatasetSettings, FactDataset, Task, make_dataset
 from circuits.errors import CircuitsError
-from circuits.figures import attention_figure, save_figure, study_figures, write_seeds_report, write_study_report
-from circuits.interventions import pair_formats, pair_people
+from circuits.figures import (
+    attention_figure,
+    save_figure,
+    study_figures,
+    write_results_page,
+    write_seeds_report,
+    write_study_report,
+)
+from circuits.interventions import ABLATIONS, pair_formats, pair_people
 from circuits.masks import (
+    FRACTIONS,
     SCORES,
     Graft,
     ParameterMask,
@@ -47,7 +58,7 @@ from circuits.masks import (
     sharing_curve,
 )
 from circuits.metrics import METRICS, evaluate, mean_interval
-from circuits.models import HookedTransformer, facts_of, load_model
+from circuits.models import HookedTransformer, architecture_of, facts_of, fingerprint, load_config, load_model
 from circuits.rankings import (
     BEHAVIOURS,
     RANKINGS,
@@ -61,13 +72,14 @@ from circuits.rankings import (
     read_head,
     sufficient_curve,
 )
-from circuits.storage import flatten, provenance, read_json, write_json, write_table
+from circuits.storage import check_ending, flatten, provenance, read_json, write_json, write_table
 from circuits.sweeps import sweep_heads, sweep_patches
 from circuits.tracing import GradientTrace, trace_gradients
-from circuits.training import Job, Optimisation, train_side_by_side
+from circuits.training import PRETRAINED, Job, Optimisation, train_side_by_side
 from circuits.units import Head, Neuron
 
 FAMILIES: tuple[str, ...] = ("llama", "pythia")
+_FAMILY_OF = {"LlamaForCausalLM": "llama", "GPTNeoXForCausalLM": "pythia"}
 #: The models that are compared, and all that are evaluated.
 _COMPARED = ("mixed", "two_stage")
 _EVALUATED = ("pre", "stage_1", "mixed", "two_stage", "two_stage_gentle")
@@ -83,7 +95,7 @@ class StudySettings:
     """What a study is made from.
 
     Attributes:
-        family: ``llama`` or ``pythia``.
+        family: ``llama`` or ``pythia``; that of the pretrained model, or ``llama``, if not given.
         seed: of people, weights, rows and random masks.
         data: the people.
         optimisation: how they are learned.
@@ -93,9 +105,17 @@ class StudySettings:
         keep: share of the accuracy on QA-ID that a graft must keep.
         rank_examples: examples of each task that are scored at each point of a ranking's curves.
         draws: random masks, permutations and rankings.
+        model: folder of a pretrained checkpoint to start from; a new small model of the family if not given.
+        evaluate_every: steps of training between points of its curves and between saved states.
+        evaluate_examples: examples of each split that whole models are scored on; all if not given.
+        graft_examples: QA-ID examples that grafts are chosen on; all if not given.
+        fractions: the k of the sharing curve.
+        rank_halvings: curves over more than 32 units are measured at so many halvings of all of them; at every
+            doubling from 16 if not given.
+        sweep_modes: how every head is ablated alone.
     """
 
-    family: str = "llama"
+    family: str | None = None
     seed: int = 0
     data: DatasetSettings = field(default_factory=DatasetSettings)
     optimisation: Optimisation = field(default_factory=Optimisation)
@@ -105,10 +125,22 @@ class StudySettings:
     keep: float = 0.95
     rank_examples: int = 50
     draws: int = 5
+    model: str | None = None
+    evaluate_every: int = 100
+    evaluate_examples: int | None = None
+    graft_examples: int | None = None
+    fractions: tuple[float, ...] = FRACTIONS
+    rank_halvings: int | None = None
+    sweep_modes: tuple[str, ...] = ABLATIONS
 
     def __post_init__(self) -> None:
+        found = "llama" if self.model is None else _FAMILY_OF[architecture_of(load_config(self.model)).name]
+        if self.family is None:
+            object.__setattr__(self, "family", found)
         if self.family not in FAMILIES:
             raise CircuitsError(f"there is no family {self.family!r}: choose from {', '.join(FAMILIES)}")
+        if self.model is not None and self.family != found:
+            raise CircuitsError(f"the model {self.model} is a {found}, not a {self.family}: leave out the family")
         if self.data.seed != self.seed:
             raise CircuitsError(
                 f"the study's seed is {self.seed}, but its people's is {self.data.seed}: make them equal"
@@ -117,10 +149,32 @@ class StudySettings:
             raise CircuitsError(f"the fraction is {self.fraction}: it must lie between 0 and 1")
         if not 0 < self.keep <= 1:
             raise CircuitsError(f"the share to keep is {self.keep}: it must be more than 0 and at most 1")
-        if min(self.trace_examples, self.sweep_examples, self.rank_examples) < 1 or self.draws < 2:
+        examples = (self.trace_examples, self.sweep_examples, self.rank_examples)
+        optional = (self.evaluate_examples, self.graft_examples)
+        if min(*examples, *(count for count in optional if count is not None)) < 1 or self.draws < 2:
             raise CircuitsError("a study needs an example to trace and to score, and two random draws for an interval")
+        if self.rank_halvings is not None and self.rank_halvings < 1:
+            raise CircuitsError(f"the number of halvings is {self.rank_halvings}: it must be 1 or more")
+        if not self.sweep_modes or not self.fractions or self.evaluate_every < 1:
+            raise CircuitsError("a study needs a mode to ablate heads by, a fraction, and steps between evaluations")
         if self.data.people < 8:
             raise CircuitsError(f"a study of {self.data.people} people has nobody to compare with: take 8 or more")
+
+
+#: For a pretrained model of some hundred million parameters on one thread: an hour or so. Give it its ``model``.
+PRETRAINED_STUDY = StudySettings(
+    data=FAMILIAR,
+    optimisation=PRETRAINED,
+    trace_examples=120,
+    sweep_examples=8,
+    rank_examples=20,
+    evaluate_every=50,
+    evaluate_examples=240,
+    graft_examples=80,
+    fractions=(0.0001, 0.001, 0.01, 0.1),
+    rank_halvings=4,
+    sweep_modes=("zero",),
+)
 
 
 def run_study(
@@ -192,20 +246,29 @@ class _Study:
         """Write down what this study is, or check that the folder's study is the same."""
         plan = self.out / "plan.json"
         wanted = json.loads(json.dumps(asdict(self.settings)))
+        if self.settings.model is not None:
+            wanted["model_fingerprint"] = fingerprint(load_model(self.settings.model))
         if not plan.is_file():
             if self.out.exists() and any(not path.name.startswith(".") for path in self.out.iterdir()):
                 raise CircuitsError(f"{self.out} holds something that is no study: choose another folder")
             write_json(plan, wanted)
             return
-        found = read_json(plan)
+        # a setting that the plan does not know of had its default
+        found = flatten(json.loads(json.dumps(asdict(StudySettings())))) | flatten(read_json(plan))
         for name, value in flatten(wanted).items():
-            before = flatten(found).get(name)
+            before = found.get(name)
             if before != value:
                 raise CircuitsError(
                     f"{self.out} holds a study with {name} {before}, not {value}: choose another folder or delete it"
                 )
 
     # what the steps share
+
+    @property
+    def start(self) -> str:
+        """What the models were before training, for a reader."""
+        model = self.settings.model
+        return f"tiny-{self.settings.family}" if model is None else Path(model).resolve().name
 
     @cached_property
     def dataset(self) -> FactDataset:
@@ -221,8 +284,8 @@ class _Study:
         tokenizer = self.model("pre").tokenizer
         return {split: Task.from_dataset(self.dataset, split, tokenizer) for split in SPLITS}
 
-    def sample(self, split: str, count: int) -> Task:
-        return self.tasks[split].sample(count, self.settings.seed)
+    def sample(self, split: str, count: int | None) -> Task:
+        return self.tasks[split] if count is None else self.tasks[split].sample(count, self.settings.seed)
 
     def traces(self, name: str) -> list[GradientTrace]:
         return [GradientTrace.load(self.out / "traces" / name / f"{split}.safetensors") for split in _TRACED]
@@ -254,9 +317,10 @@ class _Study:
             [Job("mixed"), Job("bio-only"), Job("two-stage", "bio-only"), Job("two-stage-gentle", "bio-only")],
             self.dataset,
             self.checkpoints,
-            f"tiny-{self.settings.family}",
+            self.settings.model or f"tiny-{self.settings.family}",
             self.settings.optimisation,
             self.settings.seed,
+            evaluate_every=self.settings.evaluate_every,
         )
         curves = [
             pandas.read_parquet(self.checkpoints / name / "curve.parquet").assign(model=name)
@@ -273,8 +337,8 @@ class _Study:
     def scores(self, model: HookedTransformer) -> list[dict[str, Any]]:
         """The mean of each metric on each split."""
         rows = []
-        for split, task in self.tasks.items():
-            scores = evaluate(model, task)
+        for split in self.tasks:
+            scores = evaluate(model, self.sample(split, self.settings.evaluate_examples))
             rows.append({"split": split, "answers": len(scores), **scores[list(METRICS)].mean().astype(float)})
         return rows
 
@@ -294,7 +358,7 @@ class _Study:
             mask.save(self.out / "masks" / f"{name}.safetensors")
             report = sharing(traces, self.settings.fraction, self.settings.draws, self.settings.seed)
             reports.append({"model": name, **report})
-            curve = sharing_curve(traces, draws=self.settings.draws, seed=self.settings.seed)
+            curve = sharing_curve(traces, self.settings.fractions, self.settings.draws, self.settings.seed)
             curves.append(curve.assign(model=name))
             heads.append(shared_size(mask, Head).assign(model=name))
             neurons.append(shared_size(mask, Neuron).assign(model=name))
@@ -317,8 +381,9 @@ class _Study:
 
     def graft(self) -> None:
         """Find the fewest fine-tuned parameters that keep QA-ID."""
-        # all of QA-ID: a graft that was chosen on some of the questions forgets the others
-        pre, task, keep = self.model("pre"), self.tasks["qa_id"], self.settings.keep
+        # all of QA-ID if time allows: a graft that was chosen on some of the questions may forget the others
+        pre, task = self.model("pre"), self.sample("qa_id", self.settings.graft_examples)
+        keep = self.settings.keep
         curves, grafted = [], []
         for name in _COMPARED:
             fine_tuned = self.model(name)
@@ -367,7 +432,7 @@ class _Study:
                     if not (metric == "ablation" and kind is Neuron) and not (metric == "graft_size" and best is None)
                 ]
                 ranking = rank_units(evidence, kind, metrics, self.settings.draws)
-                counts = _counts(ranking["unit"].nunique())
+                counts = _counts(ranking["unit"].nunique(), self.settings.rank_halvings)
                 both = [
                     sufficient_curve(ranking, pre, fine_tuned, tasks, counts),
                     critical_curve(ranking, fine_tuned, tasks, pre, counts=counts),
@@ -389,7 +454,7 @@ class _Study:
         tasks = [self.sample(split, self.settings.sweep_examples) for split in _SCORED]
         tables = []
         for name in _COMPARED:
-            long = sweep_heads(self.model(name), tasks)
+            long = sweep_heads(self.model(name), tasks, self.settings.sweep_modes)
             wide = long.pivot(
                 index=["layer", "index", "head", "mode"],
                 columns="task",
@@ -404,9 +469,11 @@ class _Study:
     def patch(self) -> None:
         """Patch every head from the other format and from another person."""
         target = self.sample("qa_ood", self.settings.sweep_examples)
+        # the few examples that a pretrained model has time for hold no partners for each other
+        among = target if self.settings.model is None else self.tasks["qa_ood"]
         sources = {
             "bio": pair_formats(target, self.tasks["bio"]),
-            "person": pair_people(target, self.settings.seed),
+            "person": pair_people(target, self.settings.seed, among),
         }
         tables = [
             sweep_patches(self.model(name), source, target, kind).assign(model=name)
@@ -447,11 +514,12 @@ class _Study:
         question = task.select([example])
         biography = pair_formats(question, self.tasks["bio"])
         readings = [read_head(model, head, biography, 0, "BIO"), read_head(model, head, question, 0, "QA")]
-        return attention_figure(readings, subtitle=f"mixed model, tiny-{self.settings.family}, a QA-OOD person")
+        return attention_figure(readings, subtitle=f"mixed model, {self.start}, a QA-OOD person")
 
     def report(self) -> None:
         """Write the summary and the report."""
-        summary = self.summary()
+        models = {name: facts_of(self.model(name)) for name in _EVALUATED}
+        summary = {**self.summary(), "provenance": provenance(dataset=self.dataset.fingerprint, models=models)}
         write_json(self.out / "summary.json", summary)
         tables = {path.stem: pandas.read_parquet(path) for path in sorted(self.tables.glob("*.parquet"))}
         figures = study_figures(tables, self.settings.keep)
@@ -462,33 +530,36 @@ class _Study:
         write_study_report(self.out / "report.html", summary, tables, figures, attention)
 
     def summary(self) -> dict[str, Any]:
-        """What ``summary.json`` holds."""
+        """What ``summary.json`` holds; without what steps that are not done would say."""
+        steps = self.out / "steps"
+        done = [name for name in self.steps() if name != "report" and (steps / f"{name}.json").is_file()]
+        seconds = {name: read_json(steps / f"{name}.json")["seconds"] for name in done}
+        parts: dict[str, tuple[str, Callable[[], Any]]] = {
+            "accuracy": ("evaluate", self._accuracy),
+            "shared": ("share", lambda: self.table("shared").set_index("model").to_dict("index")),
+            "ablation": ("ablate", lambda: {name: self._ablation(name) for name in _COMPARED}),
+            "graft": ("graft", lambda: {name: self._graft(name) for name in _COMPARED}),
+            "rankings": ("rank", self._rankings),
+            "top_head": ("share", lambda: str(self.top_head())),
+            "attending_head": ("attend", lambda: str(self.attending_head())),
+        }
+        return {
+            **{name: part() for name, (step, part) in parts.items() if step in done},
+            "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
+            "settings": read_json(self.out / "plan.json"),
+            "seeds": [self.settings.seed],
+            "versions": _versions(),
+            "machine": _machine(),
+        }
+
+    def _accuracy(self) -> dict[str, dict[str, float]]:
         accuracy = self.table("accuracy").set_index(["model", "split"])["exact_match"]
         by_model: dict[str, dict[str, float]] = {
             name: {split: round(float(accuracy[name, split]), 4) for split in SPLITS} for name in _EVALUATED
         }
         for name in ("two_stage", "two_stage_gentle"):
             by_model[name]["bio_after_stage_1"] = by_model["stage_1"]["bio"]
-        shared = self.table("shared").set_index("model").to_dict("index")
-        seconds = {
-            name: read_json(self.out / "steps" / f"{name}.json")["seconds"] for name in self.steps() if name != "report"
-        }
-        return {
-            "accuracy": by_model,
-            "shared": shared,
-            "ablation": {name: self._ablation(name) for name in _COMPARED},
-            "graft": {name: self._graft(name) for name in _COMPARED},
-            "rankings": self._rankings(),
-            "top_head": str(self.top_head()),
-            "attending_head": str(self.attending_head()),
-            "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
-            "settings": read_json(self.out / "plan.json"),
-            "seeds": [self.settings.seed],
-            "versions": _versions(),
-            "provenance": provenance(
-                dataset=self.dataset.fingerprint, models={name: facts_of(self.model(name)) for name in _EVALUATED}
-            ),
-        }
+        return by_model
 
     def _ablation(self, name: str) -> dict[str, Any]:
         table = self.table("ablation")
@@ -542,13 +613,13 @@ class _Study:
         return found
 
 
-def _counts(units: int) -> list[int]:
-    """The numbers of units of a curve: all of a few; of many every doubling, for time's sake, and both ends."""
-    return (
-        sorted({0, units, *(2**power for power in range(4, units.bit_length()))})
-        if units > 32
-        else default_counts(units)
-    )
+def _counts(units: int, halvings: int | None) -> list[int]:
+    """The numbers of units of a curve: all of a few; of many, for time's sake, doublings or halvings, and both ends."""
+    if units <= 32:
+        return default_counts(units)
+    if halvings is not None:
+        return sorted({0, *(round(units / 2**power) for power in range(halvings + 1))})
+    return sorted({0, units, *(2**power for power in range(4, units.bit_length()))})
 
 
 def run_studies(
@@ -592,13 +663,14 @@ def run_studies(
         if say is not None:
             say(f"seed {seed}: {out / f'seed-{seed}'}")
         summaries.append(run_study(out / f"seed-{seed}", one, say))
-    single = {"settings", "seeds", "versions", "provenance"}
+    single = {"settings", "seeds", "versions", "machine", "provenance"}
     numbers = {name for summary in summaries for name in summary} - single
     summary = {
         **{name: _over_seeds([one[name] for one in summaries]) for name in summaries[0] if name in numbers},
         "settings": {name: value for name, value in summaries[0]["settings"].items() if name != "seed"},
         "seeds": list(seeds),
         "versions": summaries[0]["versions"],
+        "machine": summaries[0].get("machine"),
         "provenance": provenance(datasets=[one["provenance"]["dataset"] for one in summaries]),
     }
     summary["settings"]["data"] = {name: value for name, value in summary["settings"]["data"].items() if name != "seed"}
@@ -609,6 +681,60 @@ def run_studies(
     ]
     write_seeds_report(out / "report.html", summaries, pandas.concat(curves, ignore_index=True))
     return summary
+
+
+def report_study(folder: str | Path, page: str | Path) -> list[Path]:
+    """Write what a study of one seed found of each claim of the paper, as Markdown with images.
+
+    Args:
+        folder: the study's; its models must be trained and evaluated, and the page says which later steps are missing.
+        page: the Markdown file; images go into ``figures`` beside it.
+
+    Returns:
+        What was written, the page last.
+
+    Raises:
+        CircuitsError: the folder holds no study of one seed, or none that has come so far; the page does not end in
+            ``.md``, or no browser is there to draw images.
+    """
+    folder, page = Path(folder), Path(page)
+    check_ending(page, (".md",), "page")
+    if not (folder / "steps" / "evaluate.json").is_file():
+        raise CircuitsError(
+            f"{folder} holds no study of one seed that was evaluated: make one with 'circuits study --out DIR'"
+        )
+    study = _Study(folder, _settings_of(read_json(folder / "plan.json")))
+    missing = [name for name in study.steps() if not (folder / "steps" / f"{name}.json").is_file()]
+    summary = study.summary() if missing else read_json(folder / "summary.json")
+    # a step that is not done may have written some of its tables
+    written = (
+        "accuracy",
+        "curves",
+        *(name for step, names in _TABLES.items() if step not in missing for name in names),
+    )
+    return write_results_page(page, summary, {name: study.table(name) for name in written}, missing)
+
+
+#: The tables that the page shows, by the step that writes them.
+_TABLES = {
+    "share": ("shared", "sharing_curve", "shared_heads"),
+    "ablate": ("ablation",),
+    "graft": ("grafts",),
+    "rank": ("ranking_curves", "ranking_summary", "agreement"),
+    "sweep": ("heads",),
+    "patch": ("patches",),
+}
+
+
+def _settings_of(plan: dict[str, Any]) -> StudySettings:
+    """The settings that a plan was written from."""
+
+    def with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+    known = {name: value for name, value in with_tuples(plan).items() if name != "model_fingerprint"}
+    data, optimisation = DatasetSettings(**with_tuples(plan["data"])), Optimisation(**with_tuples(plan["optimisation"]))
+    return StudySettings(**known | {"data": data, "optimisation": optimisation})
 
 
 def _over_seeds(values: list[Any]) -> Any:
@@ -634,3 +760,13 @@ def _versions() -> dict[str, str]:
 
     packages = ("torch", "transformers", "transformer-lens", "datasets", "accelerate", "pandas", "plotly")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _machine() -> dict[str, Any]:
+    """What this runs on."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = named[0] if named else platform.processor()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"processor": processor, "cores": os.cpu_count(), "gpu": device, "threads": torch.get_num_threads()}

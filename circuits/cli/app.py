@@ -1,5 +1,6 @@
 """The commands. Each imports what it needs when it runs, so that ``--help`` is quick."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -699,11 +700,35 @@ def attention(
 @app.command()
 def study(
     out: Annotated[Path, typer.Option(help="Folder for everything the study makes.")] = Path("runs/study"),
-    family: Annotated[Family, typer.Option(help="Shape of the models.")] = Family.LLAMA,
-    people: Annotated[int, typer.Option(help="Number of people.")] = 200,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of mixed training, and of each of two stages.")] = 1000,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a pretrained checkpoint to start from; default: a new small model.", show_default=False
+        ),
+    ] = None,
+    family: Annotated[
+        Family | None,
+        typer.Option(help="Shape of the models; default: llama, or the checkpoint's.", show_default=False),
+    ] = None,
+    people: Annotated[
+        int | None, typer.Option(help="Number of people; default: 200, with --model 120.", show_default=False)
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Optimizer steps of mixed training, and of each of two stages; default: 1000, with --model 150.",
+            show_default=False,
+        ),
+    ] = None,
     fraction: Annotated[float, typer.Option(help="k: top fraction of parameters in each influenced set.")] = 0.01,
-    rank_examples: Annotated[int, typer.Option(help="Examples at each point of a ranking's curves.", min=1)] = 50,
+    rank_examples: Annotated[
+        int | None,
+        typer.Option(
+            help="Examples at each point of a ranking's curves; default: 50, with --model 20.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw; default: 0.", show_default=False)] = None,
     seeds: Annotated[
         str | None,
@@ -718,18 +743,19 @@ def study(
     with busy("starting"):
         import torch
 
-        from circuits.datasets import DatasetSettings
-        from circuits.study import StudySettings, run_studies, run_study
-        from circuits.training import Optimisation
+        from circuits.study import PRETRAINED_STUDY, StudySettings, run_studies, run_study
 
     first = seed or 0
-    settings = StudySettings(
-        family=family.value,
+    usual = StudySettings() if model is None else PRETRAINED_STUDY
+    settings = replace(
+        usual,
+        family=None if family is None else family.value,
+        model=None if model is None else str(model),
         seed=first,
-        data=DatasetSettings(people=people, seed=first),
-        optimisation=Optimisation(steps=steps),
+        data=replace(usual.data, people=usual.data.people if people is None else people, seed=first),
+        optimisation=replace(usual.optimisation, steps=usual.optimisation.steps if steps is None else steps),
         fraction=fraction,
-        rank_examples=rank_examples,
+        rank_examples=usual.rank_examples if rank_examples is None else rank_examples,
     )
     # models this small are as fast on one thread, and two are many times slower when anything else runs; fading
     # weights would slow them down too
@@ -748,6 +774,21 @@ def study(
     total = summary["seconds"]["total"]
     spent = total if several is None else sum(total["values"])
     say(f"{spent:.0f} s; read {out / 'report.html'}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a study of one seed.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The page, a Markdown file; images go into figures beside it.")] = Path(
+        "results.md"
+    ),
+) -> None:
+    """Write what a study has found of each claim of the paper, as Markdown with images."""
+    with busy("drawing"):
+        from circuits.study import report_study
+
+        written = report_study(folder, out)
+    say(f"{written[-1]}, {len(written) - 1} images")
 
 
 def _numbers(text: str) -> list[int]:

@@ -12,12 +12,14 @@ from circuits.figures.charts import (
 )
 from circuits.figures.rankings import agreement_figure, ranking_curves_figure
 from circuits.figures.report import Section, write_report
+from circuits.figures.results_page import Finding, findings, write_results_page
 from circuits.figures.saving import FORMATS, save_figure
 from circuits.figures.study_page import study_figures, write_seeds_report, write_study_report
 
 __all__ = [
     "FORMATS",
     "LABELS",
+    "Finding",
     "Rectangle",
     "Section",
     "ablation_figure",
@@ -25,6 +27,7 @@ __all__ = [
     "agreement_figure",
     "attention_figure",
     "curves_figure",
+    "findings",
     "found_rectangles",
     "graft_figure",
     "heads_figure",
@@ -33,6 +36,7 @@ __all__ = [
     "sharing_figure",
     "study_figures",
     "write_report",
+    "write_results_page",
     "write_seeds_report",
     "write_study_report",
 ]

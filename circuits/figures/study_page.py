@@ -25,29 +25,46 @@ _ARMS = ("mixed", "two_stage", "two_stage_gentle")
 _SPLITS = ("bio", "qa_id", "qa_ood")
 
 
+def start_of(settings: dict[str, Any]) -> str:
+    """What was trained, in words."""
+    model = settings.get("model")
+    return f"a small {settings['family']} model" if model is None else f"the model {Path(model).name}"
+
+
 def study_figures(tables: dict[str, pandas.DataFrame], keep: float | None = None) -> dict[str, go.Figure]:
     """The study's figures by name.
 
     Args:
-        tables: its result tables by name.
+        tables: its result tables by name; figures whose tables are not there are left out.
         keep: the share of accuracy that grafts had to keep, for the title of their figure.
     """
-    accuracy, curves, heads, patches = (tables[name] for name in ("accuracy", "curves", "heads", "patches"))
-    heads = heads.rename(columns={"head": "index"})
+    figures: dict[str, go.Figure] = {}
+    if "accuracy" in tables:
+        accuracy = tables["accuracy"]
+        chosen = accuracy[accuracy["model"].isin(_ARMS) & accuracy["split"].isin(_SPLITS)]
+        figures["accuracy"] = accuracy_figure(chosen)
+    if "curves" in tables:
+        figures["curves"] = curves_figure(tables["curves"])
+    if "sharing_curve" in tables:
+        figures["sharing"] = sharing_figure(tables["sharing_curve"])
+    if "shared_heads" in tables:
+        sizes = heads_figure(tables["shared_heads"], "size", title="shared<br>parameters", digits=0)
+        figures["shared_heads"] = sizes
+    if "ablation" in tables:
+        figures["ablation"] = ablation_figure(tables["ablation"])
+    if len(tables.get("grafts", ())):
+        figures["grafts"] = graft_figure(tables["grafts"], keep)
+    if "ranking_curves" in tables:
+        figures |= _ranking_figures(tables["ranking_curves"], tables["agreement"])
     change = "change of<br>log-prob"
-    grafted = {"grafts": graft_figure(tables["grafts"], keep)} if len(tables["grafts"]) else {}
-    return {
-        "accuracy": accuracy_figure(accuracy[accuracy["model"].isin(_ARMS) & accuracy["split"].isin(_SPLITS)]),
-        "curves": curves_figure(curves),
-        "sharing": sharing_figure(tables["sharing_curve"]),
-        "shared_heads": heads_figure(tables["shared_heads"], "size", title="shared<br>parameters", digits=0),
-        "ablation": ablation_figure(tables["ablation"]),
-        **grafted,
-        **_ranking_figures(tables["ranking_curves"], tables["agreement"]),
-        "heads_zero": heads_figure(heads[heads["mode"] == "zero"], "log_prob_effect.qa_id", title=change),
-        "patch_person": heads_figure(patches[patches["mode"] == "person"], "log_prob_effect", title=change),
-        "patch_bio": heads_figure(patches[patches["mode"] == "bio"], "log_prob_effect", title=change),
-    }
+    if "heads" in tables:
+        heads = tables["heads"].rename(columns={"head": "index"})
+        figures["heads_zero"] = heads_figure(heads[heads["mode"] == "zero"], "log_prob_effect.qa_id", title=change)
+    if "patches" in tables:
+        for mode in ("person", "bio"):
+            rows = tables["patches"][tables["patches"]["mode"] == mode]
+            figures[f"patch_{mode}"] = heads_figure(rows, "log_prob_effect", title=change)
+    return figures
 
 
 def _ranking_figures(curves: pandas.DataFrame, agreement: pandas.DataFrame) -> dict[str, go.Figure]:
@@ -178,7 +195,8 @@ def _with_interval(values: Sequence[float | int | None], form: str) -> str:
     return f"{mean:{form}}" if len(known) < 2 else f"{mean:{form}} ({low:{form}} to {high:{form}})"
 
 
-def _recall(accuracy: pandas.DataFrame) -> pandas.DataFrame:
+def recall_table(accuracy: pandas.DataFrame) -> pandas.DataFrame:
+    """Exact match of every model on every split."""
     table = accuracy.pivot(index="model", columns="split", values="exact_match")
     table = table.loc[accuracy["model"].unique(), accuracy["split"].unique()].map(lambda value: f"{value:.1%}")
     table.index = [LABELS.get(name, name) for name in table.index]
@@ -186,14 +204,15 @@ def _recall(accuracy: pandas.DataFrame) -> pandas.DataFrame:
     return table.reset_index(names="model")
 
 
-def _controls(shared: pandas.DataFrame) -> pandas.DataFrame:
+def controls_table(shared: pandas.DataFrame) -> pandas.DataFrame:
+    """Size and centralisation of the shared parameters, with the permuted control."""
     columns = ["model", "size", "influenced", "total", "share", "jaccard", "lift", "permuted_lift", "gini", "top_tenth"]
     table = shared[columns].assign(model=shared["model"].map(LABELS))
     table = table.rename(columns={"permuted_lift": "permuted lift", "top_tenth": "top tenth"})
     return table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
 
 
-def _grafts(summary: dict[str, Any]) -> pandas.DataFrame:
+def grafts_table(summary: dict[str, Any]) -> pandas.DataFrame:
     """Size of the graft of each score, and its accuracy on every split."""
     return pandas.DataFrame(
         [
@@ -210,7 +229,7 @@ def _grafts(summary: dict[str, Any]) -> pandas.DataFrame:
     )
 
 
-def _rankings(summary: pandas.DataFrame, condition: str, smallest: str) -> pandas.DataFrame:
+def rankings_table(summary: pandas.DataFrame, condition: str, smallest: str) -> pandas.DataFrame:
     """Area and smallest n of every ranking: heads and neurons of both models on QA-ID."""
     rows = summary[(summary["condition"] == condition) & (summary["task"] == "qa_id")]
     table = pandas.DataFrame({"ranking": [RANKING_LABELS[name] for name in rows["metric"].unique()]})
@@ -251,15 +270,15 @@ def write_study_report(
         figures: from `study_figures`.
         attention: attention figures by head.
     """
-    settings = summary["settings"]
+    settings, start = summary["settings"], start_of(summary["settings"])
     mixed, two, gentle = (summary["accuracy"][name] for name in _ARMS)
     rate, gentle_rate = (settings["optimisation"][name] for name in ("learning_rate", "gentle_learning_rate"))
     sections = [
         Section(
             "What holds in this run",
             [
-                f"One seed ({settings['seed']}) of a small model: a close call here may fall the other way with the "
-                "next. How much of the recall gap is forgetting, the control under Recall shows."
+                f"One seed ({settings['seed']}) of {start}: a close call here may fall the other way with "
+                "the next. How much of the recall gap is forgetting, the control under Recall shows."
             ],
             _claims_table(summary),
         ),
@@ -274,7 +293,7 @@ def write_study_report(
                 f"of QA-ID {gentle['qa_id']:.1%} and of QA-OOD {gentle['qa_ood']:.1%}, against {two['qa_ood']:.1%} at "
                 f"the higher rate and {mixed['qa_ood']:.1%} for mixed training.",
             ],
-            _recall(tables["accuracy"]),
+            recall_table(tables["accuracy"]),
             figures["accuracy"],
         ),
         Section(
@@ -290,7 +309,7 @@ def write_study_report(
                 "that the top tenth of heads holds. The map shows Shared Size by head; "
                 f"{_in_first_layer(tables['shared_heads'], tables['shared_neurons'])}",
             ],
-            _controls(tables["shared"]),
+            controls_table(tables["shared"]),
             figures["shared_heads"],
         ),
         Section(
@@ -318,7 +337,7 @@ def write_study_report(
                 f"{settings['keep']:.0%} of its exact match on QA-ID? Parameters are taken by the size of their "
                 "change, or by gradient × change. Sizes are upper bounds: a better search may find smaller grafts.",
             ],
-            _grafts(summary),
+            grafts_table(summary),
             figures.get("grafts"),
         ),
         Section(
@@ -329,7 +348,7 @@ def write_study_report(
                 "is better. n: the smallest number that reaches 95 % of the whole model. The figure is of the mixed "
                 "model; those of the two-stage model and of neurons lie in the folder figures.",
             ],
-            _rankings(tables["ranking_summary"], "sufficient", "n95"),
+            rankings_table(tables["ranking_summary"], "sufficient", "n95"),
             figures["sufficient_heads_mixed"],
         ),
         Section(
@@ -338,7 +357,7 @@ def write_study_report(
                 "The top n heads of a ranking go back to their weights before training. Area: smaller is better. n: "
                 "the smallest number that leaves less than half of the whole model's accuracy.",
             ],
-            _rankings(tables["ranking_summary"], "revert", "n50"),
+            rankings_table(tables["ranking_summary"], "revert", "n50"),
             figures["critical_heads_mixed"],
         ),
         Section(
@@ -385,8 +404,8 @@ def write_study_report(
     write_report(
         path,
         "Does mixed training let a model recall facts where two-stage training does not?",
-        f"A small {settings['family']} model of {settings['data']['people']} made-up people. Trained on biographies "
-        f"and questions together, it answers {mixed['qa_ood']:.1%} of the questions it never saw; trained on one "
+        f"{start[0].upper()}{start[1:]} of {settings['data']['people']} made-up people. Trained on biographies and "
+        f"questions together, it answers {mixed['qa_ood']:.1%} of the questions it never saw; trained on one "
         f"after the other, {two['qa_ood']:.1%}; with a gentle second stage, {gentle['qa_ood']:.1%}.",
         sections,
         f"circuits {source['library_version']} · commit {source['git_commit']} · dataset {source['dataset']} · "
@@ -403,6 +422,7 @@ def write_seeds_report(path: str | Path, summaries: Sequence[dict[str, Any]], cu
         curves: ``ranking_curves`` of all seeds, with the column ``seed``.
     """
     settings, seeds = summaries[0]["settings"], [summary["settings"]["seed"] for summary in summaries]
+    start = start_of(settings)
     recall = pandas.DataFrame(
         [
             {"model": LABELS.get(name, name)}
@@ -438,7 +458,7 @@ def write_seeds_report(path: str | Path, summaries: Sequence[dict[str, Any]], cu
     write_report(
         path,
         "Does mixed training let a model recall facts where two-stage training does not?",
-        f"Small {settings['family']} models of {settings['data']['people']} made-up people, {len(seeds)} "
+        f"{start[0].upper()}{start[1:]} of {settings['data']['people']} made-up people, {len(seeds)} "
         f"{'seed' if len(seeds) == 1 else 'seeds'}, each with people, weights and draws of its own. {over}",
         [
             Section("What holds", ["Each seed's own page says more."], _claims_over_seeds(summaries)),

@@ -66,42 +66,37 @@ def pair_formats(task: Task, source: Task) -> Task:
     return source.select([known[fact] for fact in wanted])
 
 
-def pair_people(task: Task, seed: int = 0, others: Task | None = None) -> Task:
+def pair_people(task: Task, seed: int = 0, among: Task | None = None) -> Task:
     """For each example one about another person, the same attribute in the same wording: the corrupted run.
 
     Prompts of a pair have the same tokens but for the subject, and subjects of as many tokens; answers may differ in
     length.
 
     Args:
-        task: the examples.
-        seed: of the draw.
-        others: where partners are drawn from; the task itself if not given.
+        task: the clean run.
+        seed: of the choice of partners.
+        among: the examples that partners are chosen from; the task's own if not given.
 
     Raises:
         CircuitsError: an example has no partner of the same form and length with another answer.
     """
     generator = torch.Generator().manual_seed(seed)
-    others = task if others is None else others
-    groups: dict[Any, list[tuple[str, int]]] = {}
-    for other in others.answers.itertuples():
-        groups.setdefault(_form(others, other), []).append((other.value, other.example))
+    among = task if among is None else among
+    groups: dict[Any, list[Any]] = {}
+    for answer in among.answers.itertuples():
+        groups.setdefault(_form(among, answer), []).append(answer)
     chosen = []
     for answer in task.answers.itertuples():
-        partners = [example for value, example in groups.get(_form(task, answer), []) if value != answer.value]
+        partners = [other for other in groups.get(_form(task, answer), []) if other.value != answer.value]
         if not partners:
             raise CircuitsError(
                 f"nobody else is asked in the words of {task.texts[answer.example]!r}: take more people"
             )
-        chosen.append(partners[int(torch.randint(len(partners), (1,), generator=generator))])
-    return others.select(chosen)
+        chosen.append(int(partners[int(torch.randint(len(partners), (1,), generator=generator))].example))
+    return among.select(chosen)
 
 
 def _form(task: Task, answer: Any) -> tuple[Any, ...]:
-    """What two questions must have in common to be paired."""
-    return (answer.attribute, *_frame(task, answer.example, answer.start))
-
-
-def _frame(task: Task, example: int, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Roles of a prompt, and its tokens that are not the subject's."""
-    roles, tokens = task.roles[example, :length], task.tokens[example, :length]
-    return tuple(roles.tolist()), tuple(tokens[roles != Role.SUBJECT].tolist())
+    """The attribute of an answer, roles of its prompt, and the prompt's tokens that are not the subject's."""
+    roles, tokens = task.roles[answer.example, : answer.start], task.tokens[answer.example, : answer.start]
+    return answer.attribute, tuple(roles.tolist()), tuple(tokens[roles != Role.SUBJECT].tolist())

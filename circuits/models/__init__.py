@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.models.architectures import ParameterSource, architecture_of
 from circuits.models.forward import answer_logits, embed, final_residual, run_layer, unembed
-from circuits.models.huggingface import empty_huggingface, lending, load_huggingface, load_tokenizer
+from circuits.models.huggingface import empty_huggingface, lending, load_config, load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ __all__ = [
     "huggingface_view",
     "identity",
     "lending",
+    "load_config",
     "load_huggingface",
     "load_model",
     "load_tokenizer",

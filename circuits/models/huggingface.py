@@ -20,12 +20,11 @@ from circuits.models.architectures import architecture_of
 from circuits.models.quiet import quiet
 
 
-def load_huggingface(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load a local Hugging Face checkpoint, refusing one that is incomplete.
+def load_config(folder: str | Path) -> PreTrainedConfig:
+    """Load the config of a local Hugging Face checkpoint, refusing an architecture that is not supported.
 
     Raises:
-        CircuitsError: the folder is missing or is no checkpoint, a weight file is damaged, or a tensor is missing, has
-            another shape or is not expected.
+        CircuitsError: the folder is missing, is no checkpoint, or holds another architecture.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -38,6 +37,18 @@ def load_huggingface(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
     except (ValueError, KeyError, OSError) as error:
         raise CircuitsError(f"{folder / 'config.json'} cannot be read: {first_line(error)}") from None
     architecture_of(config)
+    return config
+
+
+def load_huggingface(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a local Hugging Face checkpoint, refusing one that is incomplete.
+
+    Raises:
+        CircuitsError: the folder is missing or is no checkpoint, a weight file is damaged, or a tensor is missing, has
+            another shape or is not expected.
+    """
+    folder = Path(folder)
+    config = load_config(folder)
     try:
         with quiet():
             model, report = AutoModelForCausalLM.from_pretrained(

@@ -8,17 +8,23 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pandas
 import pytest
+import torch
 
 from circuits.cli import main
-from circuits.datasets import DatasetSettings, make_dataset
+from circuits.datasets import FAMILIAR, DatasetSettings, make_dataset, word_tokenizer
+from circuits.errors import CircuitsError
+from circuits.figures import findings, results_page
 from circuits.masks import Graft, ParameterMask, graft
 from circuits.metrics import mean_interval
-from circuits.models import fingerprint, load_model, parameters_of
+from circuits.models import fingerprint, load_model, parameters_of, save_model
+from circuits.study import PRETRAINED_STUDY, StudySettings, _counts, run_study
 from circuits.tracing import GradientTrace
+from circuits.training import PRETRAINED, new_model, train
 from tests.conftest import lively
 
 BIN = Path(sys.executable).parent / "circuits"
@@ -74,6 +80,7 @@ def test_import_is_quick():
 
 COMMANDS = (
     "data", "train", "evaluate", "trace", "share", "ablate", "graft", "rank", "patch", "sweep", "attention", "study",
+    "report",
 )  # fmt: skip
 
 
@@ -99,7 +106,6 @@ def place(tmp_path_factory):
     """A dataset and a checkpoint whose attention is lively, without any training."""
     folder = tmp_path_factory.mktemp("place")
     make_dataset(folder / "facts", DatasetSettings(people=12))
-    from circuits.datasets import word_tokenizer
 
     for seed in (0, 1):
         lively("llama", seed).save_pretrained(folder / f"model{seed}")
@@ -489,3 +495,144 @@ def test_a_checkpoint_of_a_study_finds_its_own_data(study, tmp_path):
     result = call("attention", study / "checkpoints" / "mixed", "--head", "L2H1", "--out", tmp_path / "fig.html")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "fig.html").exists()
+
+
+def test_a_plan_without_a_setting_of_today_had_its_default(study, tmp_path):
+    old = shutil.copytree(study, tmp_path / "old")
+    plan = json.loads((old / "plan.json").read_text())
+    for name in ("model", "evaluate_every", "fractions", "sweep_modes"):
+        del plan[name]
+    (old / "plan.json").write_text(json.dumps(plan))
+    assert call("study", "--out", old, *SMALL_STUDY).returncode == 0
+
+
+def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
+    shown = results_page._SHOWN
+    monkeypatch.setattr(results_page, "_SHOWN", {name: shown[name] for name in ("accuracy", "agreement_heads_mixed")})
+    result = call("report", study, "--out", tmp_path / "docs" / "page.md")
+    assert result.returncode == 0, result.stderr
+    assert "page.md, 2 images" in result.stdout
+    page = (tmp_path / "docs" / "page.md").read_text()
+    summary = json.loads((study / "summary.json").read_text())
+    mixed, two = (summary["accuracy"][name]["qa_ood"] for name in ("mixed", "two_stage"))
+    assert f"{mixed:.1%} against {two:.1%}" in page
+    assert f"{summary['shared']['mixed']['size']:,} against {summary['shared']['two_stage']['size']:,}" in page
+    assert f"{summary['graft']['mixed']['size']:,} (" in page
+    assert "| `rank_examples` | 5 |" in page
+    assert "| `evaluate_examples` | all |" in page
+    tables = {path.stem: pandas.read_parquet(path) for path in (study / "tables").iterdir()}
+    found = findings(summary, tables)
+    assert [one.figure for one in found] == ["1a", "1a", "2a", "2a", *["2b"] * 4, "3b", "4a", "4a", "4b", "4b", "4c"]
+    for one in found:
+        assert f"| {one.here} | {one.control} | **{one.verdict}** |" in page
+    images = [f"page-{name}.png" for name in ("accuracy", "agreement-heads-mixed")]
+    assert {path.name for path in (tmp_path / "docs" / "figures").iterdir()} == set(images)
+    for image in images:
+        assert f"](figures/{image})" in page
+    refused(call("report", study, "--out", tmp_path / "page.html"), "a page cannot be saved as")
+    refused(call("report", tmp_path, "--out", tmp_path / "page.md"), "holds no study of one seed that was evaluated")
+    # the same study before its grafts and rankings
+    unfinished = shutil.copytree(study, tmp_path / "unfinished")
+    for step in ("graft", "rank", "sweep", "patch", "attend", "report"):
+        (unfinished / "steps" / f"{step}.json").unlink()
+    for table in ("grafts", "ranking_summary", "heads", "patches"):
+        (unfinished / "tables" / f"{table}.parquet").unlink()
+    (unfinished / "summary.json").unlink()
+    assert call("report", unfinished, "--out", tmp_path / "part" / "page.md").returncode == 0
+    part = (tmp_path / "part" / "page.md").read_text()
+    assert "not finished: graft, rank, sweep, patch, attend, report are still to come" in part
+    for one in found:
+        assert (one.here in part) == (one.figure in ("1a", "2a", "2b"))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """Two checkpoints that know the familiar words."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    tokenizer = word_tokenizer("familiar")
+    for family in ("llama", "pythia"):
+        new_model(f"tiny-{family}", tokenizer, seed=5).save_pretrained(folder / family)
+        tokenizer.save_pretrained(folder / family)
+    return folder
+
+
+def test_a_study_starts_from_a_pretrained_checkpoint(pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr("circuits.study.train_side_by_side", one_after_the_other)
+    settings = replace(
+        PRETRAINED_STUDY,
+        family=None,
+        model=str(pretrained / "pythia"),
+        data=replace(FAMILIAR, people=12, biographies=1),
+        optimisation=replace(PRETRAINED, steps=6),
+        evaluate_every=3,
+        evaluate_examples=10,
+    )
+    assert settings.family == "pythia"
+
+    def until_it_traces(line: str) -> None:
+        if line.startswith("trace"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(tmp_path / "study", settings, until_it_traces)
+    plan = json.loads((tmp_path / "study" / "plan.json").read_text())
+    start = fingerprint(load_model(pretrained / "pythia"))
+    assert plan["model_fingerprint"] == start == fingerprint(load_model(tmp_path / "study" / "checkpoints" / "pre"))
+    assert fingerprint(load_model(tmp_path / "study" / "checkpoints" / "mixed")) != start
+    tables = {path.stem: pandas.read_parquet(path) for path in (tmp_path / "study" / "tables").iterdir()}
+    assert set(tables["accuracy"]["answers"]) == {10}
+    assert tables["curves"].groupby("model")["step"].agg(list).tolist() == [[3, 6]] * 4
+    # another checkpoint under the same name
+    moved = pretrained / "other"
+    shutil.copytree(pretrained / "pythia", moved)
+    again = replace(settings, model=str(moved))
+    with pytest.raises(CircuitsError, match=r"holds a study with model .*pythia, not .*other"):
+        run_study(tmp_path / "study", again)
+    (tmp_path / "study" / "plan.json").write_text(json.dumps(plan | {"model": str(moved)}))
+    changed = load_model(moved)
+    with torch.no_grad():
+        parameters_of(changed)["blocks.0.mlp.W_in"].add_(1e-3)
+    save_model(changed, moved)
+    with pytest.raises(CircuitsError, match=f"a study with model_fingerprint {start}, not {fingerprint(changed)}"):
+        run_study(tmp_path / "study", again)
+
+
+def one_after_the_other(jobs, dataset, out, start, optimisation, seed, evaluate_every) -> None:
+    """What `train_side_by_side` does, without waiting for processes."""
+    for job in jobs:
+        train(job.recipe, dataset, out, start, optimisation, seed, evaluate_every)
+
+
+def test_a_model_brings_its_own_defaults(pretrained, tmp_path, monkeypatch):
+    asked = []
+
+    def run_nothing(out, settings, say):
+        asked.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("circuits.study.run_study", run_nothing)
+    model = ("study", "--out", tmp_path / "out", "--model")
+    assert call(*model, pretrained / "pythia", "--seed", 3, "--people", 20).returncode == 130
+    data = replace(FAMILIAR, people=20, seed=3)
+    assert asked == [
+        replace(PRETRAINED_STUDY, family="pythia", model=str(pretrained / "pythia"), seed=3, data=data)
+    ]  # fmt: skip
+    assert call("study", "--out", tmp_path / "out").returncode == 130
+    assert asked[1] == StudySettings()
+    refused(call(*model, tmp_path / "nowhere"), "there is no folder")
+    refused(call(*model, tmp_path), "is no checkpoint: it has no config.json")
+    refused(call(*model, pretrained / "llama", "--family", "pythia"), "is a llama, not a pythia: leave out the family")
+    assert not (tmp_path / "out").exists()
+    for change, sentence in {
+        "rank_halvings": "the number of halvings is 0",
+        "graft_examples": "needs an example",
+        "evaluate_every": "steps between evaluations",
+    }.items():
+        with pytest.raises(CircuitsError, match=sentence):
+            replace(PRETRAINED_STUDY, **{change: 0})
+
+
+def test_long_curves_are_measured_at_doublings_or_halvings():
+    assert _counts(32, 2) == list(range(33))
+    assert _counts(270, None) == [0, 16, 32, 64, 128, 256, 270]
+    assert _counts(270, 3) == [0, 34, 68, 135, 270]

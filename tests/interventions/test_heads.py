@@ -84,6 +84,18 @@ def test_another_person_is_asked_the_same_and_answers_otherwise(tasks):
     assert pair_people(task, seed=1).texts == other.texts != pair_people(task, seed=2).texts
 
 
+def test_partners_may_come_from_more_people_than_are_asked(tasks):
+    task = tasks["qa_ood"]
+    few = task.select([0, 7])
+    with pytest.raises(CircuitsError, match="nobody else is asked"):
+        pair_people(few)
+    other = pair_people(few, seed=1, among=task)
+    assert set(other.texts) <= set(task.texts)
+    assert (other.answers["value"] != few.answers["value"]).all()
+    assert other.answers["attribute"].tolist() == few.answers["attribute"].tolist()
+    assert pair_people(task, seed=1, among=task).texts == pair_people(task, seed=1).texts
+
+
 def test_patching_from_another_person_equals_a_hook_written_by_hand(model, tasks):
     target = tasks["qa_ood"].select(range(8))
     source = pair_people(tasks["qa_ood"]).select(range(8))

@@ -1,0 +1,37 @@
+import math
+
+import pytest
+
+from circuits.figures import Finding
+from circuits.figures.results_page import _accuracy_margin, _draw_margin, _sizes
+from circuits.metrics import mean_interval
+
+
+def verdict(difference: float, margin: float) -> str:
+    return Finding("1a", "", "", "", difference, margin).verdict
+
+
+def test_a_verdict_needs_a_difference_beyond_chance():
+    assert verdict(0.2, 0.1) == "holds here"
+    assert verdict(-0.2, 0.1) == "does not hold here"
+    assert verdict(0.1, 0.1) == verdict(-0.05, 0.1) == verdict(0.0, 0.0) == "cannot be told"
+    assert verdict(math.nan, 0.0) == "cannot be told"
+
+
+def test_margins_of_accuracies_are_those_of_binomials():
+    # 60 of 100 against 40 of 100: a standard error of √(0.24 / 100 · 2)
+    assert _accuracy_margin(100, 0.6, 0.4) == pytest.approx(1.96 * 0.0692820, abs=1e-5)
+    assert _accuracy_margin(100, 0.0, 1.0) == 0
+
+
+def test_margins_of_single_draws_are_wider_than_those_of_their_mean():
+    draws = [0.1, 0.2, 0.3]
+    _, low, high = mean_interval(draws)
+    # Student's t with 2 degrees of freedom is 4.303; the standard deviation of the draws is 0.1
+    assert _draw_margin(low, high, 3) == pytest.approx(4.303 * 0.1 * math.sqrt(1 + 1 / 3), rel=1e-3)
+
+
+def test_sizes_differ_from_a_twentieth_on():
+    assert verdict(*_sizes(106, 100)) == "holds here"
+    assert verdict(*_sizes(104, 100)) == verdict(*_sizes(None, 100)) == "cannot be told"
+    assert verdict(*_sizes(100, 106)) == "does not hold here"
