@@ -96,7 +96,7 @@ def findings(summary: dict[str, Any], tables: dict[str, pandas.DataFrame]) -> li
     if "ablation" in summary:
         found += _ablation(summary, tables)
     if "graft" in summary:
-        found.append(_grafting(summary))
+        found.append(_grafting(summary, tables))
     if "rankings" in summary:
         found += [_curve(tables, kind, *row) for row in _CURVES for kind in _KINDS]
         found.append(_agreement(tables))
@@ -192,16 +192,29 @@ def _ablation(summary: dict[str, Any], tables: dict[str, pandas.DataFrame]) -> l
     return found
 
 
-def _grafting(summary: dict[str, Any]) -> Finding:
+def _grafting(summary: dict[str, Any], tables: dict[str, pandas.DataFrame]) -> Finding:
     mixed, two, keep = summary["graft"]["mixed"], summary["graft"]["two_stage"], summary["settings"]["keep"]
+    answers, whole = _answers(tables, "qa_id"), summary["accuracy"]
+    # grafts that were chosen on some questions and forget the others do not keep the share that sizes are compared at
+    kept = all(
+        graft["size"] is not None
+        and graft["splits"]["qa_id"] + _accuracy_margin(answers, graft["splits"]["qa_id"])
+        >= keep * whole[name]["qa_id"]
+        for name, graft in summary["graft"].items()
+    )
+    chosen_on = summary["settings"]["graft_examples"]
+    difference, margin = _sizes(two["size"], mixed["size"])
     return Finding(
         "3b",
         f"The mixed model needs fewer grafted parameters to keep {keep:.0%} of QA-ID",
         f"{_number(mixed['size'], ',')} ({_number(mixed['fraction'], '.2%')}) against "
         f"{_number(two['size'], ',')} ({_number(two['fraction'], '.2%')})",
-        f"QA-OOD with the graft alone: {_number(mixed['splits']['qa_ood'], '.1%')} and "
+        f"chosen on {'all' if chosen_on is None else chosen_on} questions, of {answers} these grafts alone answer "
+        f"{_number(mixed['splits']['qa_id'], '.1%')} and {_number(two['splits']['qa_id'], '.1%')}"
+        f"{'' if kept else ': the share is not kept'}; of QA-OOD {_number(mixed['splits']['qa_ood'], '.1%')} and "
         f"{_number(two['splits']['qa_ood'], '.1%')}",
-        *_sizes(two["size"], mixed["size"]),
+        difference if kept else math.nan,
+        margin,
     )
 
 
