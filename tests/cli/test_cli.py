@@ -22,6 +22,7 @@ from circuits.figures import findings, results_page
 from circuits.masks import Graft, ParameterMask, graft
 from circuits.metrics import mean_interval
 from circuits.models import fingerprint, load_model, parameters_of, save_model
+from circuits.storage import atomic_file
 from circuits.study import PRETRAINED_STUDY, StudySettings, _counts, run_study
 from circuits.tracing import GradientTrace
 from circuits.training import PRETRAINED, new_model, train
@@ -509,6 +510,13 @@ def test_a_plan_without_a_setting_of_today_had_its_default(study, tmp_path):
 def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
     shown = results_page._SHOWN
     monkeypatch.setattr(results_page, "_SHOWN", {name: shown[name] for name in ("accuracy", "agreement_heads_mixed")})
+
+    def draw(figure, path):
+        """Without a browser, which the tests of figures start."""
+        with atomic_file(path) as image:
+            image.write_text(figure.to_json())
+
+    monkeypatch.setattr(results_page, "save_figure", draw)
     result = call("report", study, "--out", tmp_path / "docs" / "page.md")
     assert result.returncode == 0, result.stderr
     assert "page.md, 2 images" in result.stdout
