@@ -161,7 +161,7 @@ class StudySettings:
             raise CircuitsError(f"a study of {self.data.people} people has nobody to compare with: take 8 or more")
 
 
-#: For a pretrained model of some hundred million parameters on one thread: an hour or so. Give it its ``model``.
+#: For a pretrained model of some hundred million parameters: an hour and a half of one thread. Give it its ``model``.
 PRETRAINED_STUDY = StudySettings(
     data=FAMILIAR,
     optimisation=PRETRAINED,

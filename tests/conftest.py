@@ -8,6 +8,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import jaxtyping
 from jaxtyping import install_import_hook
 
 # shapes and types of every function are checked while the tests run; stays installed, so that it also covers what is
@@ -37,6 +38,14 @@ def lively(family: str, seed: int = 0):
             scale = 0.02 if "norm" in name else 0.5 if "embed" in name else 0.12
             parameter += scale * torch.randn(parameter.shape, generator=generator)
     return model
+
+
+@pytest.fixture
+def unchecked():
+    """Without checks of shapes and types: wrong ones reach our refusals, and small calls are ten times faster."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@
 
 1. Every claim is a difference between two numbers, positive if it is as the paper says.
 2. Beside it stands a margin: what chance could do to the difference. Accuracies over n answers have a standard error of
-   √(p (1 − p) / n); random masks and rankings vary from draw to draw; sizes have no interval in one run, and count as
-   different from a twentieth of the larger one on.
+   √(p (1 − p) / n), areas under their curves at most that of their mean; random masks and rankings vary from draw to
+   draw besides; sizes have no interval in one run, and count as different from a twentieth of the larger one on.
 3. A difference above the margin: the claim holds here. Below minus the margin: it does not. Between: it cannot be told.
 """
 
@@ -98,7 +98,8 @@ def findings(summary: dict[str, Any], tables: dict[str, pandas.DataFrame]) -> li
     if "graft" in summary:
         found.append(_grafting(summary, tables))
     if "rankings" in summary:
-        found += [_curve(tables, kind, *row) for row in _CURVES for kind in _KINDS]
+        answers = min(summary["settings"]["rank_examples"], _answers(tables, "qa_id"))
+        found += [_curve(tables, answers, kind, *row) for row in _CURVES for kind in _KINDS]
         found.append(_agreement(tables))
     return found
 
@@ -231,7 +232,13 @@ _CURVES = (
 
 
 def _curve(
-    tables: dict[str, pandas.DataFrame], kind: str, figure: str, condition: str, larger: bool, claim: str
+    tables: dict[str, pandas.DataFrame],
+    answers: int,
+    kind: str,
+    figure: str,
+    condition: str,
+    larger: bool,
+    claim: str,
 ) -> Finding:
     table = tables["ranking_summary"]
     rows = table[
@@ -241,17 +248,17 @@ def _curve(
         & (table["task"] == "qa_id")
     ].set_index("metric")
     area, random = float(rows.loc["shared_size", "auc"]), rows.loc["random"]
-    margin = _draw_margin(float(random["auc_low"]), float(random["auc_high"]), int(random["draws"]))
+    drawn = _draw_margin(float(random["auc_low"]), float(random["auc_high"]), int(random["draws"]))
     ranked = rows["auc"].sort_values(ascending=not larger, kind="stable")
     best = ", ".join(f"{RANKING_LABELS[str(name)]} {value:.3f}" for name, value in ranked.head(2).items())
     place = 1 + int((ranked > area).sum() if larger else (ranked < area).sum())
     return Finding(
         figure,
         f"{claim.format(kind=kind)} (area under QA-ID)",
-        f"{area:.3f} against {float(random['auc']):.3f} (single random rankings: ± {margin:.3f})",
+        f"{area:.3f} against {float(random['auc']):.3f} on {answers} questions (single random rankings: ± {drawn:.3f})",
         f"Shared Size is number {place} of {len(ranked)} rankings; the best are {best}",
         area - float(random["auc"]) if larger else float(random["auc"]) - area,
-        margin,
+        math.hypot(drawn, _accuracy_margin(answers, area, float(random["auc"]))),
     )
 
 
@@ -377,8 +384,9 @@ def _claims(found: Sequence[Finding]) -> list[str]:
         "## The paper's claims",
         f"Of {len(found)} statements: {', '.join(f'{verdict} {count}' for verdict, count in counts.items())}. One seed "
         "of one small model decides nothing about larger ones. *Cannot be told*: the numbers lie no further apart than "
-        "chance could bring them. Accuracies have the error of their number of answers, random masks and rankings that "
-        f"of their draws; sizes have no interval in one run and count as different from {_SIZE_MARGIN:.0%} on.",
+        "chance could bring them. Accuracies and areas have the error of their number of answers, random masks and "
+        "rankings that of their draws; sizes have no interval in one run and count as different from "
+        f"{_SIZE_MARGIN:.0%} on.",
         _markdown(pandas.DataFrame(rows, columns=["Fig.", "claim", "here", "control", "verdict"])),
     ]
 

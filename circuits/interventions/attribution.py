@@ -106,7 +106,7 @@ def screen_interventions(
                 sites = {site for index in members for site, _ in sites_of(interventions[index], engine.grouped)}
                 kept = _Kept(sites)
                 with torch.enable_grad():
-                    last = CleanRun.of(engine.lean, forward.tree, kept).last
+                    last = CleanRun.of(forward, kept).last
                     total = function(engine.lean.unembed(last), prompts.known).sum()
                     if not total.requires_grad:
                         name = next(iter(engine.metrics))

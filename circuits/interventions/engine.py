@@ -241,7 +241,7 @@ class Prompts:
     @cached_property
     def clean(self) -> CleanRun:
         """The run without intervention."""
-        return CleanRun.of(self._engine.lean, TokenTree.of(self.task))
+        return CleanRun.of(Forward(self._engine.lean, TokenTree.of(self.task)))
 
     @cached_property
     def known(self) -> AnswerTokens:

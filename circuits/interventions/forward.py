@@ -216,14 +216,13 @@ class CleanRun:
     z: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def of(cls, lean: LeanModel, tree: TokenTree, visitor: Visitor = _NOBODY) -> "CleanRun":
-        """Run every node of a tree through every layer."""
-        run = cls(tree)
-        layers = Forward(lean, tree)
-        x = lean.embed(tree.tokens)[None]
+    def of(cls, layers: "Forward", visitor: Visitor = _NOBODY) -> "CleanRun":
+        """Run every node of a tree, all of them active, through every layer."""
+        run = cls(layers.tree)
+        x = layers.lean.embed(layers.tree.tokens)[None]
         if torch.is_grad_enabled():
             x.requires_grad_()
-        for layer in range(lean.n_layers):
+        for layer in range(layers.lean.n_layers):
             run.streams.append(x[0])
             x = visitor((layer, "resid_pre"), x, None, None)
             z, keys, values = layers.attend(layer, x, visitor)
@@ -258,7 +257,8 @@ class Forward:
         in_clean = every if clean is None else _numbers(tree, clean.tree)
         self.active = active.to(lean.device)
         self._active_in_clean = in_clean[active].to(lean.device)
-        self._all_active = len(active) == len(tree)
+        # whose keys and values stand beside those that are computed
+        self._beside = None if len(active) == len(tree) else clean
         # whether an intervention reaches any answer
         self.reaches = len(going_on) > 0
         if not self.reaches:
@@ -319,7 +319,7 @@ class Forward:
         Float[Tensor, "row active group d_head"],
     ]:
         """Heads' outputs, rotated keys, and values of one layer."""
-        lean, weights, clean = self.lean, self.lean.layers[layer], self._clean
+        lean, weights, beside = self.lean, self.lean.layers[layer], self._beside
         queries = self._going_on(layer)
         normed = weights.norm1(x)
         asking = normed if queries.within is None else normed.index_select(1, queries.within)
@@ -330,12 +330,11 @@ class Forward:
         angles = self._angles
         k = lean.rotate(k, angles)
         q = lean.rotate(q, angles if queries.within is None else (angles[0][queries.within], angles[1][queries.within]))
-        beside = clean is not None and not self._all_active
         attention = Attention(
             queries,
             queries.asked(q),
-            queries.seen(k, clean.keys[layer] if clean is not None and beside else None),
-            queries.seen(v, clean.values[layer] if clean is not None and beside else None),
+            queries.seen(k, None if beside is None else beside.keys[layer]),
+            queries.seen(v, None if beside is None else beside.values[layer]),
         )
         return visitor.attention(layer, attention.z(), attention), k, v
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
-from circuits.interventions.forward import CleanRun, Recorder, Site
+from circuits.interventions.forward import CleanRun, Forward, Recorder, Site
 from circuits.interventions.memory import in_halves
 from circuits.interventions.tokens import TokenTree, needed_lengths
 from circuits.models import LeanModel
@@ -58,7 +58,7 @@ class Means:
         def add(examples: list[int]) -> None:
             tree = TokenTree.of(reference.select(examples), whole=True)
             recorder = Recorder(sites)
-            CleanRun.of(lean, tree, recorder)
+            CleanRun.of(Forward(lean, tree), recorder)
             # a node counts once for every prompt that goes through it
             times = torch.bincount(tree.nodes[tree.nodes >= 0], minlength=len(tree)).to(lean.device)
             positions = tree.positions.to(lean.device)
@@ -130,7 +130,7 @@ class Matched:
         """
         tree = TokenTree.of(source, whole=True)
         recorder = Recorder(sites)
-        CleanRun.of(lean, tree, recorder)
+        CleanRun.of(Forward(lean, tree), recorder)
         matches = matches[matches[:, 2] < int(needed_lengths(task).max())]
         example, theirs, ours = matches.T
         nodes = torch.full(task.tokens.shape, -1)

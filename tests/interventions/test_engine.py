@@ -3,7 +3,6 @@
 import copy
 from itertools import cycle
 
-import jaxtyping
 import numpy
 import pytest
 import torch
@@ -366,11 +365,11 @@ def test_means_and_estimates_shrink_with_memory_too(model, questions, monkeypatc
     estimated = screen_interventions(model, questions, plan)["estimate"].to_numpy()
     of, refused = CleanRun.of.__func__, []
 
-    def scarce(cls, lean, tree, *rest):
-        if len(tree.nodes) > 1:
-            refused.append(len(tree.nodes))
+    def scarce(cls, layers, *rest):
+        if len(layers.tree.nodes) > 1:
+            refused.append(len(layers.tree.nodes))
             raise MemoryError
-        return of(cls, lean, tree, *rest)
+        return of(cls, layers, *rest)
 
     monkeypatch.setattr(CleanRun, "of", classmethod(scarce))
     assert run_interventions(model, questions, plan)["log_prob"].to_numpy() == pytest.approx(exact, abs=1e-4)
@@ -476,15 +475,13 @@ def one_per_token(logits, known):
         ((Head(0, 0),), None, "there are no positions None"),
     ],
 )
-def test_what_is_no_unit_or_position_is_refused(units, positions, sentence):
-    checked = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        with pytest.raises(CircuitsError, match=sentence):
-            Intervention(units, positions=positions)
-        assert Intervention((Head(0, 0),), positions=numpy.int64(2)) == Intervention((Head(0, 0),), positions=2)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", checked)
+def test_what_is_no_unit_or_position_is_refused(units, positions, sentence, unchecked):
+    with pytest.raises(CircuitsError, match=sentence):
+        Intervention(units, positions=positions)
+
+
+def test_positions_may_come_from_a_table(unchecked):
+    assert Intervention((Head(0, 0),), positions=numpy.int64(2)) == Intervention((Head(0, 0),), positions=2)
 
 
 @pytest.mark.parametrize(

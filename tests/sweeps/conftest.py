@@ -1,6 +1,5 @@
 from types import SimpleNamespace
 
-import jaxtyping
 import pytest
 
 from circuits.sweeps import SweepPlan
@@ -15,14 +14,6 @@ def places(tmp_path_factory, dataset, tokenizer):
         lively(family, seed).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     return SimpleNamespace(folder=folder, dataset=dataset.folder, model=folder / FAMILIES[0], other=folder / "other")
-
-
-@pytest.fixture
-def unchecked():
-    """Shapes and types are checked in other tests; here many small calls would take ten times as long."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -216,6 +216,10 @@ def test_the_state_of_a_sweep_that_is_under_way(plan_of, tmp_path):
     assert (state.done, state.jobs, len(state.table)) == (6, 8, 22)
     assert {"layer", "index"} <= set(state.table)
     (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "plan.json").write_text('{"plan": {"speed": 1}, "interventions": {}}')
+    with pytest.raises(CircuitsError, match="is no plan that this version reads"):
+        sweep_state(tmp_path / "other")
     with pytest.raises(CircuitsError, match=r"holds no sweep: its plan.json is of something else"):
         sweep_state(tmp_path)
     with pytest.raises(CircuitsError, match="holds something that is no sweep"):
