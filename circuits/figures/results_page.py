@@ -297,9 +297,10 @@ _SHOWN = {
     "ablation": "Exact match with the shared parameters back at their values before training, against random ones "
     "(Fig. 2b; range over draws).",
     "grafts": "Exact match on QA-ID of grafts of every size (Fig. 3b).",
-    "sufficient_heads_mixed": "Only the top n heads of each ranking are trained (Fig. 4a).",
+    "sufficient_heads_mixed": "Of all heads only the top n of each ranking are trained, and what belongs to no head "
+    "(Fig. 4a).",
     "critical_heads_mixed": "The top n heads of each ranking go back to their weights before training (Fig. 4b).",
-    "sufficient_neurons_mixed": "The same for neurons: only the top n are trained.",
+    "sufficient_neurons_mixed": "The same for neurons: the top n, and what belongs to no neuron, are trained.",
     "critical_neurons_mixed": "The same for neurons: the top n go back.",
     "agreement_heads_mixed": "How far rankings of heads agree (Fig. 4c).",
     "heads_zero": "Change of the answer's log-probability (QA-ID, nats) with one head's output set to zero.",
@@ -359,8 +360,9 @@ def write_results_page(
     if "rankings" in summary:
         parts += [
             "## Rankings",
-            "Area under exact match on QA-ID against n, from 0 to 1. Only the top n are trained: larger is better, and "
-            "n is the smallest measured number that reaches 95 % of the whole model.",
+            "Area under exact match on QA-ID against n, from 0 to 1. Of all heads, or neurons, only the top n are "
+            "trained, but what belongs to none is trained at every n, also at 0, and may be enough by itself: larger "
+            "is better, and n is the smallest measured number that reaches 95 % of the whole model.",
             _markdown(rankings_table(tables["ranking_summary"], "sufficient", "n95")),
             *shown("sufficient_heads_mixed", "sufficient_neurons_mixed"),
             "The top n go back to their weights before training: smaller is better, and n is the smallest measured "
