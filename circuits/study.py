@@ -108,7 +108,6 @@ class StudySettings:
         model: folder of a pretrained checkpoint to start from; a new small model of the family if not given.
         evaluate_every: steps of training between points of its curves and between saved states.
         evaluate_examples: examples of each split that whole models are scored on; all if not given.
-        graft_examples: QA-ID examples that grafts are chosen on; all if not given.
         fractions: the k of the sharing curve.
         rank_halvings: curves over more than 32 units are measured at so many halvings of all of them; at every
             doubling from 16 if not given.
@@ -128,7 +127,6 @@ class StudySettings:
     model: str | None = None
     evaluate_every: int = 100
     evaluate_examples: int | None = None
-    graft_examples: int | None = None
     fractions: tuple[float, ...] = FRACTIONS
     rank_halvings: int | None = None
     sweep_modes: tuple[str, ...] = ABLATIONS
@@ -149,9 +147,9 @@ class StudySettings:
             raise CircuitsError(f"the fraction is {self.fraction}: it must lie between 0 and 1")
         if not 0 < self.keep <= 1:
             raise CircuitsError(f"the share to keep is {self.keep}: it must be more than 0 and at most 1")
-        examples = (self.trace_examples, self.sweep_examples, self.rank_examples)
-        optional = (self.evaluate_examples, self.graft_examples)
-        if min(*examples, *(count for count in optional if count is not None)) < 1 or self.draws < 2:
+        examples = [self.trace_examples, self.sweep_examples, self.rank_examples]
+        examples += [] if self.evaluate_examples is None else [self.evaluate_examples]
+        if min(examples) < 1 or self.draws < 2:
             raise CircuitsError("a study needs an example to trace and to score, and two random draws for an interval")
         if self.rank_halvings is not None and self.rank_halvings < 1:
             raise CircuitsError(f"the number of halvings is {self.rank_halvings}: it must be 1 or more")
@@ -167,10 +165,9 @@ PRETRAINED_STUDY = StudySettings(
     optimisation=PRETRAINED,
     trace_examples=120,
     sweep_examples=8,
-    rank_examples=20,
+    rank_examples=60,
     evaluate_every=50,
     evaluate_examples=240,
-    graft_examples=80,
     fractions=(0.0001, 0.001, 0.01, 0.1),
     rank_halvings=4,
     sweep_modes=("zero",),
@@ -381,8 +378,8 @@ class _Study:
 
     def graft(self) -> None:
         """Find the fewest fine-tuned parameters that keep QA-ID."""
-        # all of QA-ID if time allows: a graft that was chosen on some of the questions may forget the others
-        pre, task = self.model("pre"), self.sample("qa_id", self.settings.graft_examples)
+        # all of QA-ID: a graft that was chosen on some of the questions may forget the others
+        pre, task = self.model("pre"), self.tasks["qa_id"]
         keep = self.settings.keep
         curves, grafted = [], []
         for name in _COMPARED:
@@ -412,6 +409,8 @@ class _Study:
     def rank(self) -> None:
         """Rank heads and neurons, and test whether the top ones are enough and needed."""
         tasks = [self.sample(split, self.settings.rank_examples) for split in _RANKED]
+        # a new model can do nothing with the embeddings it had before training
+        rest = "fine_tuned" if self.settings.model is None else "pre"
         rankings, curves, summaries, agreements = [], [], [], []
         for name in _COMPARED:
             pre, fine_tuned = self.model("pre"), self.model(name)
@@ -434,7 +433,7 @@ class _Study:
                 ranking = rank_units(evidence, kind, metrics, self.settings.draws)
                 counts = _counts(ranking["unit"].nunique(), self.settings.rank_halvings)
                 both = [
-                    sufficient_curve(ranking, pre, fine_tuned, tasks, counts),
+                    sufficient_curve(ranking, pre, fine_tuned, tasks, counts, rest),
                     critical_curve(ranking, fine_tuned, tasks, pre, counts=counts),
                 ]
                 curve = pandas.concat(both, ignore_index=True)

@@ -18,7 +18,14 @@ import plotly.graph_objects as go
 
 from circuits.figures.rankings import RANKING_LABELS
 from circuits.figures.saving import save_figure
-from circuits.figures.study_page import controls_table, grafts_table, rankings_table, recall_table, study_figures
+from circuits.figures.study_page import (
+    controls_table,
+    everything_else,
+    grafts_table,
+    rankings_table,
+    recall_table,
+    study_figures,
+)
 from circuits.storage import atomic_file, flatten
 
 _Z = 1.96
@@ -96,7 +103,7 @@ def findings(summary: dict[str, Any], tables: dict[str, pandas.DataFrame]) -> li
     if "ablation" in summary:
         found += _ablation(summary, tables)
     if "graft" in summary:
-        found.append(_grafting(summary, tables))
+        found.append(_grafting(summary))
     if "rankings" in summary:
         answers = min(summary["settings"]["rank_examples"], _answers(tables, "qa_id"))
         found += [_curve(tables, answers, kind, *row) for row in _CURVES for kind in _KINDS]
@@ -193,28 +200,18 @@ def _ablation(summary: dict[str, Any], tables: dict[str, pandas.DataFrame]) -> l
     return found
 
 
-def _grafting(summary: dict[str, Any], tables: dict[str, pandas.DataFrame]) -> Finding:
+def _grafting(summary: dict[str, Any]) -> Finding:
     mixed, two, keep = summary["graft"]["mixed"], summary["graft"]["two_stage"], summary["settings"]["keep"]
-    answers, whole = _answers(tables, "qa_id"), summary["accuracy"]
-    # grafts that were chosen on some questions and forget the others do not keep the share that sizes are compared at
-    kept = all(
-        graft["size"] is not None
-        and graft["splits"]["qa_id"] + _accuracy_margin(answers, graft["splits"]["qa_id"])
-        >= keep * whole[name]["qa_id"]
-        for name, graft in summary["graft"].items()
-    )
-    chosen_on = summary["settings"]["graft_examples"]
     difference, margin = _sizes(two["size"], mixed["size"])
     return Finding(
         "3b",
         f"The mixed model needs fewer grafted parameters to keep {keep:.0%} of QA-ID",
         f"{_number(mixed['size'], ',')} ({_number(mixed['fraction'], '.2%')}) against "
         f"{_number(two['size'], ',')} ({_number(two['fraction'], '.2%')})",
-        f"chosen on {'all' if chosen_on is None else chosen_on} questions, of {answers} these grafts alone answer "
-        f"{_number(mixed['splits']['qa_id'], '.1%')} and {_number(two['splits']['qa_id'], '.1%')}"
-        f"{'' if kept else ': the share is not kept'}; of QA-OOD {_number(mixed['splits']['qa_ood'], '.1%')} and "
+        f"exact match of these grafts alone on QA-ID {_number(mixed['splits']['qa_id'], '.1%')} and "
+        f"{_number(two['splits']['qa_id'], '.1%')}, on QA-OOD {_number(mixed['splits']['qa_ood'], '.1%')} and "
         f"{_number(two['splits']['qa_ood'], '.1%')}",
-        difference if kept else math.nan,
+        difference,
         margin,
     )
 
@@ -297,10 +294,9 @@ _SHOWN = {
     "ablation": "Exact match with the shared parameters back at their values before training, against random ones "
     "(Fig. 2b; range over draws).",
     "grafts": "Exact match on QA-ID of grafts of every size (Fig. 3b).",
-    "sufficient_heads_mixed": "Of all heads only the top n of each ranking are trained, and what belongs to no head "
-    "(Fig. 4a).",
+    "sufficient_heads_mixed": "Of all heads only the top n of each ranking have their trained weights (Fig. 4a).",
     "critical_heads_mixed": "The top n heads of each ranking go back to their weights before training (Fig. 4b).",
-    "sufficient_neurons_mixed": "The same for neurons: the top n, and what belongs to no neuron, are trained.",
+    "sufficient_neurons_mixed": "The same for neurons.",
     "critical_neurons_mixed": "The same for neurons: the top n go back.",
     "agreement_heads_mixed": "How far rankings of heads agree (Fig. 4c).",
     "heads_zero": "Change of the answer's log-probability (QA-ID, nats) with one head's output set to zero.",
@@ -360,13 +356,13 @@ def write_results_page(
     if "rankings" in summary:
         parts += [
             "## Rankings",
-            "Area under exact match on QA-ID against n, from 0 to 1. Of all heads, or neurons, only the top n are "
-            "trained, but what belongs to none is trained at every n, also at 0, and may be enough by itself: larger "
-            "is better, and n is the smallest measured number that reaches 95 % of the whole model.",
+            "Of all heads, or of all neurons, only the top n of a ranking have their trained weights. "
+            f"{everything_else(summary['settings'])} Area under exact match on QA-ID against n, from 0 to 1: larger is "
+            "better. n: the smallest measured number that reaches 95 % of the whole model.",
             _markdown(rankings_table(tables["ranking_summary"], "sufficient", "n95")),
             *shown("sufficient_heads_mixed", "sufficient_neurons_mixed"),
-            "The top n go back to their weights before training: smaller is better, and n is the smallest measured "
-            "number that leaves less than half.",
+            "The top n go back to their weights before training, and all else stays trained. Area: smaller is better. "
+            "n: the smallest measured number that leaves less than half.",
             _markdown(rankings_table(tables["ranking_summary"], "revert", "n50")),
             *shown("critical_heads_mixed", "critical_neurons_mixed", "agreement_heads_mixed"),
         ]

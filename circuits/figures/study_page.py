@@ -31,6 +31,13 @@ def start_of(settings: dict[str, Any]) -> str:
     return f"a small {settings['family']} model" if model is None else f"the model {Path(model).name}"
 
 
+def everything_else(settings: dict[str, Any]) -> str:
+    """In which model everything stands that belongs to no ranked unit, where curves ask whether units are enough."""
+    if settings.get("model") is None:
+        return "What belongs to none is trained at every n, also at 0, and may be enough by itself."
+    return "Everything else is as it was before training at every n, so that all of them together need not be enough."
+
+
 def study_figures(tables: dict[str, pandas.DataFrame], keep: float | None = None) -> dict[str, go.Figure]:
     """The study's figures by name.
 
@@ -343,9 +350,9 @@ def write_study_report(
         Section(
             "Are the top heads enough?",
             [
-                "Only the top n heads of a ranking have their trained weights, the other heads those before training; "
-                "what belongs to no head is trained. Area: under exact match on QA-ID against n, from 0 to 1; larger "
-                "is better. n: the smallest number that reaches 95 % of the whole model. The figure is of the mixed "
+                "Only the top n heads of a ranking have their trained weights, the other heads those before training. "
+                f"{everything_else(settings)} Area: under exact match on QA-ID against n, from 0 to 1; larger is "
+                "better. n: the smallest number that reaches 95 % of the whole model. The figure is of the mixed "
                 "model; those of the two-stage model and of neurons lie in the folder figures.",
             ],
             rankings_table(tables["ranking_summary"], "sufficient", "n95"),

@@ -626,7 +626,7 @@ def test_a_model_brings_its_own_defaults(pretrained, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
     for change, sentence in {
         "rank_halvings": "the number of halvings is 0",
-        "graft_examples": "needs an example",
+        "evaluate_examples": "needs an example",
         "evaluate_every": "steps between evaluations",
     }.items():
         with pytest.raises(CircuitsError, match=sentence):

@@ -1,10 +1,9 @@
 import math
 
-import pandas
 import pytest
 
 from circuits.figures import Finding
-from circuits.figures.results_page import _accuracy_margin, _draw_margin, _grafting, _sizes
+from circuits.figures.results_page import _accuracy_margin, _draw_margin, _sizes
 from circuits.metrics import mean_interval
 
 
@@ -36,25 +35,3 @@ def test_sizes_differ_from_a_twentieth_on():
     assert verdict(*_sizes(106, 100)) == "holds here"
     assert verdict(*_sizes(104, 100)) == verdict(*_sizes(None, 100)) == "cannot be told"
     assert verdict(*_sizes(100, 106)) == "does not hold here"
-
-
-def test_grafts_that_forget_what_they_were_not_chosen_on_decide_nothing():
-    accuracy = pandas.DataFrame({"split": ["qa_id"], "answers": [240]})
-
-    def found(mixed: float, two_stage: float) -> Finding:
-        graft = {
-            name: {"size": size, "fraction": 0.1, "splits": {"qa_id": kept, "qa_ood": 0.2}}
-            for name, size, kept in (("mixed", 50, mixed), ("two_stage", 100, two_stage))
-        }
-        return _grafting(
-            {
-                "graft": graft,
-                "settings": {"keep": 0.95, "graft_examples": 80},
-                "accuracy": {name: {"qa_id": 1.0} for name in graft},
-            },
-            {"accuracy": accuracy},
-        )
-
-    assert found(0.96, 0.94).verdict == "holds here"
-    assert found(0.65, 0.95).verdict == "cannot be told"
-    assert "the share is not kept" in found(0.65, 0.95).control
