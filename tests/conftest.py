@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 # a suite started in the background ignores Ctrl-C, which some tests send
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -11,9 +12,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import jaxtyping
 from jaxtyping import install_import_hook
 
-# shapes and types of every function are checked while the tests run; stays installed, so that it also covers what is
-# imported late
-install_import_hook("circuits", "beartype.beartype")
+# shapes and types of every function in a module that speaks of shapes are checked while the tests run; in the others,
+# which are called most, mypy sees to types. Stays installed, so that it also covers what is imported late
+ROOT = Path(__file__).parents[1]
+SHAPED = [
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for file in (ROOT / "circuits").rglob("*.py")
+    if "from jaxtyping import" in file.read_text()
+]
+install_import_hook(SHAPED, "beartype.beartype")
 
 import pytest
 import torch

@@ -17,7 +17,7 @@ import pandas
 import plotly.graph_objects as go
 
 from circuits.figures.rankings import RANKING_LABELS
-from circuits.figures.saving import save_figure
+from circuits.figures.saving import save_images
 from circuits.figures.study_page import (
     controls_table,
     everything_else,
@@ -322,11 +322,14 @@ def write_results_page(
     """
     path = Path(path)
     images: dict[str, Path] = {}
+    drawn: dict[Path, go.Figure] = {}
     figures = study_figures(tables, summary["settings"]["keep"])
     for name in _SHOWN:
         if name in figures:
             images[name] = path.parent / "figures" / f"{path.stem}-{name.replace('_', '-')}.png"
-            _save(figures[name], images[name])
+            figure = figures[name]
+            drawn[images[name]] = figure.update_layout(width=figure.layout.width or _WIDTH)
+    save_images(drawn)
 
     def shown(*names: str) -> list[str]:
         return [
@@ -387,12 +390,6 @@ def _claims(found: Sequence[Finding]) -> list[str]:
         f"{_SIZE_MARGIN:.0%} on.",
         _markdown(pandas.DataFrame(rows, columns=["Fig.", "claim", "here", "control", "verdict"])),
     ]
-
-
-def _save(figure: go.Figure, path: Path) -> None:
-    if figure.layout.width is None:
-        figure.update_layout(width=_WIDTH)
-    save_figure(figure, path)
 
 
 def _name(settings: dict[str, Any]) -> str:

@@ -1,9 +1,12 @@
 """Figures to files: interactive pages always, static images when a browser is there."""
 
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
 import plotly.graph_objects as go
+import plotly.io
 
 from circuits.errors import CircuitsError
 from circuits.storage import atomic_file, check_ending
@@ -24,31 +27,48 @@ def save_figure(figure: go.Figure, path: str | Path, library: Literal["inside", 
     """
     path = Path(path)
     check_ending(path, FORMATS, "figure")
+    if path.suffix != ".html":
+        save_images({path: figure})
+        return
     with atomic_file(path) as temporary:
-        if path.suffix == ".html":
-            figure.write_html(temporary, include_plotlyjs=library == "inside" or "plotly.min.js")
-            script = path.parent / "plotly.min.js"
-            if library == "beside" and not script.exists():
-                from plotly.offline import get_plotlyjs
+        figure.write_html(temporary, include_plotlyjs=library == "inside" or "plotly.min.js")
+    script = path.parent / "plotly.min.js"
+    if library == "beside" and not script.exists():
+        from plotly.offline import get_plotlyjs
 
-                with atomic_file(script) as text:
-                    text.write_text(get_plotlyjs(), encoding="utf-8")
-            return
+        with atomic_file(script) as text:
+            text.write_text(get_plotlyjs(), encoding="utf-8")
+
+
+def save_images(figures: Mapping[Path, go.Figure]) -> None:
+    """Save figures as static images, all of them with one start of the browser.
+
+    Args:
+        figures: by the path of each, which ends in ``.png``, ``.svg`` or ``.pdf``; at least one.
+
+    Raises:
+        CircuitsError: no browser was found.
+    """
+    for path in figures:
+        check_ending(path, FORMATS[1:], "image")
+    first = next(iter(figures))
+    try:
+        import kaleido  # noqa: F401
+        from choreographer.errors import BrowserFailedError, ChromeNotFoundError
+    except ImportError:
+        raise CircuitsError(
+            f"{first.name} needs the package kaleido: install fact-circuits[figures], or save as .html"
+        ) from None
+    with ExitStack() as stack:
+        files = [stack.enter_context(atomic_file(path)) for path in figures]
         try:
-            import kaleido  # noqa: F401
-            from choreographer.errors import BrowserFailedError, ChromeNotFoundError
-        except ImportError:
-            raise CircuitsError(
-                f"{path.name} needs the package kaleido: install fact-circuits[figures], or save as .html"
-            ) from None
-        try:
-            figure.write_image(temporary, scale=2)
+            plotly.io.write_images(list(figures.values()), files, scale=2)
         except (ChromeNotFoundError, BrowserFailedError):
-            raise _no_browser(path) from None
+            raise _no_browser(first) from None
         except RuntimeError as error:
             # plotly turns kaleido's missing browser into a RuntimeError of several lines
             if "Chrome" in str(error):
-                raise _no_browser(path) from None
+                raise _no_browser(first) from None
             raise
 
 

@@ -108,7 +108,6 @@ def place(tmp_path_factory):
 
 
 def test_bad_input_to_the_real_command_ends_with_one_sentence_and_code_2(place, tmp_path):
-    refused(run("attention", tmp_path / "nowhere", "--head", "L0H0"), "there is no folder")
     out = tmp_path / "fig.html"
     refused(
         run("attention", place / "model0", "--data", place / "facts", "--head", "L9H0", "--out", out), "no head L9H0"
@@ -203,10 +202,10 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
 
     must("data", "--people", 8, "--out", "facts", "--seed", 3)
     settings = ("--steps", 10, "--rows", 12, "--seed", 3)
-    must("train", "--data", "facts", "--out", "ck", "--recipe", "mixed", *settings, by=run)
+    must("train", "--data", "facts", "--out", "ck", "--recipe", "mixed", *settings)
     must("evaluate", "ck/mixed", "--out", "scores.parquet", "--csv")
     assert len(pandas.read_csv("scores.csv")) == len(pandas.read_parquet("scores.parquet"))
-    must("trace", "ck/mixed", "--examples", 10, "--out", "traces", by=run)
+    must("trace", "ck/mixed", "--examples", 10, "--out", "traces")
     must("share", "traces/bio.safetensors", "traces/qa_id.safetensors", "--out", "shared", "--fraction", 0.02)
     assert {path.name for path in Path("shared").iterdir()} == {
         "mask.safetensors", "sharing.json", "heads.parquet", "neurons.parquet",
@@ -504,12 +503,13 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
     shown = results_page._SHOWN
     monkeypatch.setattr(results_page, "_SHOWN", {name: shown[name] for name in ("accuracy", "agreement_heads_mixed")})
 
-    def draw(figure, path):
+    def draw(figures):
         """Without a browser, which the tests of figures start."""
-        with atomic_file(path) as image:
-            image.write_text(figure.to_json())
+        for path, figure in figures.items():
+            with atomic_file(path) as image:
+                image.write_text(figure.to_json())
 
-    monkeypatch.setattr(results_page, "save_figure", draw)
+    monkeypatch.setattr(results_page, "save_images", draw)
     result = call("report", study, "--out", tmp_path / "docs" / "page.md")
     assert result.returncode == 0, result.stderr
     assert "page.md, 2 images" in result.stdout
