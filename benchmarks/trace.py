@@ -199,7 +199,7 @@ def piece(name: str) -> dict[str, float]:
     """One piece of the benchmark, in this process."""
     match name:
         case "study":
-            return speeds(study_model(), examples=512, looped=32, batch_size=128, turns=5)
+            return speeds(study_model(), examples=512, looped=32, batch_size=256, turns=5)
         case "smollm2":
             return speeds(load_model(smollm2()), examples=64, looped=4, batch_size=32, turns=2)
         case "memory_smollm2":

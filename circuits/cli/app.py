@@ -21,6 +21,7 @@ from circuits.cli.options import (
     Pre,
     Ranked,
     Recipe,
+    Rest,
     Seed,
     Source,
     Split,
@@ -445,6 +446,13 @@ def rank(
         typer.Option(help="A ranking; may be repeated. Default: all that the files given allow."),
     ] = None,
     mode: Annotated[MaskMode, typer.Option(help="What the top units become in the critical curve.")] = MaskMode.REVERT,
+    rest: Annotated[
+        Rest,
+        typer.Option(
+            help="Where all else comes from in the sufficient curve. A model trained from scratch can do nothing with "
+            "the embeddings it had before; for a pretrained one take pre."
+        ),
+    ] = Rest.FINE_TUNED,
     split: Annotated[list[Split] | None, typer.Option(help="What to score; default: qa_id and qa_ood.")] = None,
     draws: Annotated[int, typer.Option(help="Rankings at random.", min=1)] = 5,
     out: Annotated[Path, typer.Option(help="Folder for the tables and figures.")] = Path("runs/rankings"),
@@ -488,7 +496,7 @@ def rank(
     tasks = [task_of(dataset, one, fine_tuned, examples, seed) for one in splits]
     ranking = rank_units(Evidence(fine_tuned, before, read, shared, grafted, tasks[0], seed), kind, chosen, draws)
     curves = {
-        "sufficient": sufficient_curve(ranking, before, fine_tuned, tasks),
+        "sufficient": sufficient_curve(ranking, before, fine_tuned, tasks, rest=rest.value),
         "critical": critical_curve(ranking, fine_tuned, tasks, before, mode.value),
     }
     agreed = agreement(ranking)
@@ -507,6 +515,7 @@ def rank(
         graft=None if grafted is None else grafted.provenance,
         traces={name: trace.provenance for name, trace in read.items()},
         mode=mode.value,
+        rest=rest.value,
         examples=examples,
         draws=draws,
     )

@@ -56,6 +56,13 @@ class Ranked(StrEnum):
     NEURONS = "neurons"
 
 
+class Rest(StrEnum):
+    """Which model the parameters of no ranked unit are taken from."""
+
+    FINE_TUNED = "fine_tuned"
+    PRE = "pre"
+
+
 class HeadMode(StrEnum):
     """What an ablated head puts out."""
 

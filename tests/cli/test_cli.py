@@ -233,7 +233,8 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
     assert len(summary) == len(metrics) * 2 * 2
     assert ranking.attrs["settings"]["mask"]
     neurons = ("--units", "neurons", "--metric", "change", "--split", "qa_id", "--mode", "zero", "--examples", 2)
-    must("rank", "ck/mixed", "--pre", "ck/pre", *neurons, "--out", "neurons")
+    must("rank", "ck/mixed", "--pre", "ck/pre", *neurons, "--rest", "pre", "--out", "neurons")
+    assert pandas.read_parquet("neurons/curves.parquet").attrs["settings"]["rest"] == "pre"
     assert set(pandas.read_parquet("neurons/curves.parquet")["condition"]) == {"sufficient", "zero"}
     assert {path.name for path in Path("neurons").glob("*.html")} == {
         "sufficient.html", "critical.html", "agreement.html",
