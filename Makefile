@@ -25,8 +25,9 @@ study-real: $(READY)
 	@$(BIN)/circuits study --model runs/models/smollm2-135m-instruct --out runs/study-real
 	@$(BIN)/circuits report runs/study-real --out docs/results.md
 
+# The docstrings' examples run in 'make check'.
 test: $(READY)
-	@$(BIN)/python -m pytest -n auto --dist loadfile
+	@$(BIN)/python -m pytest tests -n auto --dist loadfile
 
 # The slow checks on a real pretrained model.
 test-real: $(READY)
@@ -37,7 +38,7 @@ check: $(READY)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
-	@$(BIN)/python -m pytest circuits
+	@$(BIN)/python -m pytest circuits -n auto
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks.trace

@@ -1,4 +1,4 @@
-"""Sweeps that are really killed. Children are forked, so that none of them waits for imports."""
+"""Sweeps that are really killed."""
 
 import os
 import random
@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
 
 import pytest
@@ -15,45 +14,10 @@ from circuits.errors import CircuitsError
 from circuits.sweeps import folder as sweep_folder
 from circuits.sweeps import run_sweep, sweep_state
 from circuits.sweeps.folder import SweepFolder
+from tests.processes import ended, forked, needs_fork, running, wait_for
 from tests.sweeps.conftest import contents
 
-pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked"),
-    pytest.mark.usefixtures("unchecked"),
-]
-
-
-def forked(work: Callable[[], object]) -> int:
-    """The process id of a child that does some work and ends with code 0, or 1 if the work raises."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return child
-
-
-def ended(child: int, within: float = 120) -> int:
-    """How a child ended: its exit code, or the negative number of the signal that killed it."""
-    until = time.monotonic() + within
-    while time.monotonic() < until:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise AssertionError("the child did not end")
-
-
-def wait_for(condition: Callable[[], bool], within: float = 120) -> None:
-    until = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.002)
+pytestmark = [needs_fork, pytest.mark.usefixtures("unchecked")]
 
 
 def parts(out) -> list[str]:
@@ -243,14 +207,6 @@ def test_an_interruption_leaves_whole_parts_and_says_how_to_go_on(plan_of, tmp_p
     assert hidden(tmp_path) == []
     run_sweep(plan, tmp_path)
     assert contents(tmp_path) == expected
-
-
-def running(process: int) -> bool:
-    try:
-        with open(f"/proc/{process}/stat") as file:  # noqa: PTH123
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")

@@ -1,30 +1,14 @@
+import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.models import facts_of, load_model, save_model
 from circuits.storage import read_tensors
 from circuits.tracing import GradientTrace, gradients, trace_checkpoints, trace_gradients
-
-KILLED = """
-import sys, torch
-torch.set_num_threads(1)
-torch.set_flush_denormal(True)
-from circuits import Task, load_model
-from circuits.tracing import gradients
-gradients._SAVE_EVERY = 0.0
-add = gradients.RunningTrace.add
-def added(self, *arguments):
-    add(self, *arguments)
-    print(self.done, flush=True)
-gradients.RunningTrace.add = added
-gradients.trace_gradients(load_model(sys.argv[1]), Task.load(sys.argv[2]), batch_size=2, out=sys.argv[3])
-"""
+from tests.processes import ended, forked, needs_fork
 
 
 def same(one: GradientTrace, two: GradientTrace) -> bool:
@@ -47,29 +31,30 @@ def added(monkeypatch) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("family", ["llama"], indirect=True)
-def test_a_trace_that_was_killed_goes_on_where_it_was(model, bio, tmp_path, added):
-    save_model(model, tmp_path / "model")
-    bio.save(tmp_path / "task.safetensors")
+@needs_fork
+def test_a_trace_that_was_killed_goes_on_where_it_was(model, bio, tmp_path, added, monkeypatch):
     out = tmp_path / "trace.safetensors"
-    command = [sys.executable, "-c", KILLED, tmp_path / "model", tmp_path / "task.safetensors", out]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.strip() == "6":
-            process.kill()
-            break
-    assert process.wait() == -signal.SIGKILL
+    add = gradients.RunningTrace.add
+    with monkeypatch.context() as patch:
+
+        def killed(self, *arguments):
+            if self.done == 6:
+                os.kill(os.getpid(), signal.SIGKILL)
+            add(self, *arguments)
+
+        patch.setattr(gradients, "_SAVE_EVERY", 0.0)
+        patch.setattr(gradients.RunningTrace, "add", killed)
+        assert ended(forked(lambda: trace_gradients(model, bio, batch_size=2, out=out))) == -signal.SIGKILL
     assert not out.exists()
     unfinished = tmp_path / "trace.safetensors.unfinished"
     done = read_tensors(unfinished, "unfinished trace")[1]["done"]
     assert done in (2, 4, 6)
-    loaded, task = load_model(tmp_path / "model"), Task.load(tmp_path / "task.safetensors")
     with pytest.raises(CircuitsError, match=r"unfinished was made with statistic abs, not signed"):
-        trace_gradients(loaded, task, "signed", batch_size=2, out=out)
-    resumed = trace_gradients(loaded, task, batch_size=2, out=out)
-    assert sum(added) == len(task) - done
+        trace_gradients(model, bio, "signed", batch_size=2, out=out)
+    resumed = trace_gradients(model, bio, batch_size=2, out=out)
+    assert sum(added) == len(bio) - done
     assert not unfinished.exists()
-    whole = trace_gradients(loaded, task, batch_size=2)
+    whole = trace_gradients(model, bio, batch_size=2)
     assert same(resumed, whole)
     assert resumed.provenance == whole.provenance
 

@@ -1,9 +1,7 @@
 import importlib
 import os
 import signal
-import subprocess
-import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas
@@ -17,6 +15,7 @@ from circuits.errors import CircuitsError
 from circuits.models import load_huggingface, load_tokenizer
 from circuits.training import Job, Optimisation, new_model, stages, train, train_side_by_side
 from circuits.training.train import _IGNORED, _Collator, _TokenisedRows, compact_loss
+from tests.processes import ended, forked, needs_fork, running, wait_for
 
 # the package's attribute of this name is the function
 training = importlib.import_module("circuits.training.train")
@@ -164,15 +163,16 @@ def test_training_from_a_checkpoint_starts_there(few, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_weights_side_by_side_or_alone(few, tmp_path):
+    short = replace(SMALL, steps=10)
     alone = [
-        *train("mixed", few, tmp_path / "a", optimisation=SMALL),
-        *train("two-stage", few, tmp_path / "a", optimisation=SMALL),
+        *train("mixed", few, tmp_path / "a", optimisation=short),
+        *train("two-stage", few, tmp_path / "a", optimisation=short),
     ]
     jobs = [Job("mixed"), Job("bio-only"), Job("two-stage", "bio-only")]
-    train_side_by_side(jobs, few, tmp_path / "b", optimisation=SMALL, evaluate_every=15)
+    train_side_by_side(jobs, few, tmp_path / "b", optimisation=short, evaluate_every=5)
     for folder in alone:
         assert same(weights(folder), weights(tmp_path / "b" / folder.name))
-        assert pandas.read_parquet(tmp_path / "b" / folder.name / "curve.parquet")["step"].tolist() == [15, 30]
+        assert pandas.read_parquet(tmp_path / "b" / folder.name / "curve.parquet")["step"].tolist() == [5, 10]
 
 
 def test_a_finished_stage_is_not_run_again_and_other_settings_are_refused(few, tmp_path):
@@ -204,60 +204,35 @@ def test_bad_recipes_are_refused(few, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-KILLED = """
-import sys, torch
-torch.set_num_threads(1)
-torch.set_flush_denormal(True)
-from circuits.datasets import FactDataset
-from circuits.training import Optimisation, train
-def progress(stage, step, steps):
-    print(stage, step, flush=True)
-train("two-stage", FactDataset(sys.argv[1]), sys.argv[2], optimisation=Optimisation(steps=30, rows=24, warmup_steps=5),
-      evaluate_every=10, progress=progress)
-"""
-
-
+@needs_fork
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(few, tmp_path):
-    command = [sys.executable, "-c", KILLED, str(few.folder)]
-    train("two-stage", few, tmp_path / "whole", optimisation=SMALL, evaluate_every=10)
-    for stage, step in (("stage_1", 17), ("two_stage", 25)):
-        process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True)
-        for line in process.stdout:
-            if line.split() == [stage, str(step)]:
-                os.kill(process.pid, signal.SIGKILL)
-                break
-        assert process.wait() == -signal.SIGKILL
-    again = subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True, text=True)
-    assert again.stdout.split()[:2] == ["two_stage", "21"]
+    def run(out: str, progress=None) -> None:
+        train("two-stage", few, tmp_path / out, optimisation=SMALL, evaluate_every=10, progress=progress)
+
+    run("whole")
+    for last in (("stage_1", 17), ("two_stage", 25)):
+
+        def killed(stage, step, _, last=last):
+            if (stage, step) == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        assert ended(forked(lambda killed=killed: run("killed", killed))) == -signal.SIGKILL
+    steps = []
+    run("killed", lambda stage, step, _: steps.append((stage, step)))
+    assert steps[0] == ("two_stage", 21)
     for name in ("stage_1", "two_stage"):
         assert same(weights(tmp_path / "whole" / name), weights(tmp_path / "killed" / name))
         curves = [pandas.read_parquet(tmp_path / run / name / "curve.parquet") for run in ("whole", "killed")]
         assert curves[0].equals(curves[1])
 
 
+@needs_fork
 def test_workers_end_with_their_parent(few, tmp_path):
-    script = (
-        "import sys\nfrom circuits.datasets import FactDataset\n"
-        "from circuits.training import Job, Optimisation, train_side_by_side\n"
-        "if __name__ == '__main__':\n"
-        "    train_side_by_side([Job('mixed')], FactDataset(sys.argv[1]), sys.argv[2], "
-        "optimisation=Optimisation(steps=100000, rows=6))\n"
-    )
-    (tmp_path / "run.py").write_text(script)
-    process = subprocess.Popen(
-        [sys.executable, tmp_path / "run.py", few.folder, tmp_path / "out"], stderr=subprocess.PIPE
-    )
-    until(lambda: list((tmp_path / "out" / ".training-mixed").glob("checkpoint-*")), 120)
-    workers = psutil.Process(process.pid).children(recursive=True)
+    endless = Optimisation(steps=100000, rows=6)
+    parent = forked(lambda: train_side_by_side([Job("mixed")], few, tmp_path, optimisation=endless))
+    wait_for(lambda: list((tmp_path / ".training-mixed").glob("checkpoint-*")))
+    workers = [child.pid for child in psutil.Process(parent).children(recursive=True)]
     assert workers
-    process.kill()
-    process.wait()
-    _, alive = psutil.wait_procs(workers, timeout=20)
-    assert not alive
-
-
-def until(condition, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.2)
+    os.kill(parent, signal.SIGKILL)
+    assert ended(parent) == -signal.SIGKILL
+    wait_for(lambda: not any(map(running, workers)), 20)
