@@ -25,7 +25,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ class StudySettings:
             raise CircuitsError(f"a study of {self.data.people} people has nobody to compare with: take 8 or more")
 
 
-#: For a pretrained model of some hundred million parameters: an hour and a half of one thread. Give it its ``model``.
+#: For a pretrained model of some hundred million parameters: two to three hours of one thread. Give it its ``model``.
 PRETRAINED_STUDY = StudySettings(
     data=FAMILIAR,
     optimisation=PRETRAINED,
@@ -520,7 +520,7 @@ class _Study:
         models = {name: facts_of(self.model(name)) for name in _EVALUATED}
         summary = {**self.summary(), "provenance": provenance(dataset=self.dataset.fingerprint, models=models)}
         write_json(self.out / "summary.json", summary)
-        tables = {path.stem: pandas.read_parquet(path) for path in sorted(self.tables.glob("*.parquet"))}
+        tables = _tables(self.out)
         figures = study_figures(tables, self.settings.keep)
         for name, figure in figures.items():
             save_figure(figure, self.figures / f"{name}.html", "beside")
@@ -674,11 +674,7 @@ def run_studies(
     }
     summary["settings"]["data"] = {name: value for name, value in summary["settings"]["data"].items() if name != "seed"}
     write_json(out / "summary.json", summary)
-    curves = [
-        pandas.read_parquet(out / f"seed-{seed}" / "tables" / "ranking_curves.parquet").assign(seed=seed)
-        for seed in seeds
-    ]
-    write_seeds_report(out / "report.html", summaries, pandas.concat(curves, ignore_index=True))
+    write_seeds_report(out / "report.html", summaries, [_tables(out / f"seed-{seed}") for seed in seeds])
     return summary
 
 
@@ -731,9 +727,16 @@ def _settings_of(plan: dict[str, Any]) -> StudySettings:
     def with_tuples(values: dict[str, Any]) -> dict[str, Any]:
         return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
-    known = {name: value for name, value in with_tuples(plan).items() if name != "model_fingerprint"}
+    # a plan may name settings that a later version has done away with, and the model's fingerprint
+    names = {one.name for one in fields(StudySettings)}
+    known = {name: value for name, value in with_tuples(plan).items() if name in names}
     data, optimisation = DatasetSettings(**with_tuples(plan["data"])), Optimisation(**with_tuples(plan["optimisation"]))
     return StudySettings(**known | {"data": data, "optimisation": optimisation})
+
+
+def _tables(folder: Path) -> dict[str, pandas.DataFrame]:
+    """A study's result tables by name."""
+    return {path.stem: pandas.read_parquet(path) for path in sorted((folder / "tables").glob("*.parquet"))}
 
 
 def _over_seeds(values: list[Any]) -> Any:

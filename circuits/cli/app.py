@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuits.cli.inputs import check_names, check_table, facts, heads_of, load, open_dataset, task_of
+from circuits.cli.inputs import check_folder, check_names, check_table, facts, heads_of, load, open_dataset, task_of
 from circuits.cli.options import (
     Csv,
     Data,
@@ -232,6 +232,7 @@ def trace(
     seed: Seed = 0,
 ) -> None:
     """Trace a task's gradients at every parameter of heads and neurons."""
+    check_folder(out)
     dataset = open_dataset(data, model)
     loaded = load(model, dtype, device)
     from circuits.storage import write_table
@@ -243,12 +244,12 @@ def trace(
     settings = {"examples": examples, "statistic": statistic, "loss": loss, "per": per, "components": parts}
     for chosen in split or [Split.BIO, Split.QA_ID]:
         task = task_of(dataset, chosen.value, loaded, examples, seed)
-        traced = trace_checkpoints(sources, task, statistic, loss, batch_size, per, parts, dtype=dtype, device=device)
-        traced.save(out / f"{chosen.value}.safetensors")
+        file = out / f"{chosen.value}.safetensors"
+        traced = trace_checkpoints(sources, task, statistic, loss, batch_size, per, parts, file, dtype, device)
         about = facts(loaded, dataset, seed, **settings, checkpoints=[str(source) for source in checkpoint or []])
         for kind in (Head, Neuron):
             write_table(out / f"{chosen.value}_{kind.NOUN}s.parquet", traced.units(kind), about, csv)
-        say(f"{out / chosen.value}.safetensors: {traced!r}")
+        say(f"{file}: {traced!r}")
 
 
 @app.command()
@@ -263,6 +264,7 @@ def share(
     seed: Seed = 0,
 ) -> None:
     """Find the parameters that tasks share, and how many each head and neuron has."""
+    check_folder(out)
     with busy("reading traces"):
         import pandas
 
@@ -398,6 +400,7 @@ def find_graft(
     seed: Seed = 0,
 ) -> None:
     """Find the fewest fine-tuned parameters that keep a task, and save the grafted model."""
+    check_folder(out)
     if not 0 < keep <= 1:
         raise CircuitsError(f"the share to keep is {keep}: it must be more than 0 and at most 1")
     dataset = open_dataset(data, model)
@@ -463,6 +466,7 @@ def rank(
     seed: Seed = 0,
 ) -> None:
     """Rank heads or neurons by Shared Size and its rivals: are the top ones enough, and are they needed?"""
+    check_folder(out)
     dataset = open_dataset(data, model)
     with busy("reading"):
         import pandas
@@ -499,6 +503,11 @@ def rank(
         "sufficient": sufficient_curve(ranking, before, fine_tuned, tasks, rest=rest.value),
         "critical": critical_curve(ranking, fine_tuned, tasks, before, mode.value),
     }
+    if not curves["sufficient"]["fine_tuned"].any():
+        raise CircuitsError(
+            f"{model} answers nothing of {', '.join(splits)}: no unit of it can be enough or needed; "
+            "are it and --pre in each other's place?"
+        )
     agreed = agreement(ranking)
     tables = {
         "ranking": ranking,
@@ -524,7 +533,10 @@ def rank(
     for name, curve in curves.items():
         save_figure(ranking_curves_figure(curve, units=units.value), out / f"{name}.html", "beside")
     save_figure(agreement_figure(agreed, units.value), out / "agreement.html", "beside")
-    show(tables["summary"], f"{out}: areas, and the smallest n that is enough or breaks the model", 40)
+    titles = {"sufficient": "only the top n are trained: areas, and the smallest n that is enough"}
+    for condition, rows in tables["summary"].groupby("condition", sort=False):
+        title = titles.get(str(condition), f"the top n: {condition}; areas, and the smallest n that breaks the model")
+        show(rows.drop(columns=["condition", "draws"]).dropna(axis="columns", how="all"), f"{out}\n{title}", 40)
     if metric is None and len(chosen) < len(RANKINGS):
         say(f"left out: {', '.join(name for name in RANKINGS if name not in chosen)}")
 
@@ -733,7 +745,7 @@ def study(
     rank_examples: Annotated[
         int | None,
         typer.Option(
-            help="Examples at each point of a ranking's curves; default: 50, with --model 20.",
+            help="Examples at each point of a ranking's curves; default: 50, with --model 60.",
             min=1,
             show_default=False,
         ),

@@ -18,6 +18,12 @@ def check_table(path: Path) -> None:
     check_ending(path, (".parquet",), "table")
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a file where a folder is to be, before anything is loaded."""
+    if path.exists() and not path.is_dir():
+        raise CircuitsError(f"{path} is a file: name a folder")
+
+
 def open_dataset(data: Path | None, model: Path) -> "FactDataset":
     """The dataset in a folder, or the one a checkpoint was trained on."""
     from circuits.datasets import FactDataset, dataset_of

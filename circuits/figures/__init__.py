@@ -10,9 +10,10 @@ from circuits.figures.charts import (
     heads_figure,
     sharing_figure,
 )
+from circuits.figures.claims import Finding, findings
 from circuits.figures.rankings import agreement_figure, ranking_curves_figure
 from circuits.figures.report import Section, write_report
-from circuits.figures.results_page import Finding, findings, write_results_page
+from circuits.figures.results_page import write_results_page
 from circuits.figures.saving import FORMATS, save_figure
 from circuits.figures.study_page import study_figures, write_seeds_report, write_study_report
 

@@ -1,7 +1,6 @@
 """The page of the paper's study: which claims hold here, with the tables and figures that say so."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from circuits.figures.charts import (
     heads_figure,
     sharing_figure,
 )
+from circuits.figures.claims import CANNOT_BE_TOLD, claims_over_seeds, claims_table, findings
 from circuits.figures.rankings import RANKING_LABELS, agreement_figure, ranking_curves_figure
 from circuits.figures.report import Section, write_report
 from circuits.metrics import mean_interval
@@ -88,109 +88,8 @@ def _ranking_figures(curves: pandas.DataFrame, agreement: pandas.DataFrame) -> d
     return figures
 
 
-@dataclass(frozen=True)
-class _Claim:
-    """A claim of the paper: one number is larger (or smaller) than another."""
-
-    text: str
-    one: float | int | None
-    other: float | int | None
-    form: str
-    larger: bool = True
-
-    @property
-    def holds(self) -> bool:
-        if self.one is None or self.other is None:
-            return False
-        return self.one > self.other if self.larger else self.one < self.other
-
-
-def _claims(summary: dict[str, Any]) -> list[_Claim]:
-    """Each claim of the paper with the numbers of one run."""
-    accuracy, shared, ablation = summary["accuracy"], summary["shared"], summary["ablation"]
-    grafts, rankings, keep = summary["graft"], summary["rankings"], summary["settings"]["keep"]
-
-    def drop(name: str, condition: str) -> float:
-        return float(ablation[name]["none"]["qa_id"] - ablation[name][condition]["qa_id"])
-
-    return [
-        _Claim(
-            "Mixed training recalls held-out questions, two-stage training does not (QA-OOD)",
-            accuracy["mixed"]["qa_ood"],
-            accuracy["two_stage"]["qa_ood"],
-            ".1%",
-        ),
-        _Claim("The mixed model shares more parameters", shared["mixed"]["size"], shared["two_stage"]["size"], ",.0f"),
-        _Claim(
-            "Its shared parameters sit in fewer heads (Gini)",
-            shared["mixed"]["gini"],
-            shared["two_stage"]["gini"],
-            ".3f",
-        ),
-        _Claim(
-            "Reverting them costs the mixed model more (drop of QA-ID)",
-            drop("mixed", "shared"),
-            drop("two_stage", "shared"),
-            ".1%",
-        ),
-        _Claim(
-            "Reverting them costs the mixed model more than reverting random ones (drop of QA-ID)",
-            drop("mixed", "shared"),
-            drop("mixed", "random"),
-            ".1%",
-        ),
-        _Claim(
-            f"The mixed model needs fewer grafted parameters to keep {keep:.0%} of QA-ID",
-            grafts["mixed"]["size"],
-            grafts["two_stage"]["size"],
-            ",.0f",
-            larger=False,
-        ),
-        _Claim(
-            "Its top heads by Shared Size are enough sooner than random ones (area under accuracy, QA-ID)",
-            rankings["shared_size"]["sufficient_auc"],
-            rankings["random"]["sufficient_auc"],
-            ".3f",
-        ),
-        _Claim(
-            "Reverting its top heads by Shared Size breaks it sooner than random ones (area under accuracy, QA-ID)",
-            rankings["shared_size"]["critical_auc"],
-            rankings["random"]["critical_auc"],
-            ".3f",
-            larger=False,
-        ),
-    ]
-
-
 def _formatted(value: float | int | None, form: str) -> str:
     return "none" if value is None else f"{value:{form}}"
-
-
-def _claims_table(summary: dict[str, Any]) -> pandas.DataFrame:
-    """Each claim of the paper, the numbers here, and whether it holds."""
-    return pandas.DataFrame(
-        [
-            (
-                claim.text,
-                f"{_formatted(claim.one, claim.form)} against {_formatted(claim.other, claim.form)}",
-                "yes" if claim.holds else "no",
-            )
-            for claim in _claims(summary)
-        ],
-        columns=["claim of the paper", "here", "holds in this run"],
-    )
-
-
-def _claims_over_seeds(summaries: Sequence[dict[str, Any]]) -> pandas.DataFrame:
-    """Each claim of the paper, its numbers over the seeds, and in how many it holds."""
-    rows = []
-    for claims in zip(*(_claims(summary) for summary in summaries), strict=True):
-        form = claims[0].form
-        here = " against ".join(
-            _with_interval([getattr(claim, side) for claim in claims], form) for side in ("one", "other")
-        )
-        rows.append((claims[0].text, here, f"{sum(claim.holds for claim in claims)} of {len(claims)}"))
-    return pandas.DataFrame(rows, columns=["claim of the paper", "here", "holds in seeds"])
 
 
 def _with_interval(values: Sequence[float | int | None], form: str) -> str:
@@ -285,9 +184,10 @@ def write_study_report(
             "What holds in this run",
             [
                 f"One seed ({settings['seed']}) of {start}: a close call here may fall the other way with "
-                "the next. How much of the recall gap is forgetting, the control under Recall shows."
+                "the next. How much of the recall gap is forgetting, the control under Recall shows.",
+                CANNOT_BE_TOLD,
             ],
-            _claims_table(summary),
+            claims_table(findings(summary, tables)),
         ),
         Section(
             "Recall",
@@ -420,13 +320,15 @@ def write_study_report(
     )
 
 
-def write_seeds_report(path: str | Path, summaries: Sequence[dict[str, Any]], curves: pandas.DataFrame) -> None:
+def write_seeds_report(
+    path: str | Path, summaries: Sequence[dict[str, Any]], tables: Sequence[dict[str, pandas.DataFrame]]
+) -> None:
     """Write the page over several seeds: how many hold each claim, and means with intervals.
 
     Args:
         path: the HTML file.
         summaries: the content of each seed's ``summary.json``.
-        curves: ``ranking_curves`` of all seeds, with the column ``seed``.
+        tables: each seed's result tables by name.
     """
     settings, seeds = summaries[0]["settings"], [summary["settings"]["seed"] for summary in summaries]
     start = start_of(settings)
@@ -454,6 +356,9 @@ def write_seeds_report(path: str | Path, summaries: Sequence[dict[str, Any]], cu
             for method in found["by"]
         ]
     )
+    curves = pandas.concat(
+        [one["ranking_curves"].assign(seed=seed) for seed, one in zip(seeds, tables, strict=True)], ignore_index=True
+    )
     heads = curves[(curves["model"] == "mixed") & (curves["kind"] == "head")]
     # a curve for each seed: the mean over the draws of a random ranking first
     keys = ["condition", "metric", "seed", "n", "task"]
@@ -468,7 +373,11 @@ def write_seeds_report(path: str | Path, summaries: Sequence[dict[str, Any]], cu
         f"{start[0].upper()}{start[1:]} of {settings['data']['people']} made-up people, {len(seeds)} "
         f"{'seed' if len(seeds) == 1 else 'seeds'}, each with people, weights and draws of its own. {over}",
         [
-            Section("What holds", ["Each seed's own page says more."], _claims_over_seeds(summaries)),
+            Section(
+                "What holds",
+                ["In the seeds that are left it cannot be told. Each seed's own page says more.", CANNOT_BE_TOLD],
+                claims_over_seeds([findings(*one) for one in zip(summaries, tables, strict=True)]),
+            ),
             Section("Recall", ["Exact match under greedy decoding."], recall),
             Section("Grafting", [f"The smallest grafts that keep {settings['keep']:.0%} of QA-ID."], grafts),
             Section(

@@ -159,6 +159,8 @@ def graft_by_score(
     """
     if score not in SCORES:
         raise CircuitsError(f"there is no score {score!r}: choose from {', '.join(SCORES)}")
+    if batch_size < 1:
+        raise CircuitsError(f"the batch size is {batch_size}: the least is 1")
     search = _Search(pre, fine_tuned, task, keep, units)
     with search.started():
         scores = search.changes() if score == "change" else search.gradients_x_changes(batch_size)
@@ -210,7 +212,7 @@ def graft_by_optimisation(
         if search.rows[last]["size"] > search.rows[row]["size"]:
             found, last = base, row
         settings = {"steps": steps, "step_size": step_size, "sparsity": sparsity, "batch_size": batch_size}
-        return search.result(found, last, score="optimised", seed=seed, **settings)
+        return search.result(found, last, score=search.rows[last]["score"], seed=seed, **settings)
 
 
 class _Search:
@@ -351,7 +353,12 @@ class _Search:
     def by_size(self, scores: Mapping[str, Tensor], score: str) -> tuple[PackedTensors, int]:
         """The smallest set of the largest scores that keeps the share, and its row; every size tried is a row."""
         most = sum(int(values.count_nonzero()) for values in scores.values())
-        sizes = {round(size) for size in numpy.geomspace(max(1, _SMALLEST * most), most, _SIZES)} if most else {0}
+        if not most:
+            raise CircuitsError(
+                f"{self.fine_tuned.checkpoint.source} and {self.pre.checkpoint.source} have the same weights where a "
+                "graft may be: there is nothing to graft"
+            )
+        sizes = {round(size) for size in numpy.geomspace(max(1, _SMALLEST * most), most, _SIZES)}
         target = self.keep * self.accuracy - 1e-9
         best, row, high = PackedTensors({}), -1, most + 1
 

@@ -7,7 +7,9 @@
 3. ``ablation``: how far the task's log-probability falls when the unit alone puts out zero.
    ``gradient_x_activation``: its first-order estimate, how much the loss would change.
 4. ``random``: numbers drawn from the seed, the control for all of them.
-5. Two rankings agree as far as their scores correlate by rank (Spearman).
+5. Units with equal scores stand in an order drawn from the seed, and such a ranking is made several times: one that
+   scores all units alike, as Shared Size does where nothing is shared, is then no better than ``random``.
+6. Two rankings agree as far as their scores correlate by rank (Spearman), ties at their mean rank.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +56,7 @@ class Evidence:
 
 
 def _ranked(kind: Kind, scores: Float[Tensor, "layer unit"]) -> pandas.DataFrame:
-    """All units with their scores, best first; ties stand in the order of the units."""
+    """All units with their scores, best first; ties in the order of the units, until `rank_units` breaks them."""
     if not scores.isfinite().all():
         raise CircuitsError(f"some {kind.NOUN}s have a score that is not finite: trace the model in float32")
     best = scores.flatten().argsort(descending=True, stable=True)
@@ -205,11 +207,12 @@ def rank_units(
         kind: `Head` or `Neuron`.
         metrics: names of `RANKINGS`. If not given all of them, but for neurons without ``ablation``, which runs
             each alone: ask for it by name.
-        draws: rankings at random.
+        draws: rankings at random, and of a metric that gives several units the same score: these stand in a random
+            order.
 
     Returns:
-        One row for each ``metric``, ``draw`` (0 but for ``random``) and unit, best first: ``unit``, ``layer``,
-        ``index``, ``score``.
+        One row for each ``metric``, ``draw`` (0 alone where there are no ties) and unit, best first: ``unit``,
+        ``layer``, ``index``, ``score``.
 
     Raises:
         CircuitsError: there is no such metric, its evidence is missing or of another model, or there are no draws.
@@ -233,15 +236,25 @@ def rank_units(
             raise CircuitsError(f"there is no ranking {name!r}: choose from {', '.join(RANKINGS)}")
     if not metrics or draws < 1:
         raise CircuitsError("a ranking takes at least one metric and one draw")
+    if len(set(metrics)) < len(metrics):
+        raise CircuitsError(f"the ranking {max(metrics, key=list(metrics).count)} is asked for twice")
     tables = []
     for name in metrics:
-        for draw in range(draws if name == "random" else 1):
-            drawn = replace(evidence, seed=f"{evidence.seed}/{draw}") if name == "random" else evidence
-            table = RANKINGS[name](drawn, kind)
-            table.insert(0, "metric", name)
-            table.insert(1, "draw", draw)
-            tables.append(table)
-    return pandas.concat(tables, ignore_index=True)
+        if name == "random":
+            drawn = [rank_at_random(replace(evidence, seed=f"{evidence.seed}/{draw}"), kind) for draw in range(draws)]
+        else:
+            table = RANKINGS[name](evidence, kind)
+            tied = table["score"].duplicated().any()
+            drawn = [_break_ties(table, f"{evidence.seed}/{draw}") for draw in range(draws)] if tied else [table]
+        tables += [one.assign(metric=name, draw=draw) for draw, one in enumerate(drawn)]
+    return pandas.concat(tables, ignore_index=True)[["metric", "draw", "unit", "layer", "index", "score"]]
+
+
+def _break_ties(table: pandas.DataFrame, seed: str) -> pandas.DataFrame:
+    """The ranking with units of equal scores in random order."""
+    generator = torch.Generator().manual_seed(int(digest("ties", seed), 16) >> 1)
+    mixed = table.iloc[torch.randperm(len(table), generator=generator).numpy()]
+    return mixed.sort_values("score", ascending=False, kind="stable")
 
 
 def agreement(rankings: pandas.DataFrame) -> pandas.DataFrame:
@@ -251,7 +264,7 @@ def agreement(rankings: pandas.DataFrame) -> pandas.DataFrame:
         rankings: from `rank_units`.
 
     Returns:
-        One row and one column for each metric. With several draws of ``random`` the mean over draws. NaN where a
+        One row and one column for each metric. With several draws the mean over draws. NaN where a
         ranking scores all units alike.
 
     Raises:

@@ -183,6 +183,11 @@ def test_other_bad_input_is_refused(place, tmp_path):
     refused(call("graft", *both), "the fine-tuned model gets no answer of qa_id right: nothing to keep")
     refused(call("graft", model, "--data", data, "--pre", tmp_path / "no"), "there is no folder")
     refused(call("rank", *both, "--metric", "banana"), "there is no ranking 'banana'")
+    refused(call("rank", *both, "--metric", "change", "--metric", "change"), "the ranking change is asked for twice")
+    refused(call("rank", *both, "--metric", "change", "--examples", 2), "answers nothing of qa_id, qa_ood")
+    for command in (("trace", model), ("graft", model, "--pre", model), ("rank", model, "--pre", model)):
+        refused(call(*command, "--data", data, "--out", data / "qa.jsonl"), "is a file: name a folder")
+    refused(call("share", data, data / "no", "--out", data / "qa.jsonl"), "is a file: name a folder")
     refused(call("rank", *both, "--metric", "shared_size"), "the ranking by shared_size needs a mask")
     refused(call("rank", *both, "--traces", tmp_path), "there is no file")
     refused(call("trace", *both[:3], "--components", "wings", "--out", tmp_path), "there is no component 'wings'")
@@ -201,7 +206,7 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
         return result.stdout
 
     must("data", "--people", 8, "--out", "facts", "--seed", 3)
-    settings = ("--steps", 10, "--rows", 12, "--seed", 3)
+    settings = ("--steps", 60, "--rows", 24, "--seed", 3)
     must("train", "--data", "facts", "--out", "ck", "--recipe", "mixed", *settings)
     must("evaluate", "ck/mixed", "--out", "scores.parquet", "--csv")
     assert len(pandas.read_csv("scores.csv")) == len(pandas.read_parquet("scores.parquet"))
@@ -229,7 +234,7 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
     ranking, summary = (pandas.read_parquet(f"ranked/{name}.parquet") for name in ("ranking", "summary"))
     metrics = ["shared_size", "bio_trace", "qa_trace", "change", "gradient_x_activation", "ablation", "random"]
     assert list(ranking["metric"].unique()) == metrics
-    assert len(ranking) == 16 * (len(metrics) + 1)
+    assert len(ranking) == 16 * len(ranking[["metric", "draw"]].drop_duplicates())
     assert len(summary) == len(metrics) * 2 * 2
     assert ranking.attrs["settings"]["mask"]
     neurons = ("--units", "neurons", "--metric", "change", "--split", "qa_id", "--mode", "zero", "--examples", 2)
@@ -453,7 +458,7 @@ def test_several_seeds_are_studies_and_a_summary(study, tmp_path):
     assert summary["top_head"] == [first["top_head"]] * 2
     assert "seed" not in summary["settings"]
     page = (out / "report.html").read_text()
-    assert "holds in seeds" in page
+    assert "here, seed by seed" in page
     assert " of 2</td>" in page
     refused(call("study", "--seeds", "0,1", "--out", out, *SMALL_STUDY[:2], "--steps", 41), "not 41")
     refused(call("study", "--seeds", "0", "--out", study, *SMALL_STUDY), "holds something that is no set of studies")

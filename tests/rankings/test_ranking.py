@@ -129,15 +129,25 @@ def test_all_rankings_have_one_form(evidence):
         assert ranking["score"].is_monotonic_decreasing
         assert list(ranking["unit"]) == [f"L{row.layer}H{row.index}" for row in ranking.itertuples()]
         alone = RANKINGS[metric](evidence, Head)
-        assert metric == "random" or list(alone["unit"]) == list(ranking["unit"])
+        assert metric == "random" or by_unit(alone) == by_unit(ranking)
+        assert metric == "random" or ranking["score"].tolist() == alone["score"].tolist()
 
 
-def test_ties_stand_in_the_order_of_units(evidence, model):
+def test_ties_are_broken_at_random_several_times(evidence, model):
     empty = ParameterMask(
         {name: torch.zeros_like(mask) for name, mask in evidence.shared.masks.items()}, fingerprint(model)
     )
-    ranking = RANKINGS["shared_size"](Evidence(model, shared=empty), Head)
-    assert list(ranking["unit"]) == [f"L{layer}H{head}" for layer in range(4) for head in range(4)]
+    table = rank_units(Evidence(model, shared=empty), Head, ["shared_size"], draws=6)
+    orders = {tuple(ranking["unit"]) for _, ranking in table.groupby("draw")}
+    assert len(orders) == 6
+    assert all(set(order) == {f"L{layer}H{head}" for layer in range(4) for head in range(4)} for order in orders)
+    assert table.equals(rank_units(Evidence(model, shared=empty), Head, ["shared_size"], draws=6))
+    one = {name: mask.clone() for name, mask in empty.masks.items()}
+    one["blocks.2.attn.W_O"][1, 0, 0] = True
+    some = ParameterMask(one, fingerprint(model))
+    table = rank_units(Evidence(model, shared=some), Head, ["shared_size"], draws=6)
+    assert {ranking["unit"].iloc[0] for _, ranking in table.groupby("draw")} == {"L2H1"}
+    assert len(rank_units(evidence, Head, ["change"], draws=6)) == 16
 
 
 def test_random_rankings_follow_from_the_seed(model):

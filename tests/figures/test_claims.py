@@ -3,7 +3,7 @@ import math
 import pytest
 
 from circuits.figures import Finding
-from circuits.figures.results_page import _accuracy_margin, _draw_margin, _sizes
+from circuits.figures.claims import _accuracy_margin, _draw_margin, _sizes
 from circuits.metrics import mean_interval
 
 
