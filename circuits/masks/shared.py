@@ -162,6 +162,9 @@ def _influenced(
 ) -> list[ParameterMask]:
     if len(traces) < 2:
         raise CircuitsError(f"sharing takes two tasks or more: {len(traces)} trace was given")
+    models = [trace.provenance.get("model") for trace in traces]
+    if len(set(models)) > 1:
+        raise CircuitsError(f"the traces are of different models, {', '.join(map(str, models))}: trace one model")
     return [influenced_parameters(trace, fraction, scope, threshold) for trace in traces]
 
 

@@ -211,6 +211,11 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
     must("evaluate", "ck/mixed", "--out", "scores.parquet", "--csv")
     assert len(pandas.read_csv("scores.csv")) == len(pandas.read_parquet("scores.parquet"))
     must("trace", "ck/mixed", "--examples", 10, "--out", "traces")
+    stamp = Path("traces/bio.safetensors").stat().st_mtime_ns
+    must("trace", "ck/mixed", "--examples", 10, "--out", "traces")
+    assert Path("traces/bio.safetensors").stat().st_mtime_ns == stamp
+    other = call("trace", "ck/mixed", "--examples", 10, "--statistic", "square", "--out", "traces")
+    refused(other, "bio.safetensors was made with statistic abs, not square")
     must("share", "traces/bio.safetensors", "traces/qa_id.safetensors", "--out", "shared", "--fraction", 0.02)
     assert {path.name for path in Path("shared").iterdir()} == {
         "mask.safetensors", "sharing.json", "heads.parquet", "neurons.parquet",
