@@ -284,10 +284,10 @@ def graft_figure(table: DataFrame, keep: float | None = None) -> go.Figure:
                     xref=f"x{column if column > 1 else ''} domain",
                     yref="y domain",
                     x=0.04,
-                    y=0.97 - 0.08 * place,
+                    y=0.97 - 0.07 * place,
                     showarrow=False,
                     xanchor="left",
-                    font={"color": colour, "size": 12},
+                    font={"color": colour, "size": 10},
                 )
     figure.update_xaxes(title="grafted parameters |γ|₀", type="log", dtick=1, exponentformat="power")
     figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.05])

@@ -40,16 +40,13 @@ _TITLES = {
     "zero": "The outputs of the top n {units} zero: were they needed?",
     "mean": "The outputs of the top n {units} at their mean: were they needed?",
 }
-#: Up to so many units the axis of n is linear.
-_LINEAR = 32
 
 
 def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "units") -> go.Figure:
     """Exact match against the number of units, one line for each ranking, one panel for each value of a column.
 
     The band around a ranking of several draws is the 95 % interval of their mean. Thin lines are the whole model
-    after (dotted) and before (dashed) fine-tuning. Beyond 32 units the axis of n is
-    logarithmic, with n = 0 at its left end.
+    after (dotted) and before (dashed) fine-tuning. The axis of n is linear, so that areas are what they look like.
 
     Args:
         curves: from `circuits.rankings.sufficient_curve` or `circuits.rankings.critical_curve`.
@@ -72,7 +69,6 @@ def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "
     if curves.duplicated([facet, "metric", "draw", "n"]).any():
         raise CircuitsError(f"the table has several rows for one point and {facet}: select one task and model first")
     panels = list(curves[facet].unique())
-    logarithmic = int(curves["n"].max()) > _LINEAR
     figure = make_subplots(
         cols=len(panels),
         shared_yaxes=True,
@@ -82,14 +78,14 @@ def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "
     for column, panel in enumerate(panels, start=1):
         rows = curves[curves[facet] == panel]
         for metric in rows["metric"].unique():
-            _draw_curve(figure, rows[rows["metric"] == metric], metric, logarithmic, column)
+            _draw_curve(figure, rows[rows["metric"] == metric], metric, column)
         for whole, name in (("fine_tuned", "whole model, fine-tuned"), ("pre", "before fine-tuning")):
             level = float(rows[whole].iloc[0])
             if math.isnan(level):
                 continue
             ends = [int(rows["n"].min()), int(rows["n"].max())]
             figure.add_scatter(
-                x=[_place(n, logarithmic) for n in ends],
+                x=ends,
                 y=[level, level],
                 mode="lines",
                 name=name,
@@ -99,10 +95,7 @@ def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "
                 row=1,
                 col=column,
             )
-    figure.update_xaxes(title=f"number of {units}, n")
-    if logarithmic:
-        shown = _ticks(sorted({int(n) for n in curves["n"]}))
-        figure.update_xaxes(tickvals=[_place(n, True) for n in shown], ticktext=[f"{n:,}" for n in shown])
+    figure.update_xaxes(title=f"number of {units}, n", tickformat=",d", nticks=5, tickangle=0)
     figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.05])
     figure.update_yaxes(title="exact match", col=1)
     condition = str(curves["condition"].iloc[0])
@@ -117,15 +110,15 @@ def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "
     return figure
 
 
-def _draw_curve(figure: go.Figure, rows: DataFrame, metric: str, logarithmic: bool, column: int) -> None:
+def _draw_curve(figure: go.Figure, rows: DataFrame, metric: str, column: int) -> None:
     """The mean over draws, and a band where there are several."""
     points = [(int(n), *mean_interval(draws["exact_match"].tolist())) for n, draws in rows.groupby("n")]
     colour = _COLOURS.get(metric, "#444444")
-    places = [_place(n, logarithmic) for n, *_ in points]
+    counts = [n for n, *_ in points]
     if rows["draw"].nunique() > 1:
         red, green, blue = hex_to_rgb(colour)
         figure.add_scatter(
-            x=[*places, *reversed(places)],
+            x=[*counts, *reversed(counts)],
             y=[*(min(high, 1) for *_, high in points), *(max(low, 0) for *_, low, _ in reversed(points))],
             fill="toself",
             fillcolor=f"rgba({red}, {green}, {blue}, 0.2)",
@@ -137,10 +130,9 @@ def _draw_curve(figure: go.Figure, rows: DataFrame, metric: str, logarithmic: bo
             col=column,
         )
     figure.add_scatter(
-        x=places,
+        x=counts,
         y=[mean for _, mean, _, _ in points],
-        customdata=[n for n, *_ in points],
-        hovertemplate="n = %{customdata}: %{y:.1%}",
+        hovertemplate="n = %{x:,d}: %{y:.1%}",
         mode="lines+markers",
         name=RANKING_LABELS.get(metric, metric),
         legendgroup=metric,
@@ -154,19 +146,6 @@ def _draw_curve(figure: go.Figure, rows: DataFrame, metric: str, logarithmic: bo
         row=1,
         col=column,
     )
-
-
-def _place(n: int, logarithmic: bool) -> float:
-    return math.log2(n + 1) if logarithmic else float(n)
-
-
-def _ticks(counts: list[int]) -> list[int]:
-    """Some of the counts, none nearer to its neighbour than labels have room for; the last one always."""
-    shown = [counts[-1]]
-    for count in reversed(counts[:-1]):
-        if _place(shown[-1], True) - _place(count, True) >= _place(counts[-1], True) / 9:
-            shown.append(count)
-    return sorted(shown)
 
 
 def _two_digits(value: float) -> str:

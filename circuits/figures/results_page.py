@@ -105,8 +105,7 @@ def write_results_page(
             "## Rankings",
             "Of all heads, or of all neurons, only the top n of a ranking have their trained weights. "
             f"{everything_else(summary['settings'])} Area under exact match on QA-ID against n, from 0 to 1: larger is "
-            "better. n: the smallest measured number that reaches 95 % of the whole model. Areas are over n itself, "
-            "where figures of many units show n by its logarithm: small n are wide there and weigh little here.",
+            "better. n: the smallest measured number that reaches 95 % of the whole model.",
             _markdown(rankings_table(tables["ranking_summary"], "sufficient", "n95")),
             *shown("sufficient_heads_mixed", "sufficient_neurons_mixed"),
             "The top n go back to their weights before training, and all else stays trained. Area: smaller is better. "

@@ -7,7 +7,6 @@ from circuits.errors import CircuitsError
 from circuits.figures import save_figure
 from circuits.figures.rankings import agreement_figure, ranking_curves_figure
 from circuits.metrics import mean_interval
-from circuits.rankings import default_counts
 
 
 def curves(counts=(0, 1, 2, 3, 4), tasks=("qa_id", "qa_ood"), condition: str = "sufficient") -> pandas.DataFrame:
@@ -44,17 +43,6 @@ def test_curves_show_the_numbers_of_their_table():
     assert [tuple(line.y) for line in whole] == [(0.9, 0.9), (0.1, 0.1)] * 2
     assert [note.text for note in figure.layout.annotations] == ["QA-ID", "QA-OOD"]
     assert "the top n heads fine-tuned" in figure.layout.title.text
-
-
-def test_many_units_have_a_logarithmic_axis_that_begins_at_zero():
-    counts = default_counts(1408)
-    figure = ranking_curves_figure(curves(counts, ["qa_id"]), units="neurons")
-    assert list(lines(figure)[0].x) == pytest.approx([math.log2(n + 1) for n in counts])
-    assert list(lines(figure)[0].customdata) == counts
-    ticks = dict(zip(figure.layout.xaxis.ticktext, figure.layout.xaxis.tickvals, strict=True))
-    assert ticks["1,408"] == pytest.approx(math.log2(1409))
-    assert ticks["0"] == 0
-    assert len(ticks) < 12
 
 
 def test_a_model_before_fine_tuning_is_drawn_only_if_known():
