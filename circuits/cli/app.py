@@ -355,7 +355,7 @@ def ablate(
     from circuits.storage import write_table
 
     if mask is not None:
-        from circuits.masks import ParameterMask, ablate_mask
+        from circuits.masks import ParameterMask, ablate_mask, ablation_summary
 
         loaded_mask = ParameterMask.load(mask)
     loaded = load(model, dtype, device)
@@ -365,7 +365,7 @@ def ablate(
         tasks = [task_of(dataset, chosen.value, loaded, examples, seed) for chosen in splits]
         table = ablate_mask(loaded, loaded_mask, tasks, before, mask_mode.value, draws, seed)
         settings: dict[str, Any] = {"mask": loaded_mask.provenance, "mode": mask_mode.value, "draws": draws}
-        shown = table.groupby(["condition", "task"], sort=False)[["exact_match", "log_prob"]].mean().reset_index()
+        shown = ablation_summary(table).rename(columns=lambda name: name.replace("_", " "))
     else:
         from circuits.sweeps import sweep_heads
 

@@ -75,6 +75,8 @@ def influenced_parameters(
         raise CircuitsError(f"the fraction is {fraction}: it must lie between 0 and 1")
     if threshold is not None and not 0 <= threshold < math.inf:
         raise CircuitsError(f"the threshold is {threshold}: it must be zero or more, and finite")
+    if "model" not in trace.provenance:
+        raise CircuitsError(f"the trace of {trace.task} does not say of which model it is: its provenance has no model")
     if not all_finite(trace.gradients):
         raise CircuitsError(f"the trace of {trace.task} has gradients that are not finite: trace the model in float32")
     if threshold is not None:
@@ -241,6 +243,8 @@ def sharing_curve(
 
 
 def _sharing(sets: list[ParameterMask], draws: int, seed: int) -> dict[str, Any]:
+    if draws < 1:
+        raise CircuitsError(f"the number of permutations is {draws}: the control needs one at least")
     total = sets[0].total
     chance = total * math.prod(one.size / total for one in sets)
     smallest = min(one.size for one in sets)

@@ -371,6 +371,10 @@ def test_bad_grafts_are_refused(models, task):
     pre, fine_tuned = models
     with pytest.raises(CircuitsError, match="there is no score 'size'"):
         graft_by_score(pre, fine_tuned, task, "size")
+    with pytest.raises(CircuitsError, match="have the same weights where a graft may be: there is nothing to graft"):
+        graft_by_score(fine_tuned, fine_tuned, task)
+    with pytest.raises(CircuitsError, match="the batch size is 0"):
+        graft_by_score(pre, fine_tuned, task, batch_size=0)
     with pytest.raises(CircuitsError, match="the share to keep is 1.5"):
         graft_by_score(pre, fine_tuned, task, keep=1.5)
     with pytest.raises(CircuitsError, match="there is no head L9H0"):

@@ -501,6 +501,13 @@ def test_bad_numbers_are_refused(traces, mask, model):
         shared_parameters(traces, 1.5)
     with pytest.raises(CircuitsError, match="sharing takes two tasks"):
         shared_parameters(traces[:1])
+    with pytest.raises(CircuitsError, match="the number of permutations is 0"):
+        sharing(traces, draws=0)
+    with pytest.raises(CircuitsError, match="the trace of bio does not say of which model it is"):
+        influenced_parameters(dataclasses.replace(traces[0], provenance={}))
+    foreign = dataclasses.replace(traces[1], provenance={"model": "other"})
+    with pytest.raises(CircuitsError, match="the traces are of different models, .*, other: trace one model"):
+        shared_parameters([traces[0], foreign])
     with pytest.raises(CircuitsError, match="a threshold takes the place of fraction and scope"):
         influenced_parameters(traces[0], 0.1, threshold=0.5)
     with pytest.raises(CircuitsError, match="a threshold takes the place of fraction and scope"):
