@@ -16,7 +16,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1120px; mar
 h1 { line-height: 1.2; } h2 { margin-top: 2.2em; border-bottom: 1px solid #ddd; padding-bottom: .2em; }
 table { border-collapse: collapse; margin: 1em 0; font-size: 14px; }
 th, td { padding: .3em .8em; border-bottom: 1px solid #e5e5e5; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .words th, .words td { text-align: left; }
 .figure { overflow-x: auto; } .lead { font-size: 18px; } footer { color: #777; font-size: 13px; margin-top: 3em; }
 """
 
@@ -58,7 +58,10 @@ def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Sec
         parts.append(f"<h2>{escape(section.title)}</h2>")
         parts += [f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs]
         if section.table is not None:
-            parts.append(section.table.to_html(index=False, border=0, na_rep="", escape=True))
+            # numbers stand to the right, sentences to the left
+            wordy = section.table.map(lambda cell: isinstance(cell, str) and len(cell) > 40).to_numpy().any()
+            kind = "words" if wordy else None
+            parts.append(section.table.to_html(index=False, border=0, na_rep="", escape=True, classes=kind))
         if section.figure is not None:
             drawn = section.figure.to_html(
                 full_html=False, include_plotlyjs=False, config={"displaylogo": False, "displayModeBar": False}
