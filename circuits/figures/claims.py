@@ -81,7 +81,8 @@ def _sizes(one: float | int | None, other: float | int | None) -> tuple[float, f
     return float(one - other), SIZE_MARGIN * max(one, other)
 
 
-def _number(value: float | int | None, form: str) -> str:
+def formatted(value: float | int | None, form: str) -> str:
+    """A number, or that there is none."""
     return "none" if value is None else f"{value:{form}}"
 
 
@@ -201,11 +202,11 @@ def _grafting(summary: dict[str, Any]) -> Finding:
     return Finding(
         "3b",
         f"The mixed model needs fewer grafted parameters to keep {keep:.0%} of QA-ID",
-        f"{_number(mixed['size'], ',')} ({_number(mixed['fraction'], '.2%')}) against "
-        f"{_number(two['size'], ',')} ({_number(two['fraction'], '.2%')})",
-        f"exact match of these grafts alone on QA-ID {_number(mixed['splits']['qa_id'], '.1%')} and "
-        f"{_number(two['splits']['qa_id'], '.1%')}, on QA-OOD {_number(mixed['splits']['qa_ood'], '.1%')} and "
-        f"{_number(two['splits']['qa_ood'], '.1%')}",
+        f"{formatted(mixed['size'], ',')} ({formatted(mixed['fraction'], '.2%')}) against "
+        f"{formatted(two['size'], ',')} ({formatted(two['fraction'], '.2%')})",
+        f"exact match of these grafts alone on QA-ID {formatted(mixed['splits']['qa_id'], '.1%')} and "
+        f"{formatted(two['splits']['qa_id'], '.1%')}, on QA-OOD {formatted(mixed['splits']['qa_ood'], '.1%')} and "
+        f"{formatted(two['splits']['qa_ood'], '.1%')}",
         difference,
         margin,
     )

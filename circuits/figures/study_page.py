@@ -16,7 +16,7 @@ from circuits.figures.charts import (
     heads_figure,
     sharing_figure,
 )
-from circuits.figures.claims import CANNOT_BE_TOLD, claims_over_seeds, claims_table, findings
+from circuits.figures.claims import CANNOT_BE_TOLD, claims_over_seeds, claims_table, findings, formatted
 from circuits.figures.rankings import RANKING_LABELS, agreement_figure, ranking_curves_figure
 from circuits.figures.report import Section, write_report
 from circuits.metrics import mean_interval
@@ -88,10 +88,6 @@ def _ranking_figures(curves: pandas.DataFrame, agreement: pandas.DataFrame) -> d
     return figures
 
 
-def _formatted(value: float | int | None, form: str) -> str:
-    return "none" if value is None else f"{value:{form}}"
-
-
 def _with_interval(values: Sequence[float | int | None], form: str) -> str:
     """The mean over seeds, and its interval if there are several; how many have no value."""
     known = [float(value) for value in values if value is not None]
@@ -125,9 +121,9 @@ def grafts_table(summary: dict[str, Any]) -> pandas.DataFrame:
             {
                 "model": LABELS[name],
                 "graft": LABELS[score],
-                "size": _formatted(graft["size"], ",.0f"),
-                "fraction": _formatted(graft["fraction"], ".1%"),
-                **{LABELS[split]: _formatted(graft["splits"][split], ".1%") for split in _SPLITS},
+                "size": formatted(graft["size"], ",.0f"),
+                "fraction": formatted(graft["fraction"], ".1%"),
+                **{LABELS[split]: formatted(graft["splits"][split], ".1%") for split in _SPLITS},
             }
             for name, found in summary["graft"].items()
             for score, graft in found["by"].items()

@@ -117,6 +117,7 @@ def test_bad_input_to_the_real_command_ends_with_one_sentence_and_code_2(place, 
 
 def test_missing_folders_are_refused(place, tmp_path):
     refused(call("evaluate", tmp_path / "nowhere", "--data", place / "facts"), "there is no folder")
+    refused(call("attention", tmp_path / "nowhere", "--head", "L0H0"), "there is no folder")
     refused(call("evaluate", place / "model0", "--data", tmp_path / "nowhere"), "there is no folder")
     refused(call("evaluate", place / "model0"), "does not say what it was trained on")
     refused(call("train", "--data", tmp_path / "nowhere", "--out", tmp_path / "out"), "there is no folder")
@@ -239,7 +240,10 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
     ranking, summary = (pandas.read_parquet(f"ranked/{name}.parquet") for name in ("ranking", "summary"))
     metrics = ["shared_size", "bio_trace", "qa_trace", "change", "gradient_x_activation", "ablation", "random"]
     assert list(ranking["metric"].unique()) == metrics
-    assert len(ranking) == 16 * len(ranking[["metric", "draw"]].drop_duplicates())
+    assert set(ranking.groupby(["metric", "draw"])["unit"].nunique()) == {16}
+    drawn = ranking.groupby("metric")["draw"].nunique()
+    assert (drawn["random"], drawn["change"], drawn["ablation"]) == (2, 1, 1)
+    assert len(ranking) == 16 * drawn.sum()
     assert len(summary) == len(metrics) * 2 * 2
     assert ranking.attrs["settings"]["mask"]
     neurons = ("--units", "neurons", "--metric", "change", "--split", "qa_id", "--mode", "zero", "--examples", 2)

@@ -1,9 +1,10 @@
 import math
 
+import pandas
 import pytest
 
 from circuits.figures import Finding
-from circuits.figures.claims import _accuracy_margin, _draw_margin, _sizes
+from circuits.figures.claims import _accuracy_margin, _agreement, _draw_margin, _sizes, claims_over_seeds
 from circuits.metrics import mean_interval
 
 
@@ -35,3 +36,23 @@ def test_sizes_differ_from_a_twentieth_on():
     assert verdict(*_sizes(106, 100)) == "holds here"
     assert verdict(*_sizes(104, 100)) == verdict(*_sizes(None, 100)) == "cannot be told"
     assert verdict(*_sizes(100, 106)) == "does not hold here"
+
+
+def test_what_ranks_like_ablation_is_read_from_the_rows_of_ablation():
+    scores = pandas.DataFrame({"ablation": [4, 3, 2, 1], "shared_size": [4, 2, 3, 1], "qa_trace": [4, 3, 1, 2]})
+    pairs = scores.corr(method="spearman").rename_axis("metric").reset_index()
+    table = pairs.melt("metric", var_name="other", value_name="spearman").assign(model="mixed", kind="head")
+    found = _agreement({"agreement": table, "shared_heads": pandas.DataFrame({"model": ["mixed"] * 4})})
+    # one pair of neighbours changes places in each: 1 - 6 * 2 / (4 * 15); Shared Size and the trace agree less
+    assert (found.here, found.control) == (
+        "0.80 (unrelated rankings: ± 1.13)",
+        "with the cost of ablation: QA trace 0.80",
+    )
+    assert found.difference == pytest.approx(0.8)
+
+
+def test_verdicts_are_counted_over_seeds():
+    seeds = [
+        [Finding("1a", "claim", f"seed {seed}", "", difference, 0.1)] for seed, difference in enumerate((1, -1, 1))
+    ]
+    assert claims_over_seeds(seeds).iloc[0].tolist() == ["1a", "claim", "seed 0 · seed 1 · seed 2", "2 of 3", "1 of 3"]

@@ -45,6 +45,13 @@ def test_curves_show_the_numbers_of_their_table():
     assert "the top n heads fine-tuned" in figure.layout.title.text
 
 
+def test_the_axis_of_n_is_linear_for_many_units_too():
+    counts = [0, 16, 352, 1408]
+    figure = ranking_curves_figure(curves(counts, ["qa_id"]), units="neurons")
+    assert list(lines(figure)[0].x) == counts
+    assert figure.layout.xaxis.type in (None, "linear")
+
+
 def test_a_model_before_fine_tuning_is_drawn_only_if_known():
     figure = ranking_curves_figure(curves(condition="zero").assign(pre=math.nan))
     assert "before fine-tuning" not in [trace.name for trace in figure.data]
