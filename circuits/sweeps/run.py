@@ -17,6 +17,7 @@ from typing import Any
 import pandas
 
 from circuits.errors import CircuitsError
+from circuits.interventions.engine import with_corrections
 from circuits.progress import bar
 from circuits.storage import git_commit, library_version, read_json
 from circuits.sweeps.executors import EXECUTORS, Executor
@@ -171,7 +172,7 @@ def _table(plan: SweepPlan, jobs: Sequence[Job], folder: SweepFolder) -> pandas.
             rows["estimate"] = estimates["estimate"]
             rows["exact"] = rows.index.isin(places)
         tables.append(rows)
-    return _with_places(pandas.concat(tables, ignore_index=True), plan)
+    return _with_places(with_corrections(pandas.concat(tables, ignore_index=True)), plan)
 
 
 def _with_places(table: pandas.DataFrame, plan: SweepPlan) -> pandas.DataFrame:
@@ -242,6 +243,8 @@ def sweep_state(out: str | Path) -> SweepState:
         table = pandas.read_parquet(folder.table)
     else:
         parts = [folder.read_part(job) for job in done if job.stage == "exact"]
-        table = _with_places(pandas.concat(parts, ignore_index=True), plan) if parts else pandas.DataFrame()
+        table = pandas.DataFrame()
+        if parts:
+            table = _with_places(with_corrections(pandas.concat(parts, ignore_index=True)), plan)
     facts = {name: value for name, value in record.items() if name not in ("plan", "interventions")}
     return SweepState(plan, facts, len(jobs), len(done), sum(record["interventions"].values()), table)
