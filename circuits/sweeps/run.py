@@ -37,7 +37,9 @@ def run_sweep(
 
     Args:
         plan: what to do.
-        out: the sweep's folder: ``plan.json``, ``parts``, and at the end ``table.parquet`` and ``table.csv``.
+        out: the sweep's folder: ``plan.json``, ``parts``, and at the end ``table.parquet`` and ``table.csv``. If the
+            plan has ``per_answer``, the folder ``answers`` too: ``pandas.read_parquet`` reads it as one table, with
+            the columns that `circuits.interventions.run_interventions` has for each answer.
         executor: ``serial``, or ``processes``: several on this machine, each with the plan's models in memory.
         workers: of ``processes``; if not given, as many as the cores have room for with the plan's threads each.
 
@@ -125,7 +127,10 @@ class _Work:
                 raise CircuitsError(f"{self.plan.model} or its data were changed while the sweep ran: start it again")
         with self.folder.claimed(job) as mine:
             if mine and not self.folder.is_done(job):
-                self.folder.write_part(job, self.prepared.run(job, self._estimates(job)))
+                rows, answers = self.prepared.run(job, self._estimates(job))
+                if answers is not None:
+                    self.folder.write_answers(job, answers)
+                self.folder.write_part(job, rows)
         return mine
 
     def _estimates(self, job: Job) -> pandas.Series | None:
