@@ -157,7 +157,7 @@ def test_so_many_answers_tell_the_difference_four_times_in_five():
     generator = numpy.random.default_rng(0)
     one, other = generator.normal(size=(2, 4000))
     needed = answers_needed(0.4, one, other)
-    found = paired_p_values(generator.normal(0.4, 2**0.5, (2000, needed))) < 0.05
+    found = paired_p_values(generator.normal(0.4, 2**0.5, (1000, needed))) < 0.05
     assert found.mean() == pytest.approx(0.8, abs=0.04)
     pilot = shares(0.25, 0.1)(generator, 1, numpy.arange(400))[0]
     people = numpy.repeat(numpy.arange(400), 5)
@@ -173,7 +173,7 @@ def test_intervals_cover_what_they_say(case):
     kind, name, draw, mean = case
 
     def covered(people: numpy.ndarray) -> float:
-        values = draw(numpy.random.default_rng(3), 2000, people)
+        values = draw(numpy.random.default_rng(3), 600_000 // len(people), people)
         return coverage(intervals(values, people, proportion=kind == "share"), mean)
 
     for people in (numpy.arange(60), numpy.arange(200), people_of(16), people_of(50)):
@@ -186,8 +186,9 @@ def test_intervals_cover_what_they_say(case):
 
 def test_nothing_is_found_as_often_as_the_threshold_says():
     gamma = through(lambda chance: -stats.gamma.ppf(chance, 0.8))
-    for draw, people in product((shares(0.5), gamma), (numpy.arange(60), people_of(16), people_of(50))):
-        assert 0.03 <= null_rate(draw, people, 1000, seed=1) <= 0.07
+    for people, times in ((numpy.arange(100), 3000), (people_of(16), 1500), (people_of(50), 1500)):
+        for draw in (shares(0.5), gamma):
+            assert 0.03 <= null_rate(draw, people, times, seed=1) <= 0.07
 
 
 def test_bad_input_is_refused(unchecked):
