@@ -1,4 +1,9 @@
+import re
+import struct
+from pathlib import Path
+
 import pandas
+import plotly.graph_objects as go
 import pytest
 import torch
 from choreographer.errors import ChromeNotFoundError
@@ -93,16 +98,41 @@ def test_a_real_reading_is_drawn_and_saved_as_a_page(model, tasks, tmp_path):
     assert (tmp_path / "pages" / "figure.html").stat().st_size < 100_000
 
 
-def test_static_images_are_written_by_a_real_browser(tmp_path):
-    begins = {"png": b"\x89PNG", "svg": b"<svg", "pdf": b"%PDF"}
-    files = {ending: tmp_path / f"figure.{ending}" for ending in begins}
+def size_of(image: Path) -> tuple[float, float]:
+    """Width and height that the file itself claims, in pixels of the layout."""
+    content = image.read_bytes()
+    if image.suffix == ".png":
+        assert content.startswith(b"\x89PNG")
+        width, height = struct.unpack(">II", content[16:24])
+        return width / 2, height / 2
+    if image.suffix == ".svg":
+        width, height = re.search(rb'^<svg [^>]*?width="([\d.]+)" height="([\d.]+)"', content).groups()
+        return float(width), float(height)
+    assert content.startswith(b"%PDF")
+    (box,) = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", content)
+    # a page counts 72 points to the inch, a layout 96 pixels
+    return float(box[0]) * 96 / 72, float(box[1]) * 96 / 72
+
+
+def test_every_static_image_has_the_size_of_its_figure(tmp_path):
+    wide = attention_figure([reading(), reading()])
+    sizes = {
+        "attention": (wide, (wide.layout.width, wide.layout.height)),
+        "low": (go.Figure(layout={"width": 420, "height": 240}), (420, 240)),
+        "tall": (go.Figure(layout={"height": 900}), (700, 900)),
+        "unsaid": (go.Figure(), (700, 500)),
+    }
+    assert sizes["attention"][1] == (970, 940)
     try:
-        save_images({file: attention_figure([reading()]) for file in files.values()})
+        save_images(
+            {tmp_path / f"{name}{end}": figure for name, (figure, _) in sizes.items() for end in (".png", ".svg", ".pdf")}
+        )
     except CircuitsError as error:
         assert "needs Chrome or Chromium" in str(error)
         pytest.skip("no browser here")
-    for ending, file in files.items():
-        assert file.read_bytes().startswith(begins[ending])
+    for name, (_, size) in sizes.items():
+        for ending, tolerance in ((".png", 0), (".svg", 0), (".pdf", 1)):
+            assert size_of(tmp_path / f"{name}{ending}") == pytest.approx(size, abs=tolerance), name + ending
 
 
 @pytest.mark.parametrize("error", [ChromeNotFoundError(), RuntimeError("Kaleido requires Google Chrome\n\nto be")])
