@@ -5,16 +5,23 @@ import sys
 import warnings
 
 
+def _warn(message: Warning | str, *_: object) -> None:
+    sys.stderr.write(f"circuits: {message}\n")
+
+
 def main() -> None:
     """Run ``circuits``: bad input ends with one sentence and exit code 2."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    from circuits.errors import CircuitsError, CircuitsWarning
+
     warnings.filterwarnings("ignore")
+    warnings.simplefilter("always", CircuitsWarning)
+    warnings.showwarning = _warn
 
     from circuits.cli.app import app
-    from circuits.errors import CircuitsError
 
     try:
         app()

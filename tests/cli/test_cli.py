@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from circuits.cli import main
-from circuits.datasets import FAMILIAR, DatasetSettings, make_dataset, word_tokenizer
+from circuits.datasets import FAMILIAR, DatasetSettings, FactDataset, make_dataset, word_tokenizer
 from circuits.errors import CircuitsError
 from circuits.figures import findings, results_page
 from circuits.masks import Graft, ParameterMask, graft
@@ -24,7 +24,7 @@ from circuits.models import fingerprint, load_model, parameters_of, save_model
 from circuits.storage import atomic_file
 from circuits.study import PRETRAINED_STUDY, StudySettings, _counts, run_study
 from circuits.tracing import GradientTrace
-from circuits.training import PRETRAINED, new_model, train
+from circuits.training import PRETRAINED, Optimisation, new_model, train
 from tests.conftest import lively
 
 BIN = Path(sys.executable).parent / "circuits"
@@ -120,6 +120,8 @@ def test_missing_folders_are_refused(place, tmp_path):
     refused(call("attention", tmp_path / "nowhere", "--head", "L0H0"), "there is no folder")
     refused(call("evaluate", place / "model0", "--data", tmp_path / "nowhere"), "there is no folder")
     refused(call("evaluate", place / "model0"), "does not say what it was trained on")
+    for data in ((), ("--data", place / "facts")):
+        refused(call("evaluate", place, *data), f"{place} is no checkpoint: it has no config.json")
     refused(call("train", "--data", tmp_path / "nowhere", "--out", tmp_path / "out"), "there is no folder")
     assert list(tmp_path.iterdir()) == []
 
@@ -195,6 +197,65 @@ def test_other_bad_input_is_refused(place, tmp_path):
     refused(call("trace", *both[:3], "--checkpoint", tmp_path / "no", "--out", tmp_path / "out"), "there is no folder")
     refused(call("data", "--out", place / "facts" / "qa.jsonl"), "is a file: name a folder")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def split_anew(tmp_path_factory):
+    """A trained checkpoint, and a dataset of the same people where 3 of 9 who are held out were not for it."""
+    folder = tmp_path_factory.mktemp("split")
+    facts = make_dataset(folder / "facts", DatasetSettings(people=12))
+    train("mixed", facts, folder / "ck", optimisation=Optimisation(steps=1, rows=6))
+    make_dataset(folder / "other", DatasetSettings(people=12, qa_id_fraction=0.25))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("evaluate", ()),
+        ("trace", ("--split", "bio", "--split", "qa_ood")),
+        ("ablate", ()),
+        ("ablate", ("--out", "sweep")),
+        ("graft", ("--pre", "ck/pre", "--split", "qa_ood")),
+        ("rank", ("--pre", "ck/pre", "--metric", "change")),
+        ("patch", ()),
+        ("sweep", ()),
+    ],
+)
+def test_people_whose_questions_were_trained_on_are_not_scored_as_held_out(split_anew, monkeypatch, command, settings):
+    monkeypatch.chdir(split_anew)
+    sentence = (
+        f"18 of 54 questions of qa_ood in other ask people whose questions {Path('ck/mixed')} was trained on: take its "
+        f"own dataset, {split_anew / 'facts'}, or leave out qa_ood"
+    )
+    if command == "sweep":
+        Path("plan.toml").write_text('model = "ck/mixed"\ndataset = "other"\nexamples = 5\n')
+        refused(call("sweep", "run", "plan.toml", "--out", "out"), sentence)
+    else:
+        refused(call(command, "ck/mixed", "--data", "other", *settings), sentence)
+    assert not Path("out").exists()
+    assert not Path("runs").exists()
+    assert not Path("sweep").exists()
+
+
+def test_attention_to_a_trained_person_is_not_called_qa_ood(split_anew, monkeypatch, tmp_path):
+    monkeypatch.chdir(split_anew)
+    own, other = (FactDataset(name).people().set_index("person")["split"] for name in ("facts", "other"))
+    draw = ("attention", "ck/mixed", "--data", "other", "--head", "L0H0", "--out", tmp_path / "fig.html", "--person")
+    trained, held_out = ((own == split) & (other == "qa_ood") for split in ("qa_id", "qa_ood"))
+    refused(call(*draw, int(trained.idxmax())), "6 of 6 questions of qa_ood in other ask people whose questions")
+    assert call(*draw, int(held_out.idxmax())).returncode == 0
+
+
+def test_a_checkpoint_far_from_its_dataset_is_scored_with_a_warning(split_anew, tmp_path):
+    shutil.copytree(split_anew / "ck" / "mixed", tmp_path / "far" / "mixed")
+    score = ("evaluate", tmp_path / "far" / "mixed", "--split", "qa_ood", "--examples", 2, "--data")
+    result = call(*score, split_anew / "other")
+    assert result.returncode == 0
+    assert result.stderr.startswith(f"circuits: {tmp_path / 'far' / 'mixed'} was trained on questions of the dataset")
+    assert "cannot be checked" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert call(*score, split_anew / "facts").stderr == ""
 
 
 def test_a_whole_path_by_commands(tmp_path, monkeypatch):
