@@ -8,7 +8,7 @@ from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
 from circuits.errors import CircuitsError
-from circuits.figures.charts import LABELS
+from circuits.figures.charts import LABELS, number
 from circuits.metrics import mean_interval
 
 #: What rankings are called in figures.
@@ -148,10 +148,6 @@ def _draw_curve(figure: go.Figure, rows: DataFrame, metric: str, column: int) ->
     )
 
 
-def _two_digits(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
-
-
 def agreement_figure(agreement: DataFrame, title: str = "") -> go.Figure:
     """How far rankings agree: Spearman's correlation of every two, as a heat map.
 
@@ -179,10 +175,7 @@ def agreement_figure(agreement: DataFrame, title: str = "") -> go.Figure:
             colorscale="RdBu",
             xgap=1,
             ygap=1,
-            text=[
-                ["–" if math.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00") for value in row]
-                for row in values
-            ],
+            text=[[number(value, 2) for value in row] for row in values],
             texttemplate="%{text}",
             hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
             colorbar={"title": "Spearman", "thickness": 14},
