@@ -107,10 +107,10 @@ def data(
         row=row,
         seed=seed,
     )
-    with busy(f"making {people} people"):
+    with busy(f"making {people:,} people"):
         dataset = make_dataset(out, settings)
-    say(f"{out}: {people} people, fingerprint {dataset.fingerprint}")
-    say("answers: " + ", ".join(f"{split} {count}" for split, count in dataset.counts.items()))
+    say(f"{out}: {people:,} people, fingerprint {dataset.fingerprint}")
+    say("answers: " + ", ".join(f"{split} {count:,}" for split, count in dataset.counts.items()))
 
 
 @app.command()
