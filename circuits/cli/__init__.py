@@ -3,9 +3,10 @@
 import os
 import sys
 import warnings
+from typing import Any
 
 
-def _warn(message: Warning | str, *_: object) -> None:
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     sys.stderr.write(f"circuits: {message}\n")
 
 
