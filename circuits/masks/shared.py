@@ -27,8 +27,8 @@ from circuits.errors import CircuitsError
 from circuits.masks.mask import ParameterMask, owner_of
 from circuits.masks.packing import PackedTensor, PackedTensors, pack
 from circuits.masks.selection import all_finite, largest
-from circuits.metrics import mean_interval
 from circuits.progress import track
+from circuits.statistics import mean_interval
 from circuits.storage import provenance
 from circuits.tracing import GradientTrace
 from circuits.units import Head, KVGroup, Neuron, layer_of, layout_of
