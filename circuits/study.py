@@ -57,7 +57,7 @@ from circuits.masks import (
     sharing,
     sharing_curve,
 )
-from circuits.metrics import METRICS, evaluate, mean_interval
+from circuits.metrics import METRICS, evaluate
 from circuits.models import HookedTransformer, architecture_of, facts_of, fingerprint, load_config, load_model
 from circuits.rankings import (
     BEHAVIOURS,
@@ -72,6 +72,7 @@ from circuits.rankings import (
     read_head,
     sufficient_curve,
 )
+from circuits.statistics import mean_interval
 from circuits.storage import check_ending, flatten, provenance, read_json, write_json, write_table
 from circuits.sweeps import sweep_heads, sweep_patches
 from circuits.tracing import GradientTrace, trace_gradients

@@ -19,7 +19,7 @@ from circuits.figures.charts import (
 from circuits.figures.claims import CANNOT_BE_TOLD, claims_over_seeds, claims_table, findings, formatted
 from circuits.figures.rankings import RANKING_LABELS, agreement_figure, ranking_curves_figure
 from circuits.figures.report import Section, write_report
-from circuits.metrics import mean_interval
+from circuits.statistics import mean_interval
 
 _ARMS = ("mixed", "two_stage", "two_stage_gentle")
 _SPLITS = ("bio", "qa_id", "qa_ood")

@@ -20,7 +20,7 @@ from torch import Tensor
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.masks.mask import ParameterMask
-from circuits.metrics import evaluate, mean_interval
+from circuits.metrics import evaluate
 from circuits.models import (
     HookedTransformer,
     checkpoint_of,
@@ -30,6 +30,7 @@ from circuits.models import (
     uninterrupted,
 )
 from circuits.progress import track
+from circuits.statistics import mean_interval
 from circuits.units import TIED
 
 MODES: tuple[str, ...] = ("revert", "zero", "mean")

@@ -23,7 +23,7 @@ from torch import Tensor
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.masks import MODES, ParameterMask, graft
-from circuits.metrics import evaluate, mean_interval
+from circuits.metrics import evaluate
 from circuits.models import HookedTransformer, fingerprint, parameters_of, shape_of
 from circuits.rankings.subsets import (
     Kind,
@@ -35,6 +35,7 @@ from circuits.rankings.subsets import (
     score_subsets,
     swapping,
 )
+from circuits.statistics import mean_interval
 from circuits.units import TIED, Head, Neuron
 
 #: What belongs to no unit: from which model a sufficient curve takes it.

@@ -5,7 +5,7 @@ import pytest
 
 from circuits.figures import Finding
 from circuits.figures.claims import _accuracy_margin, _agreement, _draw_margin, _sizes, claims_over_seeds
-from circuits.metrics import mean_interval
+from circuits.statistics import mean_interval
 
 
 def verdict(difference: float, margin: float) -> str:
