@@ -302,7 +302,7 @@ def _sharing(sets: list[ParameterMask], draws: int, seed: int) -> dict[str, Any]
     return report
 
 
-def _interval(name: str, values: Sequence[float]) -> dict[str, float]:
+def _interval(name: str, values: Sequence[float | int]) -> dict[str, float]:
     """Mean and interval of the values that are numbers."""
     numbers = [float(value) for value in values if not math.isnan(value)]
     ends = mean_interval(numbers) if numbers else (math.nan,) * 3
@@ -363,9 +363,7 @@ def _dealt(
     half = len(owned) // 2
     low, high = max(0, count - int(owned[half:].sum())), min(count, int(owned[:half].sum()))
     first = min(high, max(low, int(generator.binomial(count, owned[:half].sum() / owned.sum()))))
-    return numpy.concatenate(
-        [_dealt(owned[:half], first, generator), _dealt(owned[half:], count - first, generator)]
-    )
+    return numpy.concatenate([_dealt(owned[:half], first, generator), _dealt(owned[half:], count - first, generator)])
 
 
 def gini(values: Float[Tensor, " units"]) -> float:

@@ -35,9 +35,7 @@ class HookPoints:
 
 
 @uninterrupted
-def hooked(
-    model: HookedTransformer, functions: Mapping[str, Callable[[Tensor, Any], Tensor | None]]
-) -> Iterator[None]:
+def hooked(model: HookedTransformer, functions: Mapping[str, Callable[[Tensor, Any], Tensor | None]]) -> Iterator[None]:
     """Inside the block, a function acts at each named hook point of every forward pass.
 
     Args:

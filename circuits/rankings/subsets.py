@@ -127,13 +127,12 @@ def count_groups(model: HookedTransformer, subsets: Bool[Tensor, "subset layer h
     shape = shape_of(model)
     if shape.n_heads == shape.n_key_value_heads:
         return torch.zeros(len(subsets), dtype=torch.long)
-    return subsets.unflatten(-1, (shape.n_key_value_heads, -1)).any(-1).sum((1, 2))
+    touched: Tensor = subsets.unflatten(-1, (shape.n_key_value_heads, -1)).any(-1).sum((1, 2))
+    return touched
 
 
 @uninterrupted
-def swapping(
-    model: HookedTransformer, other: HookedTransformer, kind: Kind, groups: bool = True
-) -> Iterator[Switch]:
+def swapping(model: HookedTransformer, other: HookedTransformer, kind: Kind, groups: bool = True) -> Iterator[Switch]:
     """Inside the block, a switch gives the units of a subset the weights of another model, and all others their own.
 
     Only slices whose owner enters or leaves the subset are written. At the end every weight is the model's own again,
