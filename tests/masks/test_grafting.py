@@ -250,7 +250,7 @@ def test_a_grafted_model_is_an_ordinary_checkpoint(models, task, tmp_path):
     table = ablate_mask(loaded, own, [task], pre, draws=1)
     with torch.no_grad():
         assert torch.equal(loaded(task.tokens), logits)
-    assert set(table["condition"]) == {"none", "shared", "random"}
+    assert set(table["condition"]) == {"none", "shared", "shared_thinned", "random"}
     expected = evaluate(pre, task)["log_prob"].mean()
     assert table[table["condition"] == "shared"]["log_prob"].iloc[0] == pytest.approx(expected, abs=1e-6)
 
@@ -262,6 +262,11 @@ def test_a_graft_is_saved_and_loaded(models, task, tmp_path):
     assert all(torch.equal(value, loaded.mask.masks[name]) for name, value in found.mask.masks.items())
     assert loaded.mask.provenance == found.mask.provenance
     assert loaded.curve.equals(found.curve)
+    assert loaded.answers.equals(found.answers)
+    assert found.answers["exact_match"].mean() == found.accuracy
+    assert found.answers["fine_tuned"].tolist() == evaluate(models[1], task)["exact_match"].tolist()
+    with graft(models[0], found.mask, models[1]):
+        assert found.answers["exact_match"].tolist() == evaluate(models[0], task)["exact_match"].tolist()
     assert (loaded.size, loaded.accuracy, repr(loaded)) == (found.size, found.accuracy, repr(found))
     (tmp_path / "graft" / "curve.parquet").unlink()
     with pytest.raises(CircuitsError, match="there is no file .*curve"):
