@@ -239,8 +239,8 @@ class _Plan:
             raise CircuitsError("a ranking is a table with a column unit, best first: make it with rank_units")
         self.tasks = tasks
         named = {"metric": "ranking", "draw": 0} | {name: rankings[name] for name in rankings.columns}
-        groups = pandas.DataFrame(named).groupby(["metric", "draw"], sort=False)["unit"]
-        orders = {key: list(units) for key, units in groups}
+        by_ranking = pandas.DataFrame(named).groupby(["metric", "draw"], sort=False)["unit"]
+        orders = {key: list(units) for key, units in by_ranking}
         first = str(rankings["unit"].iloc[0])
         kinds: list[Kind] = [kind for kind in (Head, Neuron) if kind.LETTER in first.upper()]
         if not kinds:
