@@ -110,8 +110,8 @@ class StudySettings:
         evaluate_every: steps of training between points of its curves and between saved states.
         evaluate_examples: examples of each split that whole models are scored on; all if not given.
         fractions: the k of the sharing curve.
-        rank_halvings: curves over more than 32 units are measured at so many halvings of all of them; at every
-            doubling from 16 if not given.
+        rank_halvings: curves over more than 32 units are measured at every tenth of them, and below the first at so
+            many halvings of all of them; at every doubling from 1 if not given.
         sweep_modes: how every head is ablated alone.
     """
 
@@ -432,7 +432,7 @@ class _Study:
                     if not (metric == "ablation" and kind is Neuron) and not (metric == "graft_size" and best is None)
                 ]
                 ranking = rank_units(evidence, kind, metrics, self.settings.draws)
-                counts = _counts(ranking["unit"].nunique(), self.settings.rank_halvings)
+                counts = default_counts(ranking["unit"].nunique(), halvings=self.settings.rank_halvings)
                 both = [
                     sufficient_curve(ranking, pre, fine_tuned, tasks, counts, rest),
                     critical_curve(ranking, fine_tuned, tasks, pre, counts=counts),
@@ -571,7 +571,8 @@ class _Study:
             found[condition] = {task: round(mean_interval(draws)[0], 4) for task, draws in values.items()}
             if condition == "random":
                 found["random_interval_95"] = {
-                    task: [round(end, 4) for end in mean_interval(draws)[1:]] for task, draws in values.items()
+                    task: [round(min(1.0, max(0.0, end)), 4) for end in mean_interval(draws)[1:]]
+                    for task, draws in values.items()
                 }
         return found
 
@@ -611,15 +612,6 @@ class _Study:
             values = {name: float(table.loc[(metric, row), column]) for name, (row, column) in columns.items()}
             found[metric] = {name: None if math.isnan(value) else round(value, 4) for name, value in values.items()}
         return found
-
-
-def _counts(units: int, halvings: int | None) -> list[int]:
-    """The numbers of units of a curve: all of a few; of many, for time's sake, doublings or halvings, and both ends."""
-    if units <= 32:
-        return default_counts(units)
-    if halvings is not None:
-        return sorted({0, *(round(units / 2**power) for power in range(halvings + 1))})
-    return sorted({0, units, *(2**power for power in range(4, units.bit_length()))})
 
 
 def run_studies(

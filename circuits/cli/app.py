@@ -450,7 +450,13 @@ def rank(
         list[str] | None,
         typer.Option(help="A ranking; may be repeated. Default: all that the files given allow."),
     ] = None,
-    mode: Annotated[MaskMode, typer.Option(help="What the top units become in the critical curve.")] = MaskMode.REVERT,
+    mode: Annotated[
+        MaskMode,
+        typer.Option(
+            help="What the top units become in the critical curve. Heads that change their weights bring the keys and "
+            "values of their key/value groups along; the curves' column groups says how many."
+        ),
+    ] = MaskMode.REVERT,
     rest: Annotated[
         Rest,
         typer.Option(

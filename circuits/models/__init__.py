@@ -8,9 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from circuits.models.architectures import ParameterSource, architecture_of
+from circuits.models.fingerprints import fingerprint_of, fingerprint_of_folder
 from circuits.models.forward import answer_logits, embed, final_residual, run_layer, unembed
 from circuits.models.huggingface import empty_huggingface, lending, load_config, load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
+from circuits.models.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from circuits.models.hooks import HookPoints, capture, head_output, hooked
@@ -23,11 +25,11 @@ if TYPE_CHECKING:
         editing,
         facts_of,
         fingerprint,
-        fingerprint_of,
         huggingface_view,
         identity,
         load_model,
         parameters_of,
+        require_start,
         save_model,
         shape_of,
     )
@@ -51,7 +53,6 @@ _HOOKED = {
     "editing": "loading",
     "facts_of": "loading",
     "fingerprint": "loading",
-    "fingerprint_of": "loading",
     "head_output": "hooks",
     "hooked": "hooks",
     "huggingface_view": "loading",
@@ -61,6 +62,7 @@ _HOOKED = {
     "projections_of": "projections",
     "positional_parameters": "positional",
     "positional_weights": "positional",
+    "require_start": "loading",
     "save_model": "loading",
     "shape_of": "loading",
     "unit_readers": "projections",
@@ -91,6 +93,7 @@ __all__ = [
     "final_residual",
     "fingerprint",
     "fingerprint_of",
+    "fingerprint_of_folder",
     "head_output",
     "hooked",
     "huggingface_view",
@@ -105,11 +108,12 @@ __all__ = [
     "positional_weights",
     "projections_of",
     "quiet",
-    "recording",
+    "require_start",
     "run_layer",
     "save_model",
     "shape_of",
     "unembed",
+    "uninterrupted",
     "unit_readers",
     "watching",
 ]

@@ -9,24 +9,23 @@
 """
 
 import copy
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import xxhash
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from circuits.errors import CircuitsError
 from circuits.models.architectures import ParameterSource, architecture_of, checkpoint_tensors
+from circuits.models.fingerprints import fingerprint_of
 from circuits.models.huggingface import empty_huggingface, first_line, lending, load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
-from circuits.storage import atomic_folder, digest, provenance, write_json
+from circuits.models.uninterrupted import uninterrupted
+from circuits.storage import atomic_folder, provenance, read_json, write_json
 from circuits.units import TIED, ModelShape
 
 with quiet():
@@ -42,10 +41,6 @@ DTYPES: dict[str, torch.dtype] = {
 #: How far logits may lie apart, as a share of the largest one. In half precision the two libraries round attention
 #: scores at different places: 6 % apart in bfloat16 after the 30 layers of SmolLM2-135M; wrong weights are 100 % apart.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-1, torch.float16: 2e-2}
-
-
-#: Settings of a config that do not change what the model computes.
-_NO_PART_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 
 
 @dataclass(frozen=True)
@@ -209,7 +204,7 @@ def parameters_of(model: HookedTransformer) -> dict[str, nn.Parameter]:
 _SHELLS: WeakKeyDictionary[nn.Module, PreTrainedModel] = WeakKeyDictionary()
 
 
-@contextmanager
+@uninterrupted
 def huggingface_view(model: HookedTransformer) -> Iterator[PreTrainedModel]:
     """Inside the block, the hooked model's parameters as a Hugging Face model, which computes the same, but faster.
 
@@ -250,39 +245,48 @@ def fingerprint(model: HookedTransformer) -> str:
     return fingerprint_of(checkpoint.config, checkpoint.sources, parameters_of(model))
 
 
-def fingerprint_of(
-    config: PreTrainedConfig, sources: Sequence[ParameterSource], parameters: Mapping[str, Tensor]
-) -> str:
-    """The `fingerprint` of a hooked model with this config and these parameters."""
-    settings = config.to_diff_dict()
-    shape = {name: value for name, value in settings.items() if name not in _NO_PART_OF_THE_MODEL}
-    parts: list[Any] = [json.dumps(shape, sort_keys=True, default=str)]
-    for source in sources:
-        value = parameters[source.hooked].detach().cpu()
-        parts.append(f"{source.hooked} {value.dtype} {tuple(value.shape)}")
-        # the checkpoint's own layout lies in memory in one piece and need not be copied
-        value = (value if source.part is not None else source.to_checkpoint(value)).contiguous()
-        # a cryptographic hash would take seconds for each billion bytes
-        parts.append(xxhash.xxh3_128_digest(value.view(torch.uint8).numpy().data))
-    return digest(*parts)
+#: Models that are being edited, and what they were before. Kept beside them: a copy made meanwhile has the values of
+#: the moment, and not the name of those before.
+_EDITED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
-@contextmanager
+@uninterrupted
 def editing(model: HookedTransformer) -> Iterator[None]:
     """For the length of the block, the model keeps its `identity` while its parameters are changed and restored."""
-    outermost = getattr(model, "edited_from", None) is None
+    outermost = model not in _EDITED
     if outermost:
-        model.edited_from = fingerprint(model)
+        _EDITED[model] = fingerprint(model)
     try:
         yield
     finally:
         if outermost:
-            model.edited_from = None
+            del _EDITED[model]
 
 
 def identity(model: HookedTransformer) -> str:
     """The fingerprint of a model, or what it was before a block that is `editing` it began."""
-    return getattr(model, "edited_from", None) or fingerprint(model)
+    return _EDITED.get(model) or fingerprint(model)
+
+
+def require_start(fine_tuned: HookedTransformer, pre: HookedTransformer) -> None:
+    """Refuse a model that the fine-tuned one did not start from, as far as its checkpoint says what it started from.
+
+    Checkpoints made by `circuits.training` say it in ``circuits.json``; others, and models in half precision, whose
+    values are not those of the checkpoint, are taken on trust.
+
+    Raises:
+        CircuitsError: the checkpoint names another start.
+    """
+    source = Path(checkpoint_of(fine_tuned).source)
+    facts = source / "circuits.json"
+    if pre.cfg.dtype != torch.float32 or not facts.is_file():
+        return
+    started, found = read_json(facts).get("start_fingerprint"), identity(pre)
+    if started is not None and started != found:
+        raise CircuitsError(
+            f"{source} was trained from model {started}, and {checkpoint_of(pre).source} is {found}: give the model "
+            "it started from, or waive this with check_start=False"
+        )
 
 
 def facts_of(model: HookedTransformer) -> dict[str, Any]:

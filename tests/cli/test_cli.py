@@ -22,7 +22,7 @@ from circuits.masks import Graft, ParameterMask, graft
 from circuits.models import fingerprint, load_model, parameters_of, save_model
 from circuits.statistics import mean_interval
 from circuits.storage import atomic_file
-from circuits.study import PRETRAINED_STUDY, StudySettings, _counts, run_study
+from circuits.study import PRETRAINED_STUDY, StudySettings, run_study
 from circuits.tracing import GradientTrace
 from circuits.training import PRETRAINED, Optimisation, new_model, train
 from tests.conftest import lively
@@ -707,9 +707,3 @@ def test_a_model_brings_its_own_defaults(pretrained, tmp_path, monkeypatch):
     }.items():
         with pytest.raises(CircuitsError, match=sentence):
             replace(PRETRAINED_STUDY, **{change: 0})
-
-
-def test_long_curves_are_measured_at_doublings_or_halvings():
-    assert _counts(32, 2) == list(range(33))
-    assert _counts(270, None) == [0, 16, 32, 64, 128, 256, 270]
-    assert _counts(270, 3) == [0, 34, 68, 135, 270]
