@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from circuits.models.architectures import ParameterSource, architecture_of
-from circuits.models.forward import answer_logits, embed, final_residual, run_layer, unembed
+from circuits.models.forward import answer_logits, embed, final_residual, refuse_hooks, run_layer, unembed
 from circuits.models.huggingface import empty_huggingface, lending, load_config, load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
 
@@ -105,7 +105,7 @@ __all__ = [
     "positional_weights",
     "projections_of",
     "quiet",
-    "recording",
+    "refuse_hooks",
     "run_layer",
     "save_model",
     "shape_of",
@@ -119,3 +119,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOOKED:
         raise AttributeError(f"module 'circuits.models' has no attribute {name!r}")
     return getattr(import_module(f"circuits.models.{_HOOKED[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOOKED])
