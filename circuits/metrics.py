@@ -109,7 +109,7 @@ def log_prob(logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerTok
 def logit_diff(logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerTokens) -> Float[Tensor, "... answer"]:
     """Logit of the answer's token less that of the foil's, at the first token where the two differ.
 
-    There both are predicted after the same tokens. Mostly it is the first one; for "New York" and "New Delhi" the second.
+    There both are predicted after the same tokens: mostly the first, and for "New York" and "New Delhi" the second.
 
     Raises:
         CircuitsError: there are no foils, or one is the answer itself, the beginning of it or a continuation.
