@@ -10,11 +10,22 @@ This file and ``circuits.models`` are the only ones that know how TransformerLen
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from numbers import Integral
+from typing import Any, ClassVar, TypeVar
 
 from circuits.errors import CircuitsError
 
 Unit = TypeVar("Unit", bound="_Unit")
+
+
+def _count_from_0(unit: Any, name: str, noun: str) -> None:
+    """Make a field of a unit that is being made a plain int, or refuse it."""
+    value = getattr(unit, name)
+    if type(value) is int and value >= 0:  # models have tens of thousands of neurons: this must be quick
+        return
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+        raise CircuitsError(f"a {noun} has no {name} {value!r}: give a whole number from 0 on")
+    object.__setattr__(unit, name, int(value))
 
 
 @dataclass(frozen=True, order=True)
@@ -52,6 +63,10 @@ class _Unit:
     NOUN: ClassVar[str]
     SIZE: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        _count_from_0(self, "layer", self.NOUN)
+        _count_from_0(self, "index", self.NOUN)
+
     def __str__(self) -> str:
         return f"L{self.layer}{self.LETTER}{self.index}"
 
@@ -87,6 +102,9 @@ class _Unit:
 class Head(_Unit):
     """An attention head, written ``L21H17``.
 
+    Raises:
+        CircuitsError: layer or index is not a whole number from 0 on.
+
     Example:
         >>> Head.parse("L21H17")
         Head(layer=21, index=17)
@@ -101,6 +119,9 @@ class Head(_Unit):
 
 class KVGroup(_Unit):
     """A key/value group of grouped-query attention, written ``L21G5``.
+
+    Raises:
+        CircuitsError: layer or index is not a whole number from 0 on.
 
     Example:
         >>> str(KVGroup.parse("L21G5"))
@@ -130,6 +151,9 @@ def with_groups(heads: Iterable[Head], shape: ModelShape) -> list[Head | KVGroup
 class Neuron(_Unit):
     """An MLP neuron, written ``L21N512``.
 
+    Raises:
+        CircuitsError: layer or index is not a whole number from 0 on.
+
     Example:
         >>> str(Neuron.parse("L21N512"))
         'L21N512'
@@ -149,6 +173,9 @@ class Component:
         name: ``resid_pre`` (the residual stream before the layer), ``attn_out``, ``resid_mid`` (between attention and
             MLP), ``mlp_out`` or ``resid_post``.
 
+    Raises:
+        CircuitsError: the layer is not a whole number from 0 on, or there is no such name.
+
     Example:
         >>> str(Component(21, "attn_out")), Component.parse("L3.mlp_out")
         ('L21.attn_out', Component(layer=3, name='mlp_out'))
@@ -158,6 +185,11 @@ class Component:
     name: str
 
     NAMES: ClassVar[tuple[str, ...]] = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+
+    def __post_init__(self) -> None:
+        _count_from_0(self, "layer", "component")
+        if self.name not in self.NAMES:
+            raise CircuitsError(f"there is no component {self.name!r}: choose from {', '.join(self.NAMES)}")
 
     def __str__(self) -> str:
         return f"L{self.layer}.{self.name}"

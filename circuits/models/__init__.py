@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuits.models.architectures import ParameterSource, architecture_of
 from circuits.models.fingerprints import fingerprint_of, fingerprint_of_folder
-from circuits.models.forward import answer_logits, embed, final_residual, run_layer, unembed
+from circuits.models.forward import answer_logits, embed, final_residual, refuse_hooks, run_layer, unembed
 from circuits.models.huggingface import empty_huggingface, lending, load_config, load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
 from circuits.models.uninterrupted import uninterrupted
@@ -108,6 +108,7 @@ __all__ = [
     "positional_weights",
     "projections_of",
     "quiet",
+    "refuse_hooks",
     "require_start",
     "run_layer",
     "save_model",
@@ -123,3 +124,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOOKED:
         raise AttributeError(f"module 'circuits.models' has no attribute {name!r}")
     return getattr(import_module(f"circuits.models.{_HOOKED[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOOKED])

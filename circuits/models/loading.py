@@ -4,8 +4,7 @@
    plays no part, nothing is fetched, and every tensor the config asks for must be there in the right shape.
 2. The hooked model is configured from the Hugging Face config. Its parameters are views of the checkpoint's tensors:
    nothing is folded or centred, tied embeddings stay tied, and memory holds the weights once.
-3. Both models read the same random tokens; their logits must agree: in float32 to 1e-4, or to 1e-5 of the largest logit
-   where that is more. If they do not, the residual streams are compared and the first layer that departs is named.
+3. Before it is handed out, everything that computes with it is compared with the checkpoint (``parity.py``).
 """
 
 import copy
@@ -22,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from circuits.errors import CircuitsError
 from circuits.models.architectures import ParameterSource, architecture_of, checkpoint_tensors
 from circuits.models.fingerprints import fingerprint_of
+from circuits.models.forward import refuse_hooks
 from circuits.models.huggingface import empty_huggingface, first_line, lending, load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
 from circuits.models.uninterrupted import uninterrupted
@@ -37,10 +37,6 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-#: How far logits may lie apart, as a share of the largest one. In half precision the two libraries round attention
-#: scores at different places: 6 % apart in bfloat16 after the 30 layers of SmolLM2-135M; wrong weights are 100 % apart.
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ def load_model(
     device: str | torch.device | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> HookedTransformer:
-    """Load a checkpoint into a `HookedTransformer`, unprocessed, and check that both give the same logits.
+    """Load a checkpoint into a `HookedTransformer`, unprocessed, and check that all we compute with gives its logits.
 
     Args:
         source: a local Hugging Face folder, or a Hugging Face model in memory (which is copied).
@@ -77,7 +73,8 @@ def load_model(
         ``model.checkpoint`` (a `Checkpoint`) and ``model.tokenizer``.
 
     Raises:
-        CircuitsError: the checkpoint is missing, damaged or not supported, or its logits differ.
+        CircuitsError: the checkpoint is missing, damaged or not supported, its logits differ, or functions are hooked
+            into the model in memory.
 
     Example:
         >>> from circuits.training import new_model
@@ -90,6 +87,7 @@ def load_model(
         raise CircuitsError(f"the dtype {dtype!r} is not supported: choose from {', '.join(DTYPES)}")
     chosen = _device(device)
     if isinstance(source, PreTrainedModel):
+        refuse_hooks(source)
         name, reference = "memory", copy.deepcopy(source).to(dtype=DTYPES[dtype]).eval()
         reference.config.architectures = [type(source).__name__]
     else:
@@ -98,7 +96,10 @@ def load_model(
             tokenizer = load_tokenizer(source)
     reference = reference.to(chosen)
     model = _hooked(name, reference, tokenizer)
-    _check_parity(model, reference)
+    _SHELLS[model] = reference
+    from circuits.models.parity import check_parity  # which builds on this module
+
+    check_parity(model, reference)
     return model
 
 
@@ -150,34 +151,6 @@ def _hooked(name: str, reference: PreTrainedModel, tokenizer: PreTrainedTokenize
     return model.eval()
 
 
-@torch.no_grad()
-def _check_parity(model: HookedTransformer, reference: PreTrainedModel) -> None:
-    vocabulary = int(model.cfg.d_vocab)
-    tokens = torch.randint(vocabulary, (2, 12), generator=torch.Generator().manual_seed(0)).to(reference.device)
-    with quiet():
-        expected = reference(tokens, output_hidden_states=True, use_cache=False)
-        logits, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_resid_pre"))
-    dtype = reference.dtype
-    allowed = max(1e-4, _TOLERANCE[dtype] * float(expected.logits.abs().max()))
-    difference = float((logits - expected.logits).abs().max())
-    if difference <= allowed:
-        return
-    departed = next(
-        (
-            f"layer {layer - 1}" if layer else "the embedding"
-            for layer in range(model.cfg.n_layers)
-            if not torch.allclose(
-                cache[f"blocks.{layer}.hook_resid_pre"], expected.hidden_states[layer], atol=allowed, rtol=1e-3
-            )
-        ),
-        "the last layer, the final norm or the unembedding",
-    )
-    raise CircuitsError(
-        f"the hooked model's logits differ from the checkpoint's by {difference:.2g} ({allowed:.2g} is allowed): "
-        f"they first depart at {departed}"
-    )
-
-
 def checkpoint_of(model: nn.Module) -> Checkpoint:
     """What a hooked model was loaded from.
 
@@ -200,7 +173,7 @@ def parameters_of(model: HookedTransformer) -> dict[str, nn.Parameter]:
     return {source.hooked: named[source.hooked] for source in checkpoint_of(model).sources}
 
 
-#: A Hugging Face model for each hooked one, empty while it is not used.
+#: A Hugging Face model for each hooked one: at first the one it was loaded from, and empty while it is not used.
 _SHELLS: WeakKeyDictionary[nn.Module, PreTrainedModel] = WeakKeyDictionary()
 
 
@@ -215,9 +188,7 @@ def huggingface_view(model: HookedTransformer) -> Iterator[PreTrainedModel]:
             would not run.
     """
     checkpoint = checkpoint_of(model)
-    for name, point in model.hook_dict.items():
-        if point.fwd_hooks:
-            raise CircuitsError(f"a function is hooked into the model at {name}: it would have no effect here")
+    refuse_hooks(model)
     if model not in _SHELLS:
         _SHELLS[model] = empty_huggingface(checkpoint.config, model.cfg.dtype)
     parameters = {name: value.detach() for name, value in parameters_of(model).items()}
