@@ -7,7 +7,9 @@ seconds; what needs it is imported when it is first used, so that training, whic
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from circuits.models.adapters import merge_adapter
 from circuits.models.architectures import ParameterSource, architecture_of
+from circuits.models.folder import checksums
 from circuits.models.forward import answer_logits, embed, final_residual, run_layer, unembed
 from circuits.models.huggingface import empty_huggingface, lending, load_config, load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
         DTYPES,
         Checkpoint,
         HookedTransformer,
+        Parity,
         checkpoint_of,
         editing,
         facts_of,
@@ -44,6 +47,7 @@ _HOOKED = {
     "LeanModel": "lean",
     "Linear": "lean",
     "Norm": "lean",
+    "Parity": "loading",
     "Projection": "projections",
     "capture": "hooks",
     "checkpoint_of": "loading",
@@ -78,11 +82,13 @@ __all__ = [
     "Linear",
     "Norm",
     "ParameterSource",
+    "Parity",
     "Projection",
     "answer_logits",
     "architecture_of",
     "capture",
     "checkpoint_of",
+    "checksums",
     "component_of",
     "editing",
     "embed",
@@ -100,12 +106,12 @@ __all__ = [
     "load_huggingface",
     "load_model",
     "load_tokenizer",
+    "merge_adapter",
     "parameters_of",
     "positional_parameters",
     "positional_weights",
     "projections_of",
     "quiet",
-    "recording",
     "run_layer",
     "save_model",
     "shape_of",
