@@ -15,6 +15,8 @@ from circuits.models.huggingface import empty_huggingface, lending, load_config,
 from circuits.models.quiet import quiet
 
 if TYPE_CHECKING:
+    from circuits.models.changes import difference
+    from circuits.models.description import describe
     from circuits.models.hooks import HookPoints, capture, head_output, hooked
     from circuits.models.lean import LeanLayer, LeanModel, Linear, Norm
     from circuits.models.loading import (
@@ -52,6 +54,8 @@ _HOOKED = {
     "capture": "hooks",
     "checkpoint_of": "loading",
     "component_of": "projections",
+    "describe": "description",
+    "difference": "changes",
     "editing": "loading",
     "facts_of": "loading",
     "fingerprint": "loading",
@@ -90,6 +94,8 @@ __all__ = [
     "checkpoint_of",
     "checksums",
     "component_of",
+    "describe",
+    "difference",
     "editing",
     "embed",
     "empty_huggingface",

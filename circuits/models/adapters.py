@@ -49,9 +49,7 @@ def merge_adapter(model: PreTrainedModel, adapter: str | Path, base: str | Path 
     tensors = {name: weights[name] for name in weights.files}
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise CircuitsError(
-                f"{name} in {folder / ADAPTER} holds a number that is not finite: train the adapter anew"
-            )
+            raise CircuitsError(f"{name} in {folder / ADAPTER} holds numbers that are not finite: it is damaged")
     if base is not None:
         _check_base(folder, Path(base))
     shapes = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}

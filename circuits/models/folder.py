@@ -6,7 +6,7 @@
 3. The weights are safetensors, in one file or in the shards that an index names, each a file of this folder. From
    their headers: every tensor lies in one file alone, and holds floating-point numbers.
 4. If circuits.json has the weights' checksums (`save_model` and training write them), the files still have them.
-5. An adapter is a folder with adapter_config.json and no weights of a model. It names its base, a folder on this machine.
+5. An adapter is a folder with adapter_config.json and no weights of a model. It names its base, a folder here.
 """
 
 from collections.abc import Iterator
@@ -134,9 +134,7 @@ def check_config(folder: Path) -> dict[str, Any]:
     settings = read_settings(folder / "config.json")
     if settings.get("quantization_config"):
         method = dict(settings["quantization_config"]).get("quant_method", "an unnamed method")
-        raise CircuitsError(
-            f"the weights in {folder} are quantised ({method}): give the checkpoint they were made from"
-        )
+        raise CircuitsError(f"the weights in {folder} are quantised ({method}): give the checkpoint before that")
     return settings
 
 
@@ -186,9 +184,7 @@ def _index(folder: Path) -> dict[str, str]:
         if Path(name).name != name:
             raise CircuitsError(f"{folder / INDEX} names {name}, which is no file of this folder")
         if not (folder / name).is_file():
-            raise CircuitsError(
-                f"the weights in {folder} are missing: its index names {name}, and there is no such file"
-            )
+            raise CircuitsError(f"the weights in {folder} are missing: {INDEX} names {name}, which is not there")
     return named
 
 
@@ -224,9 +220,7 @@ def _check_unchanged(folder: Path) -> None:
     found = checksums(folder)
     for name, checksum in expected.items():
         if found.get(name) != checksum:
-            raise CircuitsError(
-                f"{folder / name} is not what circuits saved there: its checksum in {card.name} differs"
-            )
+            raise CircuitsError(f"{folder / name} is not what was saved there: its checksum in {card.name} differs")
 
 
 def first_line(error: BaseException) -> str:

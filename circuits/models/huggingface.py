@@ -159,8 +159,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int, source:
     text = sorted(set(beyond) - media)
     if text:
         raise CircuitsError(
-            f"the tokenizer of {source} has {len(text):,} tokens beyond the {vocabulary:,} that the model embeds, such as "
-            f"{text[0]!r}: give the model's own, or the model with its embedding extended"
+            f"the tokenizer of {source} has {len(text):,} tokens beyond the {vocabulary:,} that the model embeds, "
+            f"such as {text[0]!r}: give the model's own, or the model with its embedding extended"
         )
 
 
