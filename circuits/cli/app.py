@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from circuits.cli.checkpoints import diff, info
 from circuits.cli.inputs import check_folder, check_names, check_table, facts, heads_of, load, open_dataset, task_of
 from circuits.cli.options import (
     Csv,
@@ -42,6 +43,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+app.command()(info)
+app.command()(diff)
 
 
 def _version(show: bool | None) -> None:

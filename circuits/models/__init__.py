@@ -7,20 +7,25 @@ seconds; what needs it is imported when it is first used, so that training, whic
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from circuits.models.adapters import merge_adapter
 from circuits.models.architectures import ParameterSource, architecture_of
 from circuits.models.fingerprints import fingerprint_of, fingerprint_of_folder
+from circuits.models.folder import checksums
 from circuits.models.forward import answer_logits, embed, final_residual, refuse_hooks, run_layer, unembed
 from circuits.models.huggingface import empty_huggingface, lending, load_config, load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
 from circuits.models.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
+    from circuits.models.changes import difference
+    from circuits.models.description import describe
     from circuits.models.hooks import HookPoints, capture, head_output, hooked
     from circuits.models.lean import LeanLayer, LeanModel, Linear, Norm
     from circuits.models.loading import (
         DTYPES,
         Checkpoint,
         HookedTransformer,
+        Parity,
         checkpoint_of,
         editing,
         facts_of,
@@ -46,10 +51,13 @@ _HOOKED = {
     "LeanModel": "lean",
     "Linear": "lean",
     "Norm": "lean",
+    "Parity": "loading",
     "Projection": "projections",
     "capture": "hooks",
     "checkpoint_of": "loading",
     "component_of": "projections",
+    "describe": "description",
+    "difference": "changes",
     "editing": "loading",
     "facts_of": "loading",
     "fingerprint": "loading",
@@ -80,12 +88,16 @@ __all__ = [
     "Linear",
     "Norm",
     "ParameterSource",
+    "Parity",
     "Projection",
     "answer_logits",
     "architecture_of",
     "capture",
     "checkpoint_of",
+    "checksums",
     "component_of",
+    "describe",
+    "difference",
     "editing",
     "embed",
     "empty_huggingface",
@@ -103,6 +115,7 @@ __all__ = [
     "load_huggingface",
     "load_model",
     "load_tokenizer",
+    "merge_adapter",
     "parameters_of",
     "positional_parameters",
     "positional_weights",

@@ -4,25 +4,37 @@
    plays no part, nothing is fetched, and every tensor the config asks for must be there in the right shape.
 2. The hooked model is configured from the Hugging Face config. Its parameters are views of the checkpoint's tensors:
    nothing is folded or centred, tied embeddings stay tied, and memory holds the weights once.
-3. Before it is handed out, everything that computes with it is compared with the checkpoint (``parity.py``).
+3. An adapter is merged into the weights before anything else sees them.
+4. Before it is handed out, everything that computes with it is compared with the checkpoint (``parity.py``).
 """
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from circuits.errors import CircuitsError
+from circuits.models.adapters import merge_adapter
 from circuits.models.architectures import ParameterSource, architecture_of, checkpoint_tensors
 from circuits.models.fingerprints import fingerprint_of
+from circuits.models.folder import checksums, first_line, is_adapter
 from circuits.models.forward import refuse_hooks
-from circuits.models.huggingface import empty_huggingface, first_line, lending, load_huggingface, load_tokenizer
+from circuits.models.huggingface import (
+    check_finite,
+    check_tokenizer,
+    empty_huggingface,
+    has_tokenizer,
+    lending,
+    load_huggingface,
+    load_tokenizer,
+    model_folder,
+)
 from circuits.models.quiet import quiet
 from circuits.models.uninterrupted import uninterrupted
 from circuits.storage import atomic_folder, provenance, read_json, write_json
@@ -40,41 +52,65 @@ DTYPES: dict[str, torch.dtype] = {
 
 
 @dataclass(frozen=True)
+class Parity:
+    """How far the ways to compute a model's logits lie apart, measured when it was loaded.
+
+    Attributes:
+        tokens: the length of the probe.
+        allowed: the largest difference of a logit that is let through.
+        differences: the largest difference of a logit from the Hugging Face model's, for each way.
+    """
+
+    tokens: int
+    allowed: float
+    differences: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """What a hooked model was loaded from; found at ``model.checkpoint``.
 
     Attributes:
-        source: the folder, or ``memory``.
+        source: the folder, or ``memory``; of an adapter, its base.
         config: the Hugging Face config.
         sources: which tensor of the checkpoint each parameter is.
+        adapter: the folder of the adapter that was merged.
+        parity: what was found when the logits were compared.
     """
 
     source: str
     config: PreTrainedConfig = field(repr=False)
     sources: tuple[ParameterSource, ...] = field(repr=False)
+    adapter: str | None = None
+    parity: Parity | None = None
 
 
 def load_model(
     source: str | Path | PreTrainedModel,
     dtype: str = "float32",
     device: str | torch.device | None = None,
+    *,
+    adapter: str | Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> HookedTransformer:
     """Load a checkpoint into a `HookedTransformer`, unprocessed, and check that all we compute with gives its logits.
 
     Args:
-        source: a local Hugging Face folder, or a Hugging Face model in memory (which is copied).
+        source: a local Hugging Face folder, a folder with a PEFT adapter that names its base, or a Hugging Face model
+            in memory (which is copied).
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: where the model goes; CUDA if there is any, else the CPU.
-        tokenizer: for a model in memory; a folder brings its own.
+        adapter: a local PEFT folder (LoRA, DoRA, …), merged into the weights in that dtype.
+        tokenizer: for a model in memory; a folder brings its own, an adapter its own or its base's.
 
     Returns:
         The model in evaluation mode, without gradients on parameters that TransformerLens invents. It has
         ``model.checkpoint`` (a `Checkpoint`) and ``model.tokenizer``.
 
     Raises:
-        CircuitsError: the checkpoint is missing, damaged or not supported, its logits differ, or functions are hooked
-            into the model in memory.
+        CircuitsError: the checkpoint is missing, damaged, unsafe or not supported, the adapter does not fit or cannot
+            be merged, the tokenizer has tokens that the model does not embed, its logits differ, or
+            functions are hooked into the model in memory.
 
     Example:
         >>> from circuits.training import new_model
@@ -90,16 +126,28 @@ def load_model(
         refuse_hooks(source)
         name, reference = "memory", copy.deepcopy(source).to(dtype=DTYPES[dtype]).eval()
         reference.config.architectures = [type(source).__name__]
+        check_finite(reference, "the model in memory")
+        if adapter is not None:
+            reference = merge_adapter(reference, adapter)
+            check_finite(reference, f"the model in memory with the adapter {adapter}")
     else:
-        name, reference = str(source), load_huggingface(source, DTYPES[dtype])
-        if tokenizer is None and any((Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-            tokenizer = load_tokenizer(source)
+        reference = load_huggingface(source, DTYPES[dtype], adapter)
+        name = str(model_folder(source))
+        if is_adapter(source):
+            adapter = source
+    if tokenizer is None:
+        places = [Path(place) for place in (adapter, name) if place is not None]
+        tokenizer = next((load_tokenizer(place) for place in places if has_tokenizer(place)), None)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, reference.config.vocab_size, str(source if name != "memory" else name))
     reference = reference.to(chosen)
     model = _hooked(name, reference, tokenizer)
     _SHELLS[model] = reference
     from circuits.models.parity import check_parity  # which builds on this module
 
-    check_parity(model, reference)
+    model.checkpoint = replace(
+        model.checkpoint, adapter=None if adapter is None else str(adapter), parity=check_parity(model, reference)
+    )
     return model
 
 
@@ -269,34 +317,43 @@ def facts_of(model: HookedTransformer) -> dict[str, Any]:
     }
 
 
-def save_model(model: HookedTransformer, folder: str | Path, facts: dict[str, Any] | None = None) -> None:
-    """Save a hooked model as an ordinary Hugging Face checkpoint, tokenizer included.
+def save_model(
+    model: HookedTransformer,
+    folder: str | Path,
+    facts: dict[str, Any] | None = None,
+    *,
+    max_shard_size: str | None = None,
+) -> None:
+    """Save a hooked model as an ordinary Hugging Face checkpoint, tokenizer included, in the dtype it was loaded in.
+
+    An adapter that was merged stays merged. ``circuits.json`` keeps the weights' checksums, so that a file that is
+    damaged later is refused when it is loaded.
 
     Args:
         model: loaded with `load_model`, its parameters changed at will.
         folder: where the checkpoint goes.
         facts: provenance for ``circuits.json`` in the folder.
+        max_shard_size: how large one file may become, such as ``5GB``; as Hugging Face decides if not given.
 
     Raises:
         CircuitsError: the embeddings are tied in the config, but were given different values.
     """
     checkpoint = checkpoint_of(model)
-    parameters: dict[str, Tensor] = {name: value.detach() for name, value in parameters_of(model).items()}
-    tensors = checkpoint_tensors(list(checkpoint.sources), parameters)
     if checkpoint.config.tie_word_embeddings:
-        embedding, unembedding = (parameters[name] for name in TIED)
+        embedding, unembedding = (parameters_of(model)[name] for name in TIED)
         if not torch.equal(embedding, unembedding.T):
             raise CircuitsError("the checkpoint ties its embeddings, but W_E and W_U differ: change both alike")
-    with quiet():
-        with torch.random.fork_rng(devices=[]):
-            target = AutoModelForCausalLM.from_config(checkpoint.config).to(model.cfg.dtype)
-        with torch.no_grad():
-            for name, parameter in target.named_parameters(remove_duplicate=False):
-                parameter.copy_(tensors[name])
-        with atomic_folder(Path(folder)) as temporary:
-            target.save_pretrained(temporary)
-            if model.tokenizer is not None:
-                model.tokenizer.save_pretrained(temporary)
-            write_json(
-                temporary / "circuits.json", provenance(**facts_of(model), source=checkpoint.source, **facts or {})
-            )
+    about = {"source": checkpoint.source, **({} if checkpoint.adapter is None else {"adapter": checkpoint.adapter})}
+    sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    parameters: dict[str, Tensor] = {name: value.detach() for name, value in parameters_of(model).items()}
+    tensors = checkpoint_tensors(list(checkpoint.sources), parameters)
+    with quiet(), atomic_folder(Path(folder)) as temporary:
+        with lending(empty_huggingface(checkpoint.config, model.cfg.dtype), tensors) as target:
+            target.tie_weights()
+            target.save_pretrained(temporary, **sharding)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(temporary)
+        write_json(
+            temporary / "circuits.json",
+            provenance(**facts_of(model), **about, weights=checksums(temporary), **facts or {}),
+        )

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from circuits.errors import CircuitsError
 from circuits.models.lean import LeanModel
-from circuits.models.loading import HookedTransformer, huggingface_view
+from circuits.models.loading import HookedTransformer, Parity, huggingface_view
 from circuits.models.quiet import quiet
 
 #: How far logits may lie apart, as a share of the largest one. In half precision the two libraries round attention
@@ -28,15 +28,16 @@ _Run = tuple[list[Tensor], Tensor]
 
 
 @torch.no_grad()
-def check_parity(model: HookedTransformer, reference: PreTrainedModel) -> None:
-    """Raise a `CircuitsError` unless every path gives the logits of the reference; see the module's text."""
+def check_parity(model: HookedTransformer, reference: PreTrainedModel) -> Parity:
+    """How far every path is from the logits of the reference; too far raises a `CircuitsError`."""
     vocabulary = int(model.cfg.d_vocab)
     tokens = torch.randint(vocabulary, (2, 12), generator=torch.Generator().manual_seed(0)).to(reference.device)
     expected_streams, expected = _huggingface(reference, tokens)
     allowed = max(1e-4, _TOLERANCE[reference.dtype] * float(expected.abs().max()))
+    differences = {}
     for name, path in _PATHS.items():
         streams, logits = path(model, tokens)
-        difference = float((logits - expected).abs().max())
+        difference = differences[name] = float((logits - expected).abs().max())
         if difference <= allowed:
             continue
         departed = next(
@@ -51,6 +52,7 @@ def check_parity(model: HookedTransformer, reference: PreTrainedModel) -> None:
             f"the {name}'s logits differ from the checkpoint's by {difference:.2g} ({allowed:.2g} is allowed): "
             f"they first depart at {departed}"
         )
+    return Parity(tokens.shape[1], allowed, differences)
 
 
 def _huggingface(model: PreTrainedModel, tokens: Int[Tensor, "batch pos"]) -> _Run:

@@ -35,7 +35,15 @@ from transformers import (
 from circuits.datasets import FactDataset, Task, tokenise, word_tokenizer
 from circuits.errors import CircuitsError
 from circuits.metrics import evaluate
-from circuits.models import final_residual, fingerprint_of_folder, load_huggingface, load_tokenizer, quiet, unembed
+from circuits.models import (
+    checksums,
+    final_residual,
+    fingerprint_of_folder,
+    load_huggingface,
+    load_tokenizer,
+    quiet,
+    unembed,
+)
 from circuits.storage import atomic_folder, flatten, provenance, read_json, write_json
 from circuits.training.configurations import CONFIGURATIONS, new_model
 from circuits.training.recipes import Optimisation, Stage, stages
@@ -152,7 +160,7 @@ def _save(
     with atomic_folder(folder) as temporary, quiet():
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        write_json(temporary / "circuits.json", provenance(**settings))
+        write_json(temporary / "circuits.json", provenance(**settings, weights=checksums(temporary)))
         if curve is not None:
             curve.to_parquet(temporary / "curve.parquet", index=False)
 
