@@ -248,15 +248,21 @@ def score_subsets(
 
     Returns:
         One row for each subset and task, in their order: ``subset``, ``task``, ``exact_match``, ``log_prob``, means
-        over answers.
+        over answers; ``right``, which of ``task.answers`` are right.
     """
     distinct, which = subsets.flatten(1).unique(dim=0, return_inverse=True)
     distinct = distinct.view(-1, *subsets.shape[1:])
     firsts = [0]
     for before, after in pairwise(distinct):
         firsts.append(int((before != after).any(1).nonzero()[0]))
-    batches = [(number, batch) for number, task in enumerate(tasks) for batch in _by_length(task).batches(batch_size)]
-    sums = torch.zeros(len(tasks), len(distinct), 2, dtype=torch.float64)
+    orders = [task.attention_mask.sum(1).argsort(stable=True) for task in tasks]
+    # sorted by length, batches need little padding
+    batches = [
+        (number, batch)
+        for number, task in enumerate(tasks)
+        for batch in task.select(orders[number]).batches(batch_size)
+    ]
+    found: list[list[list[Tensor]]] = [[[] for _ in distinct] for _ in tasks]
     with bar(description, len(batches) * len(distinct), "pass") as shown:
         for number, batch in batches:
             where = batch.answer_mask.nonzero().to(model.cfg.device)
@@ -268,20 +274,23 @@ def score_subsets(
                 for layer in range(first, len(subset)):
                     streams.append(run_layer(model, layer, streams[layer]))
                 scores = answer_scores(unembed(model, streams[-1][where[:, 0], where[:, 1] - 1]), batch)
-                for column, metric in enumerate(("exact_match", "log_prob")):
-                    sums[number, state, column] += scores[metric].sum()
+                found[number][state].append(torch.stack([scores["exact_match"].double(), scores["log_prob"].double()]))
                 shown.update()
     tables = []
     for number, task in enumerate(tasks):
-        means = (sums[number, which] / len(task.answers)).numpy()
+        by_length = torch.stack([torch.cat(parts, 1) for parts in found[number]])
+        examples = task.select(orders[number]).answers["example"].to_numpy(copy=True)
+        values = by_length[:, :, orders[number][examples].argsort(stable=True)][which]
+        means = values.mean(-1).numpy()
         tables.append(
             pandas.DataFrame(
-                {"subset": range(len(subsets)), "task": task.name, "exact_match": means[:, 0], "log_prob": means[:, 1]}
+                {
+                    "subset": range(len(subsets)),
+                    "task": task.name,
+                    "exact_match": means[:, 0],
+                    "log_prob": means[:, 1],
+                    "right": list(values[:, 0].bool().numpy()),
+                }
             )
         )
     return pandas.concat(tables, ignore_index=True)
-
-
-def _by_length(task: Task) -> Task:
-    """The task with its examples sorted by length, so that batches need little padding."""
-    return task.select(task.attention_mask.sum(1).argsort(stable=True))
