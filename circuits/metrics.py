@@ -1,13 +1,12 @@
-"""Metrics: from answer logits to exact match and log-probability, and intervals around means.
+"""Metrics: from answer logits to exact match and log-probability.
 
 Exact match under greedy decoding equals "every answer token is the argmax under teacher forcing": one forward pass
 (docs/method.md, section 6).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy
 import pandas
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -193,34 +192,6 @@ def _owners(task: Task) -> Int[Tensor, " answer_token"]:
     return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
 
 
-def bootstrap_interval(
-    values: Float[numpy.ndarray, "row answer"], seed: int = 0, level: float = 0.95, draws: int = 1000
-) -> tuple[Float[numpy.ndarray, " row"], Float[numpy.ndarray, " row"]]:
-    """The bootstrap percentile interval of each row's mean: answers are drawn anew with replacement.
-
-    Args:
-        values: one row for each quantity, one column for each answer; all rows use the same draws.
-        seed: of the draws.
-        level: the share of draws inside the interval.
-        draws: how many.
-
-    Returns:
-        lower and upper ends.
-
-    Example:
-        >>> low, high = bootstrap_interval(numpy.array([[1.0] * 50, [0.0, 2.0] * 25]))
-        >>> round(float(low[0]), 6), round(float(high[0]), 6), bool(0.6 < low[1] < 1 < high[1] < 1.4)
-        (1.0, 1.0, True)
-    """
-    rows, count = values.shape
-    generator = numpy.random.default_rng(seed)
-    weights = generator.multinomial(count, numpy.full(count, 1 / count), size=draws).T / count
-    ends = [(1 - level) / 2, (1 + level) / 2]
-    parts = [numpy.quantile(values[start : start + 1024] @ weights, ends, axis=1) for start in range(0, rows, 1024)]
-    low, high = numpy.concatenate(parts, axis=1)
-    return low, high
-
-
 @torch.no_grad()
 def evaluate(model: nn.Module, task: Task, batch_size: int = 256) -> pandas.DataFrame:
     """Score a model on every answer of a task.
@@ -250,23 +221,3 @@ def evaluate(model: nn.Module, task: Task, batch_size: int = 256) -> pandas.Data
         parts.append(scored.assign(example=scored["example"] + offset))
         offset += len(batch)
     return pandas.concat(parts, ignore_index=True)
-
-
-def mean_interval(values: Sequence[float | int], level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of independent draws and its interval by Student's t.
-
-    Returns:
-        mean, lower and upper end; both ends are NaN for a single draw.
-
-    Example:
-        >>> [round(value, 2) for value in mean_interval([0.1, 0.2, 0.3])]
-        [0.2, -0.05, 0.45]
-    """
-    from scipy import stats
-
-    sample = numpy.asarray(values, dtype=float)
-    mean = float(sample.mean())
-    if len(sample) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.sem(sample) * stats.t.ppf((1 + level) / 2, len(sample) - 1))
-    return mean, mean - half, mean + half

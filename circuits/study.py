@@ -24,16 +24,14 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pandas
 import torch
-from scipy.integrate import trapezoid
 
 from circuits.datasets import FAMILIAR, SPLITS, DatasetSettings, FactDataset, Task, make_dataset
 from circuits.errors import CircuitsError
@@ -53,6 +51,7 @@ from circuits.masks import (
     Graft,
     ParameterMask,
     ablate_mask,
+    ablation_means,
     graft,
     graft_by_score,
     shared_parameters,
@@ -69,6 +68,8 @@ from circuits.rankings import (
     agreement,
     attention_scores,
     critical_curve,
+    curve_areas,
+    curve_means,
     curve_summary,
     default_counts,
     rank_units,
@@ -380,14 +381,13 @@ class _Study:
         """Revert the shared parameters to their values before training, and random ones."""
         tables, answers = [], []
         tasks = [self.sample(split, self.settings.trace_examples) for split in _SCORED]
+        draws, seed = self.settings.draws, self.settings.seed
         for name in _COMPARED:
             for scope in SCOPES:
-                of = {"model": name, "scope": scope}
-                table, each = _ablated(
-                    self.model(name), self.mask(name, scope), tasks, self.model("pre"), self.settings
-                )
-                tables.append(table.assign(**of))
-                answers.append(each.assign(**of))
+                model, mask, pre = self.model(name), self.mask(name, scope), self.model("pre")
+                each = ablate_mask(model, mask, tasks, pre, "revert", draws, seed, per_answer=True)
+                tables.append(ablation_means(each).assign(model=name, scope=scope))
+                answers.append(each.assign(model=name, scope=scope))
         self.write("ablation", pandas.concat(tables, ignore_index=True))
         self.write("ablation_answers", pandas.concat(answers, ignore_index=True))
 
@@ -457,15 +457,16 @@ class _Study:
                 )
                 counts = _counts(ranking["unit"].nunique(), self.settings.rank_halvings)
                 both = [
-                    sufficient_curve(ranking, pre, fine_tuned, tasks, counts, rest),
-                    critical_curve(ranking, fine_tuned, tasks, pre, counts=counts),
+                    sufficient_curve(ranking, pre, fine_tuned, tasks, counts, rest, per_answer=True),
+                    critical_curve(ranking, fine_tuned, tasks, pre, counts=counts, per_answer=True),
                 ]
-                curve = pandas.concat(both, ignore_index=True)
+                answers = pandas.concat(both, ignore_index=True)
+                curve = curve_means(answers)
                 agreed = agreement(ranking).rename_axis("metric").reset_index()
                 of = {"model": name, "kind": kind.NOUN}
                 rankings.append(ranking.assign(**of))
-                areas.append(_areas(curve, tasks).assign(**of))
-                curves.append(curve.drop(columns="right").assign(**of))
+                areas.append(curve_areas(answers).assign(**of))
+                curves.append(curve.assign(**of))
                 summaries.append(curve_summary(curve).assign(**of))
                 agreements.append(agreed.melt("metric", var_name="other", value_name="spearman").assign(**of))
         self.write("rankings", pandas.concat(rankings, ignore_index=True))
@@ -602,7 +603,9 @@ class _Study:
         found: dict[str, Any] = {}
         for condition, rows in table.groupby("condition", sort=False):
             by_task = {task: part for task, part in rows.groupby("task", sort=False)}
-            found[str(condition)] = {task: round(float(part["exact_match"].mean()), 4) for task, part in by_task.items()}
+            found[str(condition)] = {
+                task: round(float(part["exact_match"].mean()), 4) for task, part in by_task.items()
+            }
             found[f"{condition}_interval_95"] = {task: _share_interval(part) for task, part in by_task.items()}
         return found
 
@@ -753,62 +756,6 @@ _TABLES = {
 }
 
 
-def _ablated(model, mask, tasks, pre, settings):  # PROVISIONAL until ablate_mask keeps answers
-    from circuits.masks import revert
-    from circuits.models import editing
-
-    def outside(seed):
-        generator = torch.Generator().manual_seed(seed)
-        thin, control = {}, {}
-        for name in mask.packed:
-            inside = mask.masks[name]
-            room = (~inside).sum().item()
-            count = min(int(inside.sum()), room)
-            out = []
-            for region in (inside, ~inside):
-                places = region.flatten().nonzero()[:, 0]
-                chosen = torch.zeros(inside.numel(), dtype=torch.bool)
-                chosen[places[torch.randperm(len(places), generator=generator)[:count]]] = True
-                out.append(chosen.view(inside.shape))
-            thin[name], control[name] = out
-        return ParameterMask(thin, mask.model), ParameterMask(control, mask.model)
-
-    conditions = [("none", 0, None), ("shared", 0, mask)]
-    for draw in range(settings.draws):
-        thin, control = outside(1000 * settings.seed + draw)
-        if thin.size < mask.size:
-            conditions.append(("thinned", draw, thin))
-        conditions.append(("random", draw, control))
-    rows, answers = [], []
-    with editing(model):
-        for condition, draw, chosen in conditions:
-            with nullcontext() if chosen is None else revert(model, chosen, pre):
-                for task in tasks:
-                    scores = evaluate(model, task)
-                    of = {"condition": condition, "draw": draw, "task": task.name}
-                    answers.append(scores[["example", "person", "attribute", "exact_match", "log_prob"]].assign(**of))
-                    size = 0 if chosen is None else chosen.size
-                    overlap = math.nan if chosen is None else (chosen & mask).size / mask.size
-                    means = scores[["exact_match", "log_prob"]].astype(float).mean()
-                    rows.append({**of, "mode": "revert", "parameters": size, "overlap": overlap, **means})
-    return pandas.DataFrame(rows), pandas.concat(answers, ignore_index=True)
-
-
-def _areas(curves: pandas.DataFrame, tasks: Sequence[Task]) -> pandas.DataFrame:
-    """For every curve and answer the area under its being right: one number to compare curves by, answer by answer."""
-    tables = []
-    by_name = {task.name: task.answers[["example", "person", "attribute"]] for task in tasks}
-    keys = ["condition", "metric", "draw", "task"]
-    for values, rows in curves.groupby(keys, sort=False):
-        ordered = rows.sort_values("n")
-        counts = ordered["n"].to_numpy(float)
-        right = numpy.stack(ordered["right"].tolist()).astype(float)
-        area = trapezoid(right, (counts - counts[0]) / (counts[-1] - counts[0]), axis=0)
-        of = dict(zip(keys, values, strict=True))
-        tables.append(by_name[of["task"]].assign(**of, area=area))
-    return pandas.concat(tables, ignore_index=True)
-
-
 def _share_interval(answers: pandas.DataFrame) -> list[float]:
     """The 95 % interval of exact match: answers of one person are not independent."""
     values = answers["exact_match"].to_numpy(float)
@@ -857,7 +804,9 @@ def _over_seeds(values: list[Any], share: bool = False) -> Any:
     if isinstance(first, dict):
         names = [name for name in first if all(name in value for value in values)]
         return {
-            name: _over_seeds([value[name] for value in values], share or name in _SHARES or name.endswith(_SHARE_NAMES))
+            name: _over_seeds(
+                [value[name] for value in values], share or name in _SHARES or name.endswith(_SHARE_NAMES)
+            )
             for name in names
         }
     if first is None or isinstance(first, str | list):

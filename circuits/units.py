@@ -8,7 +8,7 @@ This file and ``circuits.models`` are the only ones that know how TransformerLen
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -110,6 +110,21 @@ class KVGroup(_Unit):
     LETTER = "G"
     NOUN = "group"
     SIZE = "n_key_value_heads"
+
+
+def with_groups(heads: Iterable[Head], shape: ModelShape) -> list[Head | KVGroup]:
+    """Heads, and after them the key/value groups that they read; a head without grouping has its own keys and values.
+
+    Example:
+        >>> [str(unit) for unit in with_groups([Head(0, 0), Head(0, 1), Head(1, 2)], ModelShape(2, 4, 2, 8))]
+        ['L0H0', 'L0H1', 'L1H2', 'L0G0', 'L1G1']
+        >>> [str(unit) for unit in with_groups([Head(0, 0)], ModelShape(2, 4, 4, 8))]
+        ['L0H0']
+    """
+    chosen = list(heads)
+    repeats = shape.n_heads // shape.n_key_value_heads
+    groups = dict.fromkeys(KVGroup(head.layer, head.index // repeats) for head in chosen)
+    return [*chosen, *(groups if repeats > 1 else ())]
 
 
 class Neuron(_Unit):

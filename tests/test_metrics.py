@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from circuits.datasets import Task
-from circuits.metrics import evaluate, mean_interval
+from circuits.metrics import evaluate
 from tests.conftest import lively
 
 
@@ -65,12 +65,3 @@ def test_several_answers_in_one_example_are_scored_apart(tmp_path, tokenizer):
     expected = by_hand(huggingface, task.select([0, 4]))
     scores = evaluate(huggingface, task.select([0, 4]))
     assert scores["log_prob"].tolist() == pytest.approx([value for _, _, value in expected], abs=1e-3)
-
-
-def test_the_interval_is_students():
-    mean, low, high = mean_interval([1.0, 2.0, 3.0, 4.0])
-    assert mean == 2.5
-    # t(0.975, 3) = 3.182446, standard error = 1.290994 / 2
-    assert high - mean == pytest.approx(3.182446 * 1.290994 / 2, rel=1e-5)
-    assert mean - low == pytest.approx(high - mean)
-    assert all(end != end for end in mean_interval([1.0])[1:])

@@ -277,7 +277,7 @@ def _ablated(
 
 def _mask_of(by_condition: dict[str, Any]) -> str:
     """The condition that random draws are the control of: the mask, thinned where they had no room beside it."""
-    return "thinned" if "thinned" in by_condition else "shared"
+    return "shared_thinned" if "shared_thinned" in by_condition else "shared"
 
 
 def _costs_more(tables: dict[str, pandas.DataFrame], scope: str, task: str, level: float) -> Finding:
@@ -294,7 +294,7 @@ def _costs_more(tables: dict[str, pandas.DataFrame], scope: str, task: str, leve
 
 
 def _control_in_words(side: dict[str, "pandas.Series[float]"]) -> str:
-    thinned = f" (the mask thinned alike: {side['thinned'].mean():.1%})" if "thinned" in side else ""
+    thinned = f" (the mask thinned alike: {side['shared_thinned'].mean():.1%})" if "shared_thinned" in side else ""
     return f"{side['random'].mean():.1%}{thinned}" if "random" in side else "none"
 
 
@@ -534,4 +534,4 @@ def _overlap(tables: dict[str, pandas.DataFrame], scope: str, model: str) -> str
     """How much of the mask its random controls hold, in words."""
     rows = tables["ablation"]
     rows = rows[(rows["scope"] == scope) & (rows["model"] == model) & (rows["condition"] == "random")]
-    return f"; the random sets hold {rows['overlap'].max():.0%} of the mask"
+    return f"; {rows['overlap'].max():,.0f} of the parameters of the random sets are the mask's"

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from circuits.errors import CircuitsError
 from circuits.figures.charts import LABELS
-from circuits.metrics import mean_interval
+from circuits.statistics import mean_interval
 
 #: What rankings are called in figures.
 RANKING_LABELS = {

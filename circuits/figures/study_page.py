@@ -26,7 +26,7 @@ from circuits.figures.claims import (
 )
 from circuits.figures.rankings import RANKING_LABELS, agreement_figure, ranking_curves_figure
 from circuits.figures.report import Section, write_report
-from circuits.metrics import mean_interval
+from circuits.statistics import mean_interval
 
 _ARMS = ("mixed", "two_stage", "two_stage_gentle")
 _SPLITS = ("bio", "qa_id", "qa_ood")
@@ -133,13 +133,16 @@ def controls_table(shared: pandas.DataFrame) -> pandas.DataFrame:
 def controls_in_words(ablation: pandas.DataFrame, draws: int) -> str:
     """What the random controls of an ablation hold of the mask, and what was thinned."""
     random = ablation[ablation["condition"] == "random"]
-    words = f"The {draws} random sets hold {random['overlap'].max():.0%} of the mask."
-    thinned = ablation[ablation["condition"] == "thinned"]
+    words = f"Of the parameters of the {draws} random sets, {random['overlap'].max():,.0f} lie in the mask."
+    thinned = ablation[ablation["condition"] == "shared_thinned"]
     if len(thinned):
-        sizes = ablation[ablation["condition"] == "shared"]["parameters"].max()
+        keys = ["model", "scope"]
+        sizes = ablation[ablation["condition"] == "shared"].groupby(keys)["parameters"].first()
+        kept = (thinned.groupby(keys)["parameters"].min() / sizes).dropna()
+        each = [f"{share:.1%} ({LABELS[model]}, {SCOPE_LABELS[scope]})" for (model, scope), share in kept.items()]
         words += (
-            " Where a tensor has less room outside the mask than the mask takes, both are thinned to what fits: "
-            f"{thinned['parameters'].min() / sizes:.0%} of it at the least."
+            " Where a tensor has less room outside the mask than the mask takes, the mask is thinned to what fits and "
+            f"compared with as many random parameters. What is left of the mask: {', '.join(each)}."
         )
     return words
 

@@ -30,9 +30,10 @@ from circuits.interventions.memory import arithmetic, in_halves, out_of_memory, 
 from circuits.interventions.pairing import matching_positions
 from circuits.interventions.tokens import TokenTree, changed_tokens, check_positions
 from circuits.interventions.values import SHARED_MODES, Matched, Means, other_examples, same_positions
-from circuits.metrics import NAMED_METRICS, AnswerTokens, Metric, bootstrap_interval, kl, metric_of
+from circuits.metrics import NAMED_METRICS, AnswerTokens, Metric, kl, metric_of
 from circuits.models import HookedTransformer, LeanModel, facts_of, shape_of
 from circuits.progress import bar
+from circuits.statistics import intervals
 from circuits.storage import provenance
 from circuits.units import AnyUnit, Component, Head, KVGroup, Neuron
 
@@ -564,7 +565,7 @@ def run_interventions(
             effects = values - clean[name]
             table[name] = values.mean(1)
             table[f"{name}_effect"] = effects.mean(1)
-            table[f"{name}_low"], table[f"{name}_high"] = bootstrap_interval(effects, seed)
+            table[f"{name}_low"], table[f"{name}_high"] = intervals(effects)
     table.attrs = provenance(
         **facts_of(model),
         task=task.provenance,

@@ -23,6 +23,7 @@ __all__ = [
     "Graft",
     "ParameterMask",
     "ablate_mask",
+    "ablation_means",
     "ablation_summary",
     "covered_parameters",
     "gini",

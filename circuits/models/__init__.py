@@ -11,6 +11,7 @@ from circuits.models.architectures import ParameterSource, architecture_of
 from circuits.models.forward import answer_logits, embed, final_residual, run_layer, unembed
 from circuits.models.huggingface import empty_huggingface, lending, load_config, load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
+from circuits.models.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from circuits.models.hooks import HookPoints, capture, head_output, hooked
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         identity,
         load_model,
         parameters_of,
+        require_start,
         save_model,
         shape_of,
     )
@@ -61,6 +63,7 @@ _HOOKED = {
     "projections_of": "projections",
     "positional_parameters": "positional",
     "positional_weights": "positional",
+    "require_start": "loading",
     "save_model": "loading",
     "shape_of": "loading",
     "unit_readers": "projections",
@@ -105,11 +108,12 @@ __all__ = [
     "positional_weights",
     "projections_of",
     "quiet",
-    "recording",
+    "require_start",
     "run_layer",
     "save_model",
     "shape_of",
     "unembed",
+    "uninterrupted",
     "unit_readers",
     "watching",
 ]

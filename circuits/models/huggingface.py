@@ -1,7 +1,6 @@
 """Local Hugging Face checkpoints and tokenizers, refused unless they are complete."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from transformers import (
 from circuits.errors import CircuitsError
 from circuits.models.architectures import architecture_of
 from circuits.models.quiet import quiet
+from circuits.models.uninterrupted import uninterrupted
 
 
 def load_config(folder: str | Path) -> PreTrainedConfig:
@@ -107,7 +107,7 @@ def empty_huggingface(config: PreTrainedConfig, dtype: torch.dtype = torch.float
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
-@contextmanager
+@uninterrupted
 def lending(shell: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> Iterator[PreTrainedModel]:
     """Inside the block, a Hugging Face model has these tensors as its parameters, without a copy and without gradients.
 
@@ -125,8 +125,8 @@ def lending(shell: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> Iter
     for module in shell.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
-    give(tensors)
     try:
+        give(tensors)
         yield shell
     finally:
         give({name: torch.empty_like(value, device="meta") for name, value in tensors.items()})

@@ -11,7 +11,6 @@
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ from circuits.errors import CircuitsError
 from circuits.models.architectures import ParameterSource, architecture_of, checkpoint_tensors
 from circuits.models.huggingface import empty_huggingface, first_line, lending, load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
-from circuits.storage import atomic_folder, digest, provenance, write_json
+from circuits.models.uninterrupted import uninterrupted
+from circuits.storage import atomic_folder, digest, provenance, read_json, write_json
 from circuits.units import TIED, ModelShape
 
 with quiet():
@@ -209,7 +209,7 @@ def parameters_of(model: HookedTransformer) -> dict[str, nn.Parameter]:
 _SHELLS: WeakKeyDictionary[nn.Module, PreTrainedModel] = WeakKeyDictionary()
 
 
-@contextmanager
+@uninterrupted
 def huggingface_view(model: HookedTransformer) -> Iterator[PreTrainedModel]:
     """Inside the block, the hooked model's parameters as a Hugging Face model, which computes the same, but faster.
 
@@ -267,22 +267,48 @@ def fingerprint_of(
     return digest(*parts)
 
 
-@contextmanager
+#: Models that are being edited, and what they were before. Kept beside them: a copy made meanwhile has the values of
+#: the moment, and not the name of those before.
+_EDITED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+@uninterrupted
 def editing(model: HookedTransformer) -> Iterator[None]:
     """For the length of the block, the model keeps its `identity` while its parameters are changed and restored."""
-    outermost = getattr(model, "edited_from", None) is None
+    outermost = model not in _EDITED
     if outermost:
-        model.edited_from = fingerprint(model)
+        _EDITED[model] = fingerprint(model)
     try:
         yield
     finally:
         if outermost:
-            model.edited_from = None
+            del _EDITED[model]
 
 
 def identity(model: HookedTransformer) -> str:
     """The fingerprint of a model, or what it was before a block that is `editing` it began."""
-    return getattr(model, "edited_from", None) or fingerprint(model)
+    return _EDITED.get(model) or fingerprint(model)
+
+
+def require_start(fine_tuned: HookedTransformer, pre: HookedTransformer) -> None:
+    """Refuse a model that the fine-tuned one did not start from, as far as its checkpoint says what it started from.
+
+    Checkpoints made by `circuits.training` say it in ``circuits.json``; others, and models in half precision, whose
+    values are not those of the checkpoint, are taken on trust.
+
+    Raises:
+        CircuitsError: the checkpoint names another start.
+    """
+    source = Path(checkpoint_of(fine_tuned).source)
+    facts = source / "circuits.json"
+    if pre.cfg.dtype != torch.float32 or not facts.is_file():
+        return
+    started, found = read_json(facts).get("start_fingerprint"), identity(pre)
+    if started is not None and started != found:
+        raise CircuitsError(
+            f"{source} was trained from model {started}, and {checkpoint_of(pre).source} is {found}: give the model "
+            "it started from, or waive this with check_start=False"
+        )
 
 
 def facts_of(model: HookedTransformer) -> dict[str, Any]:

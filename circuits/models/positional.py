@@ -8,7 +8,6 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, einsum, where
 from circuits.errors import CircuitsError
 from circuits.models.hooks import HookPoints, hooked
 from circuits.models.loading import HookedTransformer, parameters_of
+from circuits.models.uninterrupted import uninterrupted
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def positional_parameters(model: HookedTransformer) -> list[str]:
     return [name for row in _projections(model) for name in (row.weight, row.bias) if name in present]
 
 
-@contextmanager
+@uninterrupted
 def positional_weights(
     model: HookedTransformer,
     weights: Mapping[str, Tensor],
@@ -105,14 +105,15 @@ def positional_weights(
         return write
 
     functions: dict[str, Callable[[Tensor, Any], Tensor | None]] = {row.writes: mix(row) for row in rows}
-    handles = [model.embed.register_forward_pre_hook(choose)]
+    handles = []
     modules = dict(model.named_modules())
-    for name in {row.reads for row in rows}:
-        if name in model.hook_dict:
-            functions[name] = keep
-        else:
-            handles.append(modules[name].register_forward_pre_hook(keep_input(name), with_kwargs=True))
     try:
+        handles.append(model.embed.register_forward_pre_hook(choose))
+        for name in {row.reads for row in rows}:
+            if name in model.hook_dict:
+                functions[name] = keep
+            else:
+                handles.append(modules[name].register_forward_pre_hook(keep_input(name), with_kwargs=True))
         with hooked(model, functions):
             yield
     finally:

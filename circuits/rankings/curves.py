@@ -23,7 +23,7 @@ from torch import Tensor
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.masks import MODES, ParameterMask, graft
-from circuits.metrics import evaluate, mean_interval
+from circuits.metrics import evaluate
 from circuits.models import HookedTransformer, fingerprint, parameters_of, shape_of
 from circuits.rankings.subsets import (
     Kind,
@@ -35,6 +35,7 @@ from circuits.rankings.subsets import (
     score_subsets,
     swapping,
 )
+from circuits.statistics import mean_interval
 from circuits.units import TIED, Head, Neuron
 
 #: What belongs to no unit: from which model a sufficient curve takes it.
@@ -63,6 +64,8 @@ def sufficient_curve(
     tasks: Sequence[Task],
     counts: Sequence[int] | None = None,
     rest: str = "fine_tuned",
+    *,
+    per_answer: bool = False,
 ) -> pandas.DataFrame:
     """Accuracy of θ_pre with only the top n units of each ranking grafted from θ_ft.
 
@@ -108,7 +111,7 @@ def sufficient_curve(
     scores = {"fine_tuned": _accuracy(fine_tuned, tasks), "pre": _accuracy(pre, tasks)}
     rest_grafted = graft(pre, _rest(fine_tuned, plan.kind), fine_tuned) if rest == "fine_tuned" else nullcontext()
     with rest_grafted, swapping(pre, fine_tuned, plan.kind) as switch:
-        return plan.measure("sufficient", pre, switch, scores)
+        return plan.measure("sufficient", pre, switch, scores, per_answer)
 
 
 def critical_curve(
@@ -119,6 +122,8 @@ def critical_curve(
     mode: str = "revert",
     reference: Task | None = None,
     counts: Sequence[int] | None = None,
+    *,
+    per_answer: bool = False,
 ) -> pandas.DataFrame:
     """Accuracy of θ_ft, or of a grafted model, without the top n units of each ranking.
 
@@ -154,7 +159,7 @@ def critical_curve(
         means = mean_outputs(fine_tuned, reference or tasks[0], plan.kind) if mode == "mean" else None
         acting = ablating(fine_tuned, plan.kind, means)
     with acting as switch:
-        return plan.measure(mode, fine_tuned, switch, scores)
+        return plan.measure(mode, fine_tuned, switch, scores, per_answer)
 
 
 def _accuracy(model: HookedTransformer, tasks: Sequence[Task]) -> dict[str, float]:
@@ -215,15 +220,48 @@ class _Plan:
         self.fractions = (count_parameters(model, self.kind, self.subsets) / total).tolist()
 
     def measure(
-        self, condition: str, model: HookedTransformer, switch: Switch, whole: dict[str, dict[str, float]]
+        self,
+        condition: str,
+        model: HookedTransformer,
+        switch: Switch,
+        whole: dict[str, dict[str, float]],
+        per_answer: bool,
     ) -> pandas.DataFrame:
         """Score every subset."""
-        scores = score_subsets(model, self.tasks, self.subsets, switch, f"{condition} {self.kind.NOUN}s")
+        noun = self.kind.NOUN
+        scores = score_subsets(model, self.tasks, self.subsets, switch, f"{condition} {noun}s", per_answer=per_answer)
+        if per_answer:
+            names = pandas.concat(
+                [
+                    task.answers[["example", "person", "attribute"]].assign(
+                        task=task.name, answer=range(len(task.answers))
+                    )
+                    for task in self.tasks
+                ]
+            )
+            scores = scores.merge(names, on=["task", "answer"], how="left", sort=False).drop(columns="answer")
         which = scores.pop("subset")
         rows = pandas.DataFrame(self.rows, columns=["metric", "draw", "n"]).assign(fraction=self.fractions)
         table = pandas.concat([rows.iloc[which].reset_index(drop=True), scores], axis="columns")
         table.insert(0, "condition", condition)
         return table.assign(**{name: table["task"].map(accuracy) for name, accuracy in whole.items()})
+
+
+def curve_means(answers: pandas.DataFrame) -> pandas.DataFrame:
+    keys = ["condition", "metric", "draw", "n", "fraction", "task", "fine_tuned", "pre"]
+    return answers.groupby(keys, sort=False, dropna=False)[["exact_match", "log_prob"]].mean().reset_index()
+
+
+def curve_areas(answers: pandas.DataFrame) -> pandas.DataFrame:
+    """The area under each answer's own curve: one number for each answer, by which curves can be compared in pairs."""
+    wide = answers.pivot(
+        index=["condition", "metric", "draw", "task", "example", "person", "attribute"],
+        columns="n",
+        values="exact_match",
+    )
+    counts = wide.columns.to_numpy(float)
+    areas = trapezoid(wide.to_numpy(float), (counts - counts[0]) / (counts[-1] - counts[0]), axis=1)
+    return wide.index.to_frame(index=False).assign(area=areas)
 
 
 def _counted_twice(model: HookedTransformer) -> tuple[str, ...]:

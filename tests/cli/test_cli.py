@@ -19,8 +19,8 @@ from circuits.datasets import FAMILIAR, DatasetSettings, make_dataset, word_toke
 from circuits.errors import CircuitsError
 from circuits.figures import findings, results_page
 from circuits.masks import Graft, ParameterMask, graft
-from circuits.metrics import mean_interval
 from circuits.models import fingerprint, load_model, parameters_of, save_model
+from circuits.statistics import mean_interval
 from circuits.storage import atomic_file
 from circuits.study import PRETRAINED_STUDY, StudySettings, _counts, run_study
 from circuits.tracing import GradientTrace

@@ -6,7 +6,7 @@ import pytest
 from circuits.errors import CircuitsError
 from circuits.figures import save_figure
 from circuits.figures.rankings import agreement_figure, ranking_curves_figure
-from circuits.metrics import mean_interval
+from circuits.statistics import mean_interval
 
 
 def curves(counts=(0, 1, 2, 3, 4), tasks=("qa_id", "qa_ood"), condition: str = "sufficient") -> pandas.DataFrame:

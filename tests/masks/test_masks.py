@@ -27,8 +27,9 @@ from circuits.masks import (
 )
 from circuits.masks.packing import PackedTensor, combine, invert, pack
 from circuits.masks.selection import largest
-from circuits.metrics import evaluate, mean_interval
+from circuits.metrics import evaluate
 from circuits.models import fingerprint, load_model, parameters_of
+from circuits.statistics import mean_interval
 from circuits.storage import write_tensors
 from circuits.tracing import GradientTrace, trace_gradients
 from circuits.units import Head, KVGroup, Neuron

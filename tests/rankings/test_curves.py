@@ -8,7 +8,7 @@ import torch
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions import ablate_heads, mean_head_outputs
-from circuits.metrics import evaluate, mean_interval
+from circuits.metrics import evaluate
 from circuits.models import parameters_of
 from circuits.rankings import (
     RESTS,
@@ -19,6 +19,7 @@ from circuits.rankings import (
     rank_units,
     sufficient_curve,
 )
+from circuits.statistics import mean_interval
 from circuits.units import Head, Neuron
 
 ATTENTION = ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V", "_W_K", "_b_K", "_W_V", "_b_V", "W_O")
