@@ -602,7 +602,7 @@ class _Study:
         table = table[(table["model"] == name) & (table["scope"] == scope)]
         found: dict[str, Any] = {}
         for condition, rows in table.groupby("condition", sort=False):
-            by_task = {task: part for task, part in rows.groupby("task", sort=False)}
+            by_task = dict(list(rows.groupby("task", sort=False)))
             found[str(condition)] = {
                 task: round(float(part["exact_match"].mean()), 4) for task, part in by_task.items()
             }

@@ -124,7 +124,7 @@ def recall_table(accuracy: pandas.DataFrame) -> pandas.DataFrame:
 def controls_table(shared: pandas.DataFrame) -> pandas.DataFrame:
     """Size and centralisation of the shared parameters, with the permuted control."""
     columns = ["scope", "model", "size", "influenced", "total", "share", "jaccard", "lift", "permuted_lift", "gini"]
-    columns += [name for name in ("random_gini",) if name in shared] + ["permuted_gini", "top_tenth"]
+    columns += ["random_gini", "permuted_gini", "top_tenth"]
     table = shared[columns].assign(model=shared["model"].map(LABELS), scope=shared["scope"].map(SCOPE_LABELS))
     table = table.rename(columns=lambda name: name.replace("_", " "))
     return table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
@@ -409,8 +409,8 @@ def write_seeds_report(
         heads[whole] = heads.groupby("task")[whole].transform("mean")
     heads = heads.rename(columns={"seed": "draw"})
     over = (
-        f"Means over the seeds {', '.join(map(str, seeds))}, with the 95 % interval of the mean (Student's t; of shares "
-        "within 0 and 1)."
+        f"Means over the seeds {', '.join(map(str, seeds))}, with the 95 % interval of the mean (Student's t; of "
+        "a share within 0 and 1)."
     )
     write_report(
         path,
