@@ -114,8 +114,8 @@ class StudySettings:
         evaluate_every: steps of training between points of its curves and between saved states.
         evaluate_examples: examples of each split that whole models are scored on; all if not given.
         fractions: the k of the sharing curve.
-        rank_halvings: curves over more than 32 units are measured at so many halvings of all of them; at every
-            doubling from 16 if not given.
+        rank_halvings: curves over more than 32 units are measured at every tenth of them, and below the first at so
+            many halvings of all of them; at every doubling from 1 if not given.
         sweep_modes: how every head is ablated alone.
     """
 
@@ -455,7 +455,7 @@ class _Study:
                     ],
                     ignore_index=True,
                 )
-                counts = _counts(ranking["unit"].nunique(), self.settings.rank_halvings)
+                counts = default_counts(ranking["unit"].nunique(), halvings=self.settings.rank_halvings)
                 both = [
                     sufficient_curve(ranking, pre, fine_tuned, tasks, counts, rest, per_answer=True),
                     critical_curve(ranking, fine_tuned, tasks, pre, counts=counts, per_answer=True),
@@ -645,15 +645,6 @@ class _Study:
             values = {name: float(table.loc[(metric, row), column]) for name, (row, column) in columns.items()}
             found[metric] = {name: None if math.isnan(value) else round(value, 4) for name, value in values.items()}
         return found
-
-
-def _counts(units: int, halvings: int | None) -> list[int]:
-    """The numbers of units of a curve: all of a few; of many, for time's sake, doublings or halvings, and both ends."""
-    if units <= 32:
-        return default_counts(units)
-    if halvings is not None:
-        return sorted({0, *(round(units / 2**power) for power in range(halvings + 1))})
-    return sorted({0, units, *(2**power for power in range(4, units.bit_length()))})
 
 
 def run_studies(

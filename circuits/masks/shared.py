@@ -302,7 +302,7 @@ def _sharing(sets: list[ParameterMask], draws: int, seed: int) -> dict[str, Any]
     return report
 
 
-def _interval(name: str, values: Sequence[float]) -> dict[str, float]:
+def _interval(name: str, values: Sequence[float | int]) -> dict[str, float]:
     """Mean and interval of the values that are numbers."""
     numbers = [float(value) for value in values if not math.isnan(value)]
     ends = mean_interval(numbers) if numbers else (math.nan,) * 3

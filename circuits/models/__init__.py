@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from circuits.models.architectures import ParameterSource, architecture_of
+from circuits.models.fingerprints import fingerprint_of, fingerprint_of_folder
 from circuits.models.forward import answer_logits, embed, final_residual, run_layer, unembed
 from circuits.models.huggingface import empty_huggingface, lending, load_config, load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
         editing,
         facts_of,
         fingerprint,
-        fingerprint_of,
         huggingface_view,
         identity,
         load_model,
@@ -53,7 +53,6 @@ _HOOKED = {
     "editing": "loading",
     "facts_of": "loading",
     "fingerprint": "loading",
-    "fingerprint_of": "loading",
     "head_output": "hooks",
     "hooked": "hooks",
     "huggingface_view": "loading",
@@ -94,6 +93,7 @@ __all__ = [
     "final_residual",
     "fingerprint",
     "fingerprint_of",
+    "fingerprint_of_folder",
     "head_output",
     "hooked",
     "huggingface_view",

@@ -9,24 +9,23 @@
 """
 
 import copy
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import xxhash
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from circuits.errors import CircuitsError
 from circuits.models.architectures import ParameterSource, architecture_of, checkpoint_tensors
+from circuits.models.fingerprints import fingerprint_of
 from circuits.models.huggingface import empty_huggingface, first_line, lending, load_huggingface, load_tokenizer
 from circuits.models.quiet import quiet
 from circuits.models.uninterrupted import uninterrupted
-from circuits.storage import atomic_folder, digest, provenance, read_json, write_json
+from circuits.storage import atomic_folder, provenance, read_json, write_json
 from circuits.units import TIED, ModelShape
 
 with quiet():
@@ -42,10 +41,6 @@ DTYPES: dict[str, torch.dtype] = {
 #: How far logits may lie apart, as a share of the largest one. In half precision the two libraries round attention
 #: scores at different places: 6 % apart in bfloat16 after the 30 layers of SmolLM2-135M; wrong weights are 100 % apart.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-1, torch.float16: 2e-2}
-
-
-#: Settings of a config that do not change what the model computes.
-_NO_PART_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 
 
 @dataclass(frozen=True)
@@ -248,23 +243,6 @@ def fingerprint(model: HookedTransformer) -> str:
     """
     checkpoint = checkpoint_of(model)
     return fingerprint_of(checkpoint.config, checkpoint.sources, parameters_of(model))
-
-
-def fingerprint_of(
-    config: PreTrainedConfig, sources: Sequence[ParameterSource], parameters: Mapping[str, Tensor]
-) -> str:
-    """The `fingerprint` of a hooked model with this config and these parameters."""
-    settings = config.to_diff_dict()
-    shape = {name: value for name, value in settings.items() if name not in _NO_PART_OF_THE_MODEL}
-    parts: list[Any] = [json.dumps(shape, sort_keys=True, default=str)]
-    for source in sources:
-        value = parameters[source.hooked].detach().cpu()
-        parts.append(f"{source.hooked} {value.dtype} {tuple(value.shape)}")
-        # the checkpoint's own layout lies in memory in one piece and need not be copied
-        value = (value if source.part is not None else source.to_checkpoint(value)).contiguous()
-        # a cryptographic hash would take seconds for each billion bytes
-        parts.append(xxhash.xxh3_128_digest(value.view(torch.uint8).numpy().data))
-    return digest(*parts)
 
 
 #: Models that are being edited, and what they were before. Kept beside them: a copy made meanwhile has the values of

@@ -127,7 +127,8 @@ def count_groups(model: HookedTransformer, subsets: Bool[Tensor, "subset layer h
     shape = shape_of(model)
     if shape.n_heads == shape.n_key_value_heads:
         return torch.zeros(len(subsets), dtype=torch.long)
-    return subsets.unflatten(-1, (shape.n_key_value_heads, -1)).any(-1).sum((1, 2))
+    touched: Tensor = subsets.unflatten(-1, (shape.n_key_value_heads, -1)).any(-1).sum((1, 2))
+    return touched
 
 
 @uninterrupted
