@@ -197,6 +197,8 @@ def run_study(
     """
     study = _Study(Path(out), settings or StudySettings())
     study.claim()
+    if (study.out / "steps" / "evaluate.json").is_file():
+        study.check_answers()
     for name, step in study.steps().items():
         done = study.out / "steps" / f"{name}.json"
         if done.is_file():
@@ -263,6 +265,14 @@ class _Study:
                 raise CircuitsError(
                     f"{self.out} holds a study with {name} {before}, not {value}: choose another folder or delete it"
                 )
+
+    def check_answers(self) -> None:
+        """Refuse what an earlier version evaluated: it kept no answers to compare models by."""
+        if not (self.tables / "answers.parquet").is_file():
+            raise CircuitsError(
+                f"{self.out} was evaluated by an earlier version, which kept no answers: delete all of its steps but "
+                "data.json and train.json, and run the study again"
+            )
 
     # what the steps share
 
@@ -725,11 +735,13 @@ def report_study(folder: str | Path, page: str | Path) -> list[Path]:
             f"{folder} holds no study of one seed that was evaluated: make one with 'circuits study --out DIR'"
         )
     study = _Study(folder, _settings_of(read_json(folder / "plan.json")))
+    study.check_answers()
     missing = [name for name in study.steps() if not (folder / "steps" / f"{name}.json").is_file()]
     summary = study.summary() if missing else read_json(folder / "summary.json")
     # a step that is not done may have written some of its tables
     written = (
         "accuracy",
+        "answers",
         "curves",
         *(name for step, names in _TABLES.items() if step not in missing for name in names),
     )
@@ -739,9 +751,9 @@ def report_study(folder: str | Path, page: str | Path) -> list[Path]:
 #: The tables that the page shows, by the step that writes them.
 _TABLES = {
     "share": ("shared", "sharing_curve", "shared_heads"),
-    "ablate": ("ablation",),
+    "ablate": ("ablation", "ablation_answers"),
     "graft": ("grafts",),
-    "rank": ("ranking_curves", "ranking_summary", "agreement"),
+    "rank": ("rankings", "ranking_curves", "ranking_areas", "ranking_summary", "agreement"),
     "sweep": ("heads",),
     "patch": ("patches",),
 }

@@ -143,8 +143,14 @@ def _claims(found: Sequence[Finding]) -> list[str]:
         f"Of {len(found)} statements {counts['holds']} hold, {counts['does not hold']} do not, and of "
         f"{counts['cannot be told']} it cannot be told. One seed of one small model decides nothing about larger ones. "
         f"{ABOUT_VERDICTS}",
-        _markdown(table.assign(verdict=[f"**{verdict}**" for verdict in table["verdict"]])),
+        _markdown(table.assign(verdict=[_bold(verdict) for verdict in table["verdict"]])),
     ]
+
+
+def _bold(verdict: str) -> str:
+    """The verdict in bold, and not what could tell."""
+    word, colon, needed = verdict.partition(":")
+    return f"**{word}**{colon}{needed}"
 
 
 def _name(settings: dict[str, Any]) -> str:
