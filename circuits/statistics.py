@@ -3,10 +3,11 @@
 1. Answers of one group (a person) are not independent. A mean over answers is a ratio of sums over groups; its variance
    is G / (G − 1) · Σ u² / n², where u is what a group's answers add up to beyond the mean, and it has G − 1 degrees of
    freedom. Without groups each answer is one.
-2. A proportion has Wilson's score interval, for as many answers as would be as sure if they were independent:
-   p (1 − p) / variance, at most n. Where all answers are alike nothing shows how much groups agree: each counts once.
+2. A proportion has Wilson's score interval; with groups, Clopper and Pearson's exact one for as many answers as would
+   be as sure if they were independent: p (1 − p) / variance, at most n, and fewer for few groups (Korn and Graubard).
+   Where all answers are alike nothing shows how much a group's answers agree: each group counts once.
 3. Differences of two 0/1 values are −1, 0 or 1, and may all be 0: they have Tango's score interval for paired
-   proportions, with the same number of answers. It has width everywhere and stays within −1 and 1.
+   proportions, for the same number of answers. It has width everywhere and stays within −1 and 1.
 4. Other means can be skewed: they have Student's t interval of Hall's monotone transformation of the t statistic, which
    takes the skewness out of it, joined with the plain t interval, which is the wider one for long tails on both sides.
 5. A paired test asks whether two models could be exchanged. 0/1 values without groups: McNemar's exact test. Otherwise
@@ -68,7 +69,7 @@ def mean_interval(values: Sequence[float | int], level: float = 0.95) -> tuple[f
 
 
 def intervals(
-    values: Shaped[numpy.ndarray, "*row answer"],
+    values: Shaped[numpy.ndarray, "*row answer"] | Sequence[float | int],
     groups: Groups | None = None,
     *,
     proportion: bool = False,
@@ -91,8 +92,8 @@ def intervals(
         CircuitsError: there are no answers; another number of groups than answers; a share of something but 0 and 1.
 
     Source:
-        Wilson 1927; Korn & Graubard 1998 (effective sample size); Tango 1998; Hall 1992, On the removal of skewness
-        by transformation; docs/method.md, section 9.
+        Wilson 1927; Korn & Graubard 1998, Confidence intervals for proportions with small expected number of positive
+        counts; Tango 1998; Hall 1992, On the removal of skewness by transformation; docs/method.md, section 9.
 
     Example:
         >>> low, high = intervals(numpy.array([[1, 1, 1, 1], [1, 0, 1, 0]]), proportion=True)
@@ -104,7 +105,7 @@ def intervals(
     table, inverse = _checked(values, groups)
     if proportion and not numpy.isin(table, (0, 1)).all():
         raise CircuitsError("a share is of values 0 and 1: leave proportion out for other means")
-    find = _wilson if proportion else _tango if _signs(table) else _skewed
+    find = _share if proportion else _tango if _signs(table) else _skewed
     parts = [find(table[start : start + _PART], inverse, level) for start in range(0, len(table), _PART)]
     shape = numpy.shape(values)[:-1]
     low, high = (numpy.concatenate(ends).reshape(shape) for ends in zip(*parts, strict=True))
@@ -112,7 +113,7 @@ def intervals(
 
 
 def paired_p_values(
-    differences: Shaped[numpy.ndarray, "*row answer"], groups: Groups | None = None
+    differences: Shaped[numpy.ndarray, "*row answer"] | Sequence[float | int], groups: Groups | None = None
 ) -> Float[numpy.ndarray, "*row"]:
     """Whether each row's mean could be zero: the p-value of a paired test of differences, two-sided.
 
@@ -232,7 +233,7 @@ def corrected(
 
 
 def answers_needed(
-    difference: float,
+    difference: float | int,
     one: Shaped[numpy.ndarray, " answer"] | Sequence[float | int],
     other: Shaped[numpy.ndarray, " answer"] | Sequence[float | int],
     groups: Groups | None = None,
@@ -323,38 +324,46 @@ def _moments(
     return mean, square * count**2 / (count - 1) / table.shape[1] ** 2, skewness, count
 
 
-def _effective(
+def _relative_variance(
     spread: numpy.ndarray, table: numpy.ndarray, inverse: numpy.ndarray | None, level: float
-) -> tuple[numpy.ndarray, float]:
-    """As many independent answers as would be as sure, ``[row]``; and how many standard errors a side reaches."""
+) -> numpy.ndarray:
+    """Squared half-width of each row's plain interval over the variance of one answer: reach² / effective answers."""
     from scipy import stats
 
     count = table.shape[1]
     if inverse is None:
-        return numpy.full(len(table), float(count)), float(stats.norm.ppf((1 + level) / 2))
+        return numpy.full(len(table), float(stats.norm.ppf((1 + level) / 2)) ** 2 / count)
     _, variance, _, groups = _moments(table, inverse)
+    if groups == 1:  # one group alone says nothing about others
+        return numpy.full(len(table), 1e12)
     known = variance > 0
     answers = numpy.where(known, spread / numpy.where(known, variance, 1), groups)
-    # one group alone says nothing about others
-    reach = float(stats.t.ppf((1 + level) / 2, groups - 1)) if groups > 1 else 1e9
-    return numpy.minimum(answers, count), reach
+    found: numpy.ndarray = float(stats.t.ppf((1 + level) / 2, groups - 1)) ** 2 / numpy.minimum(answers, count)
+    return found
 
 
-def _wilson(table: numpy.ndarray, inverse: numpy.ndarray | None, level: float) -> tuple[numpy.ndarray, numpy.ndarray]:
+def _share(table: numpy.ndarray, inverse: numpy.ndarray | None, level: float) -> tuple[numpy.ndarray, numpy.ndarray]:
+    from scipy import stats
+
     share = table.mean(1)
-    answers, reach = _effective(share * (1 - share), table, inverse, level)
-    square = reach**2 / answers
-    middle = (share + square / 2) / (1 + square)
-    half = numpy.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)
-    low, high = (middle - half).clip(0, share), (middle + half).clip(share, 1)
-    return low, high
+    square = _relative_variance(share * (1 - share), table, inverse, level)
+    if inverse is None:
+        middle = (share + square / 2) / (1 + square)
+        half = numpy.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)
+        low, high = middle - half, middle + half
+    else:
+        answers, tail = float(stats.norm.ppf((1 + level) / 2)) ** 2 / square, (1 - level) / 2
+        right, wrong = share * answers, (1 - share) * answers
+        # a beta distribution whose parameter is 0 has no quantiles: there the end is 0 or 1
+        low = numpy.nan_to_num(stats.beta.ppf(tail, right, wrong + 1), nan=0.0)
+        high = numpy.nan_to_num(stats.beta.ppf(1 - tail, right + 1, wrong), nan=1.0)
+    return low.clip(0, share), high.clip(share, 1)
 
 
 def _tango(table: numpy.ndarray, inverse: numpy.ndarray | None, level: float) -> tuple[numpy.ndarray, numpy.ndarray]:
     gained, lost = (table > 0).mean(1), (table < 0).mean(1)
     mean = gained - lost
-    answers, reach = _effective(gained + lost - mean**2, table, inverse, level)
-    square = reach**2 / answers
+    square = _relative_variance(gained + lost - mean**2, table, inverse, level)
 
     def inside(value: numpy.ndarray) -> numpy.ndarray:
         """Whether the score test does not refuse a difference; the share lost is its most likely one under that."""

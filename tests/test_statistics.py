@@ -1,6 +1,28 @@
-import pytest
+"""Intervals and tests against loops, enumeration and simulation."""
 
-from circuits.statistics import mean_interval
+import math
+from itertools import product
+
+import numpy
+import pytest
+from scipy import stats
+
+from benchmarks.coverage import cases, coverage, null_rate, people_of, shares, through
+from circuits.errors import CircuitsError
+from circuits.statistics import answers_needed, corrected, intervals, mean_interval, paired, paired_p_values
+
+PEOPLE = ["Ada", "Bo", "Ada", "Cy", "Cy", "Cy", "Di", "Eve", "Eve", "Bo"]
+
+
+def spread(values, groups) -> tuple[list[float], float, float]:
+    """What each group adds beyond the mean, and the mean with its variance, in loops."""
+    mean = sum(values) / len(values)
+    beyond = dict.fromkeys(groups, 0.0)
+    for value, group in zip(values, groups, strict=True):
+        beyond[group] += value - mean
+    count = len(beyond)
+    variance = count / (count - 1) * sum(u**2 for u in beyond.values()) / len(values) ** 2
+    return list(beyond.values()), mean, variance
 
 
 def test_the_interval_is_students():
@@ -10,3 +32,172 @@ def test_the_interval_is_students():
     assert high - mean == pytest.approx(3.182446 * 1.290994 / 2, rel=1e-5)
     assert mean - low == pytest.approx(high - mean)
     assert all(end != end for end in mean_interval([1.0])[1:])
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 8), (3, 8), (60, 60), (17, 60)])
+def test_a_share_has_wilsons_interval(right, count):
+    low, high = intervals(numpy.arange(count) < right, proportion=True)
+    expected = stats.binomtest(right, count).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert high - low > 0.05
+
+
+def test_groups_count_as_so_many_independent_answers():
+    # answers of one person are all alike: people are what is counted
+    people = numpy.repeat(numpy.arange(12), 5)
+    right = people < 5
+    low, high = intervals(right, people, proportion=True)
+    _, share, variance = spread(right.tolist(), people.tolist())
+    answers, reach = share * (1 - share) / variance, stats.t.ppf(0.975, 11)
+    assert answers == pytest.approx(11)
+    answers *= (stats.norm.ppf(0.975) / reach) ** 2
+    right_ones = share * answers
+    ends = stats.beta.ppf(
+        [0.025, 0.975], [right_ones, right_ones + 1], [answers - right_ones + 1, answers - right_ones]
+    )
+    assert (float(low), float(high)) == pytest.approx(tuple(ends))
+    alike = 12 * (stats.norm.ppf(0.975) / reach) ** 2
+    every, none = (intervals(numpy.full(60, value), people, proportion=True) for value in (1, 0))
+    assert list(map(float, every)) == pytest.approx([0.025 ** (1 / alike), 1])
+    assert list(map(float, none)) == pytest.approx([0, 1 - 0.025 ** (1 / alike)])
+
+
+@pytest.mark.parametrize(("gained", "lost", "count"), [(0, 0, 8), (5, 2, 20), (1, 9, 60), (8, 0, 8)])
+def test_a_difference_of_shares_has_tangos_interval(gained, lost, count):
+    def score(difference: float) -> float:
+        """By the most likely chances among many, the difference given."""
+        share = numpy.linspace(max(0, -difference), (1 - difference) / 2, 200_001)
+        with numpy.errstate(divide="ignore", invalid="ignore"):
+            terms = [(gained, share + difference), (lost, share), (count - gained - lost, 1 - 2 * share - difference)]
+            likely = sum(times * numpy.log(chance.clip(0)) for times, chance in terms if times)
+        best = share[numpy.nanargmax(likely)]
+        return (gained - lost - count * difference) / math.sqrt(count * (2 * best + difference * (1 - difference)))
+
+    low, high = intervals([1] * gained + [-1] * lost + [0] * (count - gained - lost))
+    assert -1 <= low < (gained - lost) / count <= high <= 1
+    assert high - low > 0.1
+    assert score(float(low)) == pytest.approx(1.96, abs=0.01)
+    if high < 1:
+        assert score(float(high)) == pytest.approx(-1.96, abs=0.01)
+
+
+def test_a_skewed_mean_has_halls_interval_or_the_wider_students():
+    values = [0.1, 0.4, 0.2, 3.0, 0.3, 9.0, 0.2, 0.5, 0.1, 1.0]
+    low, high = (float(end) for end in intervals(values, PEOPLE))
+    beyond, mean, variance = spread(values, PEOPLE)
+    count = len(beyond)
+    skewness = sum(u**3 for u in beyond) / count / (sum(u**2 for u in beyond) / count) ** 1.5
+    skewness *= math.sqrt(count * (count - 1)) / (count - 2)
+
+    def transformed(t: float) -> float:
+        root = math.sqrt(count)
+        return t + skewness * t**2 / 3 / root + skewness**2 * t**3 / 27 / count + skewness / 6 / root
+
+    reach = stats.t.ppf(0.975, count - 1)
+    error = math.sqrt(variance)
+    assert transformed((mean - high) / error) == pytest.approx(-reach)
+    assert low == pytest.approx(mean - reach * error)
+    # turned round, the other end is the longer one
+    assert intervals([-value for value in values], PEOPLE) == pytest.approx((-high, -low))
+
+
+def test_rows_are_apart_and_the_order_of_answers_is_nothing():
+    generator = numpy.random.default_rng(0)
+    values, people = generator.gamma(1, size=(2000, 40)), generator.integers(0, 9, 40)
+    low, high = intervals(values, people)
+    order = generator.permutation(40)
+    for row in (0, 1023, 1024, 1999):
+        for alone in (intervals(values[row], people), intervals(values[row, order], people[order])):
+            assert list(map(float, alone)) == pytest.approx([low[row], high[row]])
+    assert numpy.array_equal(intervals(values, range(40)), intervals(values))
+    assert intervals(values.reshape(50, 40, 40), people)[0].shape == (50, 40)
+
+
+def test_what_is_all_alike_or_of_one_person():
+    assert intervals([0.3] * 7) == (0.3, 0.3)
+    assert all(math.isnan(end) for end in intervals([0.1, 0.4], ["Ada", "Ada"]))
+    assert intervals([1, 1], ["Ada", "Ada"], proportion=True) == pytest.approx((0, 1), abs=1e-6)
+
+
+def test_pairs_of_zeros_and_ones_have_mcnemars_exact_test():
+    one, other = [1] * 9 + [0] * 2 + [1] * 20, [0] * 9 + [1] * 2 + [1] * 20
+    found = paired(one, other)
+    assert found.difference == pytest.approx(7 / 31)
+    assert found.p_value == pytest.approx(stats.binomtest(9, 11).pvalue)
+    assert [found.low, found.high] == list(map(float, intervals(numpy.subtract(one, other))))
+    assert paired([1, 1, 0], [1, 1, 0]).p_value == 1
+
+
+def test_signs_of_groups_are_flipped_in_every_way():
+    values = [0.3, 1.2, -0.4, 2.0, 0.1, 0.5, 0.7, -0.2, 0.9, 0.6]
+    sums = dict.fromkeys(PEOPLE, 0.0)
+    for value, person in zip(values, PEOPLE, strict=True):
+        sums[person] += value
+    totals = [
+        abs(sum(sign * value for sign, value in zip(signs, sums.values(), strict=True)))
+        for signs in product((1, -1), repeat=len(sums))
+    ]
+    expected = sum(total >= abs(sum(values)) - 1e-12 for total in totals) / len(totals)
+    assert float(paired_p_values(values, PEOPLE)) == expected
+    # many groups: drawn at random, close to the exact value
+    many = numpy.random.default_rng(1).normal(0.15, 1, 200)
+    assert float(paired_p_values(many)) == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.02)
+    assert float(paired_p_values(many + 9)) == 1e-4
+
+
+def test_corrections_equal_their_definitions():
+    p = numpy.array([0.02, 0.001, math.nan, 0.2, 0.011])
+    assert corrected(p)[[1, 4, 0, 3]] == pytest.approx([0.004, 0.033, 0.04, 0.2])
+    assert corrected(p, "bh")[[1, 4, 0, 3]] == pytest.approx([0.004, 0.022, 0.02 * 4 / 3, 0.2])
+    assert math.isnan(corrected(p)[2])
+    assert math.isnan(corrected(p, "bh")[2])
+
+
+def test_so_many_answers_tell_the_difference_four_times_in_five():
+    generator = numpy.random.default_rng(0)
+    one, other = generator.normal(size=(2, 4000))
+    needed = answers_needed(0.4, one, other)
+    found = paired_p_values(generator.normal(0.4, 2**0.5, (2000, needed))) < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.04)
+    pilot = shares(0.25, 0.1)(generator, 1, numpy.arange(400))[0]
+    people = numpy.repeat(numpy.arange(400), 5)
+    alike = answers_needed(0.15, numpy.repeat(pilot > 0, 5) * 1, numpy.repeat(pilot < 0, 5) * 1, people)
+    assert alike == pytest.approx(5 * answers_needed(0.15, pilot * 1.0, pilot * 0.0), rel=0.01)
+    assert answers_needed(0, [1, 0], [0, 0]) is None
+    assert answers_needed(0.5, [0.3, 0.3], [0.1, 0.1]) is None
+    assert answers_needed(0.1, [1, 1], [1, 1]) == math.ceil((1.959964 + 0.841621) ** 2 * 0.09 / 0.01)
+
+
+@pytest.mark.parametrize("case", list(cases()), ids=lambda case: f"{case[0]} {case[1]}")
+def test_intervals_cover_what_they_say(case):
+    kind, name, draw, mean = case
+
+    def covered(people: numpy.ndarray) -> float:
+        values = draw(numpy.random.default_rng(3), 2000, people)
+        return coverage(intervals(values, people, proportion=kind == "share"), mean)
+
+    for people in (numpy.arange(60), numpy.arange(200), people_of(16), people_of(50)):
+        # few events among few people can only be covered too often
+        rare = name in ("5%", "97%", "+5% −5%", "+0% −20%", "few") and people.max() < 100
+        assert 0.93 <= covered(people) <= (0.998 if rare else 0.975), (len(people), covered(people))
+    if name != "few":  # with one chance in six no answer of eight is in the tail
+        assert min(covered(numpy.arange(8)), covered(people_of(8))) >= 0.9
+
+
+def test_nothing_is_found_as_often_as_the_threshold_says():
+    gamma = through(lambda chance: -stats.gamma.ppf(chance, 0.8))
+    for draw, people in product((shares(0.5), gamma), (numpy.arange(60), people_of(16), people_of(50))):
+        assert 0.03 <= null_rate(draw, people, 1000, seed=1) <= 0.07
+
+
+def test_bad_input_is_refused(unchecked):
+    for call, sentence in [
+        (lambda: intervals([]), "there are no answers to take a mean of"),
+        (lambda: intervals([1.0, 2.0], ["Ada"]), "there are 2 answers and 1 groups"),
+        (lambda: intervals([0.5, 1], proportion=True), "a share is of values 0 and 1"),
+        (lambda: paired([1, 0], [1]), "pairs are of the same answers"),
+        (lambda: corrected([0.1], "sidak"), "there is no correction 'sidak': choose holm or bh"),
+        (lambda: corrected([1.1]), "a p-value is between 0 and 1"),
+    ]:
+        with pytest.raises(CircuitsError, match=sentence):
+            call()

@@ -67,7 +67,7 @@ def screen_interventions(
 
     Returns:
         One row for each intervention, in order: ``units``, ``mode``, ``site``, ``positions``, ``task``, ``answers``
-        and ``estimate``: of the metric's ``…_effect`` in `run_interventions`.
+        (how many it acts on) and ``estimate``: of the metric's ``…_effect`` in `run_interventions`.
 
     Raises:
         CircuitsError: an intervention cannot be estimated, or as `run_interventions`.
@@ -127,9 +127,11 @@ def screen_interventions(
             estimates[:] += added
 
         in_halves(engine.batches(), work, engine.task.name)
-    table = describe(interventions).assign(
-        task=task.name, answers=len(engine.task.answers), estimate=estimates / len(engine.task.answers)
-    )
+    answers = numpy.zeros(len(interventions), dtype=int)
+    for (positions, mode), members in groups.items():
+        answers[members] = engine.changed(positions, mode).sum()
+    with numpy.errstate(invalid="ignore"):
+        table = describe(interventions).assign(task=task.name, answers=answers, estimate=estimates / answers)
     table.attrs = provenance(
         **facts_of(model),
         task=task.provenance,

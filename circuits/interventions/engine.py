@@ -18,7 +18,7 @@ from typing import Any
 import numpy
 import pandas
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -33,7 +33,7 @@ from circuits.interventions.values import SHARED_MODES, Matched, Means, other_ex
 from circuits.metrics import NAMED_METRICS, AnswerTokens, Metric, kl, metric_of
 from circuits.models import HookedTransformer, LeanModel, facts_of, shape_of
 from circuits.progress import bar
-from circuits.statistics import intervals
+from circuits.statistics import corrected, intervals, paired_p_values
 from circuits.storage import provenance
 from circuits.units import AnyUnit, Component, Head, KVGroup, Neuron
 
@@ -333,10 +333,10 @@ class Engine:
             self.matches["resample"] = same_positions(self.task)
         if "patch" in modes and self.source is not None:
             self.matches["patch"] = matching_positions(self.source, self.task)
-            matched = torch.zeros_like(self.task.attention_mask)
-            matched[self.matches["patch"][:, 0], self.matches["patch"][:, 2]] = True
+            self._matched = torch.zeros_like(self.task.attention_mask)
+            self._matched[self.matches["patch"][:, 0], self.matches["patch"][:, 2]] = True
             for positions in {one.positions for one in self.interventions if one.mode == "patch"}:
-                if not bool((changed_tokens(self.task, positions) & matched).any()):
+                if not bool((changed_tokens(self.task, positions) & self._matched).any()):
                     raise CircuitsError(
                         f"no token at {positions} of {self.task.name} has a match in the source: "
                         "nothing would be changed"
@@ -434,6 +434,17 @@ class Engine:
             size += lengths[example]
         return batches
 
+    def changed(self, positions: int | str, mode: str) -> Bool[numpy.ndarray, " answer"]:
+        """Which answers interventions act on: a token that leads to the answer is changed at these positions."""
+        changes = changed_tokens(self.task, positions)
+        if mode == "patch":
+            changes = changes & self._matched
+        # the token before the answer's last one is the last that its prediction sees
+        known = changes.cumsum(1) > 0
+        example, end = (self.task.answers[name].to_numpy(copy=True) for name in ("example", "end"))
+        found: numpy.ndarray = known[example, end - 2].numpy()
+        return found
+
     def context(self, prompts: Prompts, forward: Forward, mode: str) -> Context:
         """The values that interventions of one mode put in."""
         return Context(forward, mode, self._means, prompts.matched(mode), self._pre)
@@ -516,17 +527,21 @@ def run_interventions(
         pre: for ``revert``: the model before fine-tuning.
         metrics: names (``exact_match``, ``first_token``, ``log_prob``, ``logit_diff``, ``source_exact_match``,
             ``kl``), or functions of the answer logits and `circuits.metrics.AnswerTokens`; one or several.
-        seed: of resampling and of the bootstrap.
+        seed: of resampling.
         per_answer: one row for each intervention and answer instead of means.
         tokens: how many tokens to compute at once, by default as many as suit the device; changes speed and memory,
             the result only by rounding.
 
     Returns:
-        One row for each intervention, in order: ``units``, ``mode``, ``site``, ``positions``, ``task``, ``answers``,
-        and for each metric its mean over answers, ``…_effect`` (the difference from the model without intervention),
-        ``…_low`` and ``…_high`` (95 % bootstrap interval of the effect). With ``per_answer``, one row for each
-        intervention and answer: the columns of ``task.answers``, and each metric with its ``…_effect``. Provenance is
-        in ``attrs``.
+        One row for each intervention, in order: ``units``, ``mode``, ``site``, ``positions``, ``task``, ``answers``:
+        how many answers it acts on, because their prompts have such a position before the answer ends (and, for
+        ``patch``, a match in the source). Over these, for each metric: its mean, ``…_effect`` (mean difference from the
+        model without intervention), ``…_effect_low`` and ``…_effect_high`` (its 95 % interval), ``…_effect_p`` (of a
+        paired test that there is none) and ``…_effect_q`` (the same, corrected by Benjamini–Hochberg for the rows of
+        the table); NaN where no answer is acted on. Answers of one person, where the task has a column ``person``, are
+        taken together in intervals and tests. With ``per_answer``, one row for each intervention and answer: the
+        columns of ``task.answers``, ``changed`` (whether it acts on this one), and each metric with its ``…_effect``.
+        Provenance is in ``attrs``.
 
     Raises:
         CircuitsError: a unit, site, position or metric does not exist; what a mode or metric needs is missing; a
@@ -534,7 +549,7 @@ def run_interventions(
             does not suffice for one example.
 
     Source:
-        docs/method.md, section 6.
+        docs/method.md, sections 6 and 9.
 
     Example:
         >>> from circuits import Head, Task, load_model
@@ -550,22 +565,7 @@ def run_interventions(
     """
     engine = Engine(model, task, interventions, source, reference, pre, metrics, seed, tokens)
     clean, found = engine.run()
-    answers = engine.task.answers
-    if per_answer:
-        rows = describe(interventions)
-        rows = rows.loc[rows.index.repeat(len(answers))].reset_index(drop=True)
-        repeated = pandas.concat([answers] * len(interventions), ignore_index=True)
-        table = pandas.concat([rows.assign(task=task.name), repeated], axis=1)
-        for name, values in found.items():
-            table[name] = values.ravel()
-            table[f"{name}_effect"] = (values - clean[name]).ravel()
-    else:
-        table = describe(interventions).assign(task=task.name, answers=len(answers))
-        for name, values in found.items():
-            effects = values - clean[name]
-            table[name] = values.mean(1)
-            table[f"{name}_effect"] = effects.mean(1)
-            table[f"{name}_low"], table[f"{name}_high"] = intervals(effects)
+    table = answers_table(engine, clean, found) if per_answer else means_table(engine, clean, found)
     table.attrs = provenance(
         **facts_of(model),
         task=task.provenance,
@@ -573,6 +573,62 @@ def run_interventions(
         arithmetic=str(engine.lean.dtype).removeprefix("torch."),
     )
     return table
+
+
+def answers_table(engine: Engine, clean: dict[str, numpy.ndarray], found: dict[str, numpy.ndarray]) -> pandas.DataFrame:
+    """What `Engine.run` found, one row for each intervention and answer."""
+    answers, count = engine.task.answers, len(engine.interventions)
+    rows = describe(engine.interventions)
+    rows = rows.loc[rows.index.repeat(len(answers))].reset_index(drop=True)
+    repeated = pandas.concat([answers] * count, ignore_index=True)
+    table = pandas.concat([rows.assign(task=engine.task.name), repeated], axis=1)
+    changed = numpy.empty((count, len(answers)), dtype=bool)
+    for (positions, mode), members in engine.groups().items():
+        changed[members] = engine.changed(positions, mode)
+    table["changed"] = changed.ravel()
+    for name, values in found.items():
+        table[name] = values.ravel()
+        table[f"{name}_effect"] = (values - clean[name]).ravel()
+    return table
+
+
+def means_table(engine: Engine, clean: dict[str, numpy.ndarray], found: dict[str, numpy.ndarray]) -> pandas.DataFrame:
+    """What `Engine.run` found, one row for each intervention: means over the answers that it acts on."""
+    answers, count = engine.task.answers, len(engine.interventions)
+    people = answers["person"].to_numpy() if "person" in answers else None
+    numbers = numpy.zeros(count, dtype=int)
+    columns = {
+        f"{name}{ending}": numpy.full(count, numpy.nan)
+        for name in found
+        for ending in ("", "_effect", "_effect_low", "_effect_high", "_effect_p")
+    }
+    for (positions, mode), members in engine.groups().items():
+        changed = engine.changed(positions, mode)
+        numbers[members] = changed.sum()
+        if not changed.any():
+            continue
+        groups = None if people is None else people[changed]
+        for name, values in found.items():
+            chosen = values[members][:, changed]
+            effects = chosen - clean[name][changed]
+            low, high = intervals(effects, groups)
+            measured = (chosen.mean(1), effects.mean(1), low, high, paired_p_values(effects, groups))
+            for ending, column in zip(
+                ("", "_effect", "_effect_low", "_effect_high", "_effect_p"), measured, strict=True
+            ):
+                columns[f"{name}{ending}"][members] = column
+    table = describe(engine.interventions).assign(task=engine.task.name, answers=numbers)
+    for name, column in columns.items():
+        table[name] = column
+        if name.endswith("_effect_p"):
+            table[f"{name[:-2]}_q"] = column
+    return with_corrections(table)
+
+
+def with_corrections(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The table with each ``…_effect_q`` made anew from ``…_effect_p`` over all of its rows."""
+    tested = [name for name in table if name.endswith("_effect_p")]
+    return table.assign(**{f"{name[:-2]}_q": corrected(table[name].to_numpy(), "bh") for name in tested})
 
 
 def describe(interventions: Sequence[Intervention]) -> pandas.DataFrame:

@@ -2,7 +2,8 @@
 
 1. ``plan.json`` says what the sweep is: the plan, the fingerprints of what it names, the library. A sweep that is not
    the same in all of these does not go on in the folder.
-2. ``parts/0003.parquet`` holds the rows of job 3. It takes its name when it is whole and on the disk.
+2. ``parts/0003.parquet`` holds the rows of job 3. It takes its name when it is whole and on the disk. Where the plan
+   keeps answers, ``answers/0003.parquet`` is there before it.
 3. Who runs a job holds its lock, ``.locks/0003``; the operating system takes the lock back when the process ends, also
    by SIGKILL. What such a process left half written goes when the job is taken up again. Locks stay where they are:
    whoever waits for one that is removed could share it with nobody.
@@ -33,6 +34,7 @@ class SweepFolder:
         self.path = Path(path)
         self.plan = self.path / "plan.json"
         self.parts = self.path / "parts"
+        self.answers = self.path / "answers"
         self.table = self.path / "table.parquet"
         self._csv = self.path / "table.csv"
         self._locks = self.path / ".locks"
@@ -87,16 +89,25 @@ class SweepFolder:
             yield False
             return
         try:
-            self._clear(self.parts, self.part(job).name)
+            for folder in (self.parts, self.answers):
+                self._clear(folder, self.part(job).name)
             yield True
         finally:
             lock.release()
 
     def write_part(self, job: Job, rows: pandas.DataFrame) -> None:
         """Keep the rows of a job."""
+        self._write(self.part(job), rows)
+
+    def write_answers(self, job: Job, rows: pandas.DataFrame) -> None:
+        """Keep the rows of a job for each answer; a job is done when its own rows are kept too."""
+        self._write(self.answers / self.part(job).name, rows)
+
+    @staticmethod
+    def _write(path: Path, rows: pandas.DataFrame) -> None:
         rows = rows.copy(deep=False)
         rows.attrs = {}
-        with atomic_file(self.part(job)) as temporary:
+        with atomic_file(path) as temporary:
             rows.to_parquet(temporary, index=False)
 
     def read_part(self, job: Job) -> pandas.DataFrame:

@@ -7,6 +7,7 @@ import pandas
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions import ABLATIONS, run_interventions, single
+from circuits.interventions.engine import with_corrections
 from circuits.metrics import Metric
 from circuits.models import HookedTransformer, shape_of
 from circuits.units import Head
@@ -42,7 +43,8 @@ def sweep_heads(
     Returns:
         One row for each head, mode and task: ``head``, ``layer``, ``index``, ``mode``, ``task``, ``answers``,
         ``exact_match`` and ``log_prob`` (nats, mean over answers) under the ablation, their ``…_effect``: the
-        difference from the model without it, and its 95 % bootstrap interval, ``…_low`` and ``…_high``.
+        difference from the model without it, with its 95 % interval, ``…_effect_low`` and ``…_effect_high``, and
+        ``…_effect_p`` and ``…_effect_q`` as in `circuits.interventions.run_interventions`, corrected for all rows.
 
     Raises:
         CircuitsError: there is no task, no such mode or no such head.
@@ -55,7 +57,7 @@ def sweep_heads(
     chosen = list(shape_of(model).heads()) if heads is None else list(heads)
     plan = [one for mode in ([modes] if isinstance(modes, str) else modes) for one in single(chosen, mode)]
     tables = [run_interventions(model, task, plan, reference=reference or tasks[0], metrics=_METRICS) for task in tasks]
-    together = pandas.concat(tables, ignore_index=True)
+    together = with_corrections(pandas.concat(tables, ignore_index=True))
     together.attrs = tables[0].attrs | {"task": [table.attrs["task"] for table in tables]}
     return _by_head(together)
 

@@ -26,9 +26,9 @@ from circuits.interventions import (
     matching_positions,
     pair_formats,
     pair_people,
-    run_interventions,
     screen_interventions,
 )
+from circuits.interventions.engine import answers_table, means_table
 from circuits.models import HookedTransformer, fingerprint, load_model, shape_of
 from circuits.storage import digest
 from circuits.sweeps.plan import Job, SweepPlan
@@ -139,34 +139,28 @@ class PreparedSweep:
             "arithmetic": str(arithmetic(self.model)).removeprefix("torch."),
         }
 
-    def run(self, job: Job, estimates: pandas.Series | None = None) -> pandas.DataFrame:
-        """The rows of a job.
+    def run(self, job: Job, estimates: pandas.Series | None = None) -> tuple[pandas.DataFrame, pandas.DataFrame | None]:
+        """The rows of a job, and its rows for each answer if the plan keeps them.
 
         Args:
             job: one of the plan's.
             estimates: of all interventions on the job's task, for an exact job after a screen.
         """
-        plan, task = self.plan, self.tasks[job.task]
+        plan, task, source = self.plan, self.tasks[job.task], self.sources[job.task]
         interventions = self.interventions[job.task]
-        settings: dict[str, Any] = {
-            "source": self.sources[job.task],
-            "reference": self.reference,
-            "seed": plan.seed,
-        }
         with _arithmetic(plan.threads):
             if job.stage == "estimate":
-                return screen_interventions(
-                    self.model, task, interventions[job.start : job.stop], metric=plan.screened, **settings
-                )
+                chosen = interventions[job.start : job.stop]
+                options: dict[str, Any] = {"source": source, "reference": self.reference, "seed": plan.seed}
+                return screen_interventions(self.model, task, chosen, metric=plan.screened, **options), None
             if estimates is not None:
                 interventions = [interventions[place] for place in largest(estimates, plan.exact_count(len(estimates)))]
-            return run_interventions(
-                self.model,
-                task,
-                interventions[job.start : job.stop],
-                pre=self.pre,
-                metrics=tuple(plan.metrics),
-                **settings,
+            chosen = interventions[job.start : job.stop]
+            engine = Engine(self.model, task, chosen, source, self.reference, self.pre, tuple(plan.metrics), plan.seed)
+            clean, found = engine.run()
+            return (
+                means_table(engine, clean, found),
+                answers_table(engine, clean, found) if plan.per_answer else None,
             )
 
 

@@ -99,6 +99,7 @@ class SweepPlan:
         screen: ``attribution`` estimates what every intervention does to the log-probability (or the logit difference)
             and computes only the largest exactly.
         verify: the share that is computed exactly after a screen.
+        per_answer: keep what each intervention does to each answer too, for paired comparisons.
         job_size: interventions in a job: so many are lost at most when a process is killed (but all of a task's
             estimates).
 
@@ -130,6 +131,7 @@ class SweepPlan:
     threads: int = 1
     screen: str | None = None
     verify: float = 0.2
+    per_answer: bool = False
     job_size: int = 64
 
     def __post_init__(self) -> None:
@@ -332,6 +334,10 @@ def _read_setting(name: str, value: Any) -> Any:
         if not 0 < _typed(name, value, (int, float), "a share between 0 and 1") <= 1:
             raise CircuitsError(f"verify is {value}: it must be a share above 0, up to 1")
         return float(value)
+    if name == "per_answer":
+        if not isinstance(value, bool):
+            raise CircuitsError(f"per_answer is {value!r}: it must be true or false")
+        return value
     if name == "positions":
         return _typed(name, value, (int, str), "a number, or a name such as all, each or subject")
     if name in _NAME:

@@ -17,6 +17,7 @@ from typing import Any
 import pandas
 
 from circuits.errors import CircuitsError
+from circuits.interventions.engine import with_corrections
 from circuits.progress import bar
 from circuits.storage import git_commit, library_version, read_json
 from circuits.sweeps.executors import EXECUTORS, Executor
@@ -36,7 +37,9 @@ def run_sweep(
 
     Args:
         plan: what to do.
-        out: the sweep's folder: ``plan.json``, ``parts``, and at the end ``table.parquet`` and ``table.csv``.
+        out: the sweep's folder: ``plan.json``, ``parts``, and at the end ``table.parquet`` and ``table.csv``. If the
+            plan has ``per_answer``, the folder ``answers`` too: ``pandas.read_parquet`` reads it as one table, with
+            the columns that `circuits.interventions.run_interventions` has for each answer.
         executor: ``serial``, or ``processes``: several on this machine, each with the plan's models in memory.
         workers: of ``processes``; if not given, as many as the cores have room for with the plan's threads each.
 
@@ -124,7 +127,10 @@ class _Work:
                 raise CircuitsError(f"{self.plan.model} or its data were changed while the sweep ran: start it again")
         with self.folder.claimed(job) as mine:
             if mine and not self.folder.is_done(job):
-                self.folder.write_part(job, self.prepared.run(job, self._estimates(job)))
+                rows, answers = self.prepared.run(job, self._estimates(job))
+                if answers is not None:
+                    self.folder.write_answers(job, answers)
+                self.folder.write_part(job, rows)
         return mine
 
     def _estimates(self, job: Job) -> pandas.Series | None:
@@ -171,7 +177,7 @@ def _table(plan: SweepPlan, jobs: Sequence[Job], folder: SweepFolder) -> pandas.
             rows["estimate"] = estimates["estimate"]
             rows["exact"] = rows.index.isin(places)
         tables.append(rows)
-    return _with_places(pandas.concat(tables, ignore_index=True), plan)
+    return _with_places(with_corrections(pandas.concat(tables, ignore_index=True)), plan)
 
 
 def _with_places(table: pandas.DataFrame, plan: SweepPlan) -> pandas.DataFrame:
@@ -242,6 +248,8 @@ def sweep_state(out: str | Path) -> SweepState:
         table = pandas.read_parquet(folder.table)
     else:
         parts = [folder.read_part(job) for job in done if job.stage == "exact"]
-        table = _with_places(pandas.concat(parts, ignore_index=True), plan) if parts else pandas.DataFrame()
+        table = pandas.DataFrame()
+        if parts:
+            table = _with_places(with_corrections(pandas.concat(parts, ignore_index=True)), plan)
     facts = {name: value for name, value in record.items() if name not in ("plan", "interventions")}
     return SweepState(plan, facts, len(jobs), len(done), sum(record["interventions"].values()), table)

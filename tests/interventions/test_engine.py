@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from circuits.datasets import Role, Task
+from circuits.datasets import DatasetSettings, Role, Task, make_dataset
 from circuits.errors import CircuitsError
 from circuits.interventions import (
     Intervention,
@@ -26,6 +26,7 @@ from circuits.interventions.forward import CleanRun
 from circuits.interventions.memory import arithmetic
 from circuits.metrics import evaluate
 from circuits.models import load_model
+from circuits.statistics import paired
 from circuits.units import Component, Head, KVGroup, Neuron
 from tests.conftest import lively
 
@@ -433,17 +434,79 @@ def test_metrics_equal_their_definitions(model, tasks):
         assert row["kl_effect"] == pytest.approx(row["kl"], abs=1e-5)
 
 
-def test_effects_have_bootstrap_intervals(model, questions):
-    plan = single([Head(1, 1), Head(2, 2)])
-    table = run_interventions(model, questions, plan, metrics=["log_prob"], seed=5)
-    answers = run_interventions(model, questions, plan, metrics=["log_prob"], per_answer=True)
-    for row, units in enumerate(["L1H1", "L2H2"]):
-        effects = answers[answers["units"] == units]["log_prob_effect"].to_numpy()
-        assert table["log_prob_effect"][row] == pytest.approx(effects.mean())
-        draws = numpy.random.default_rng(0).choice(effects, (4000, len(effects))).mean(1)
-        low, high = numpy.quantile(draws, [0.025, 0.975])
-        assert table["log_prob_low"][row] == pytest.approx(low, abs=0.2 * (high - low))
-        assert table["log_prob_high"][row] == pytest.approx(high, abs=0.2 * (high - low))
+def test_effects_have_the_intervals_and_tests_of_their_people(model, tasks):
+    task = tasks["qa_ood"].select(range(24))
+    assert task.answers["person"].nunique() < len(task.answers)
+    plan = single([Head(1, 1), Head(2, 2), Head(3, 0)])
+    table = run_interventions(model, task, plan, metrics=["log_prob", "first_token"])
+    answers = run_interventions(model, task, plan, metrics=["log_prob", "first_token"], per_answer=True)
+    clean = evaluate(model, task)
+    assert answers["changed"].all()
+    for metric in ("log_prob", "first_token"):
+        for row, units in enumerate(["L1H1", "L2H2", "L3H0"]):
+            own = answers[answers["units"] == units]
+            before = (own[metric] - own[f"{metric}_effect"]).to_numpy()
+            assert before == pytest.approx(clean[metric].to_numpy(dtype=float), abs=1e-4)
+            alone = paired(own[metric].tolist(), before, own["person"].tolist())
+            found = [table[f"{metric}_effect{ending}"][row] for ending in ("", "_low", "_high", "_p")]
+            assert found == pytest.approx([alone.difference, alone.low, alone.high, alone.p_value], abs=1e-6)
+        p, q = (table[f"{metric}_effect_{name}"].to_numpy() for name in "pq")
+        order = numpy.argsort(p)
+        by_hand = [min(min(p[order[j]] * 3 / (j + 1) for j in range(i, 3)), 1) for i in range(3)]
+        assert q[order] == pytest.approx(by_hand)
+
+
+@pytest.fixture
+def unequal(tasks) -> Task:
+    """Questions of several lengths, so that late positions are in few of them."""
+    task = tasks["qa_ood"]
+    starts = task.answers["start"].to_numpy()
+    chosen = [int(numpy.flatnonzero(starts == start)[0]) for start in numpy.unique(starts)]
+    assert len(chosen) > 2
+    return task.select([*chosen, *[place for place in range(6) if place not in chosen]])
+
+
+def test_an_effect_at_a_position_is_the_mean_over_the_prompts_that_have_it(model, unequal):
+    longest = int(unequal.answers["end"].max())
+    plan = [Intervention((Component(1, "resid_post"),), positions=position) for position in range(longest - 1)]
+    clean = by_hand(model, unequal, Intervention((Head(0, 0),), positions=longest))
+    counts, means = [], []
+    for one in plan:
+        changed = by_hand(model, unequal, one) - clean
+        acted = [row for row, end in enumerate(unequal.answers["end"]) if one.positions < end - 1]
+        counts.append(len(acted))
+        means.append(sum(changed[row] for row in acted) / len(acted))
+    assert min(counts) < max(counts) == len(unequal)
+    table = run_interventions(model, unequal, plan, metrics=["log_prob"])
+    assert table["answers"].tolist() == counts
+    assert table["log_prob_effect"].tolist() == pytest.approx(means, abs=1e-4)
+    ranked = table["log_prob_effect"].abs().sort_values(ascending=False, kind="stable").index.tolist()
+    assert ranked == sorted(range(len(plan)), key=lambda place: -abs(means[place]))
+    answers = run_interventions(model, unequal, plan, metrics=["log_prob"], per_answer=True)
+    assert answers.groupby("positions", sort=False)["changed"].sum().tolist() == counts
+    assert (answers.loc[~answers["changed"], "log_prob_effect"] == 0).all()
+    screened = screen_interventions(model, unequal, plan)
+    assert screened["answers"].tolist() == counts
+    for row in (0, len(plan) - 1):
+        having = [place for place, end in enumerate(unequal.answers["end"]) if row < end - 1]
+        alone = screen_interventions(model, unequal.select(having), [plan[row]])["estimate"][0]
+        assert screened["estimate"][row] == pytest.approx(alone, abs=1e-4)
+
+
+def test_only_answers_behind_a_position_count_and_patches_need_a_match(model, tasks, tmp_path, tokenizer):
+    dataset = make_dataset(tmp_path / "facts", DatasetSettings(people=3, row="biography"))
+    biographies = Task.from_dataset(dataset, "bio", tokenizer).select([0, 1])
+    middle = int(biographies.answers["start"].median())
+    table = run_interventions(model, biographies, [Intervention((Head(1, 1),), positions=middle)])
+    assert table["answers"][0] == sum(middle < end - 1 for end in biographies.answers["end"])
+    target = tasks["qa_ood"].select([0, 3, 7])
+    source = pair_formats(target, tasks["bio"])
+    matched = set(map(tuple, matching_positions(source, target)[:, [0, 2]].tolist()))
+    places_ = sorted({place for _, place in matched})
+    plan = [Intervention((Head(1, 2),), "patch", positions=place) for place in places_]
+    found = run_interventions(model, target, plan, source=source)["answers"].tolist()
+    assert found == [sum((example, place) in matched for example in range(3)) for place in places_]
+    assert min(found) < 3
 
 
 def test_half_precision_follows_float32(huggingface, tokenizer, questions):

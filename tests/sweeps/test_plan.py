@@ -46,6 +46,7 @@ def test_a_plan_in_yaml_in_toml_and_in_python_is_the_same(tmp_path):
         ("model: m\nseed: 0.5\n", "seed is 0.5: it must be a whole number of 0 or more"),
         ("model: m\nverify: 0\n", "verify is 0: it must be a share above 0, up to 1"),
         ("model: m\nverify: all\n", "verify is 'all': it must be a share between 0 and 1"),
+        ("model: m\nper_answer: 3\n", "per_answer is 3: it must be true or false"),
         ("model: m\ndtype: float8\n", "dtype has no choice 'float8': choose from float32"),
         ("model: m\ntogether: triples\n", "together has no choice 'triples': choose from single, pairs, cumulative"),
         ("model: m\nscreen: banana\n", "screen has no choice 'banana': choose from attribution"),

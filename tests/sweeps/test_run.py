@@ -5,6 +5,7 @@ import shutil
 import pandas
 import pytest
 import torch
+from scipy.stats import false_discovery_control
 
 from circuits.datasets import DatasetSettings, Task, make_dataset
 from circuits.errors import CircuitsError
@@ -224,3 +225,27 @@ def test_the_state_of_a_sweep_that_is_under_way(plan_of, tmp_path):
         sweep_state(tmp_path)
     with pytest.raises(CircuitsError, match="holds something that is no sweep"):
         run_sweep(plan_of(), tmp_path)
+
+
+def test_answers_are_kept_for_comparisons_and_all_rows_are_corrected_together(places, plan_of, tmp_path):
+    plan = plan_of(units=["L0H0", "L1H2", "L2H1"], modes=["zero", "mean"], per_answer=True, job_size=2)
+    table = run_sweep(plan, tmp_path / "serial")
+    answers = pandas.read_parquet(tmp_path / "serial" / "answers")
+    assert len(answers) == 6 * 6
+    means = answers.groupby(["mode", "units"])["log_prob_effect"].mean()
+    for row in table.itertuples():
+        assert means[row.mode, row.units] == pytest.approx(row.log_prob_effect)
+        own = answers[(answers["mode"] == row.mode) & (answers["units"] == row.units)]
+        assert row.answers == own["changed"].sum() == 6
+    expected = false_discovery_control(table["log_prob_effect_p"])
+    assert table["log_prob_effect_q"].tolist() == pytest.approx(expected.tolist())
+    # interrupted between the two files of a job, and by other processes: the same to the byte
+    whole = contents(tmp_path / "serial")
+    for name in ("parts/0001.parquet", "table.parquet", "table.csv"):
+        (tmp_path / "serial" / name).unlink()
+    run_sweep(plan, tmp_path / "serial")
+    run_sweep(plan, tmp_path / "processes", executor="processes", workers=2)
+    assert contents(tmp_path / "serial") == whole
+    assert {name: value for name, value in contents(tmp_path / "processes").items() if "plan" not in name} == {
+        name: value for name, value in whole.items() if "plan" not in name
+    }
