@@ -14,6 +14,7 @@ from circuits.statistics import mean_interval
 #: What rankings are called in figures.
 RANKING_LABELS = {
     "shared_size": "Shared Size",
+    "shared_size_per_tensor": "Shared Size, per tensor",
     "bio_trace": "BIO trace",
     "qa_trace": "QA trace",
     "change": "change of weights",
@@ -24,6 +25,7 @@ RANKING_LABELS = {
 }
 _COLOURS = {
     "shared_size": "#d62728",
+    "shared_size_per_tensor": "#e377c2",
     "bio_trace": "#17becf",
     "qa_trace": "#2ca02c",
     "change": "#1f77b4",

@@ -313,6 +313,40 @@ def curve_means(answers: pandas.DataFrame) -> pandas.DataFrame:
     return scores.groupby(keys, sort=False, as_index=False).mean()
 
 
+def curve_areas(answers: pandas.DataFrame) -> pandas.DataFrame:
+    """The area under the curve of each answer: one number for each, by which two rankings are compared in pairs.
+
+    Args:
+        answers: from `sufficient_curve` or `critical_curve` with ``per_answer``, or several of them joined.
+
+    Returns:
+        One row for each ``condition``, ``metric``, ``draw``, ``task`` and answer: what names it, and ``area``. The mean
+        over answers is the area under the curve of the means, `curve_summary`'s ``auc``.
+
+    Raises:
+        CircuitsError: the curves have a single point.
+
+    Source:
+        docs/method.md, sections 5 and 9.
+
+    Example:
+        >>> answers = pandas.DataFrame({"condition": "sufficient", "metric": "change", "draw": 0, "n": [0, 1, 2] * 2,
+        ...                             "task": "qa", "example": [0, 0, 0, 1, 1, 1], "person": [0, 0, 0, 1, 1, 1],
+        ...                             "attribute": "city", "exact_match": [False, True, True, False, False, True]})
+        >>> curve_areas(answers)[["example", "area"]].values.tolist()
+        [[0.0, 0.75], [1.0, 0.25]]
+    """
+    keys = [name for name in _POINT if name in answers and name not in ("n", "groups", "fraction")]
+    wide = answers.pivot(
+        index=[*keys, *(name for name in NAMES_OF_ANSWERS if name in answers)], columns="n", values="exact_match"
+    )
+    counts = wide.columns.to_numpy(float)
+    if len(counts) < 2:
+        raise CircuitsError("the curves have a single point: measure two counts or more")
+    areas = trapezoid(wide.to_numpy(float), (counts - counts[0]) / (counts[-1] - counts[0]), axis=1)
+    return wide.index.to_frame(index=False).assign(area=areas)
+
+
 def _counted_twice(model: HookedTransformer) -> tuple[str, ...]:
     return TIED[1:] if model.checkpoint.config.tie_word_embeddings else ()
 
