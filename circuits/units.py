@@ -23,7 +23,7 @@ def _count_from_0(unit: Any, name: str, noun: str) -> None:
     value = getattr(unit, name)
     if type(value) is int and value >= 0:  # models have tens of thousands of neurons: this must be quick
         return
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
         raise CircuitsError(f"a {noun} has no {name} {value!r}: give a whole number from 0 on")
     object.__setattr__(unit, name, int(value))
 

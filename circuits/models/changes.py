@@ -20,9 +20,9 @@ from transformers import PreTrainedConfig
 
 from circuits.errors import CircuitsError
 from circuits.models.architectures import ParameterSource, architecture_of
+from circuits.models.fingerprints import fingerprint_of
 from circuits.models.folder import is_adapter, weights_of
 from circuits.models.huggingface import has_tokenizer, load_config, load_huggingface, load_tokenizer, model_folder
-from circuits.models.loading import fingerprint_of
 from circuits.units import TIED, Head, KVGroup, Neuron, component_of, layer_of, layout_of
 
 KINDS: tuple[str, ...] = ("model", "layer", "component", *(kind.NOUN for kind in (Head, KVGroup, Neuron)))
@@ -92,7 +92,7 @@ def difference(base: str | Path, tuned: str | Path) -> pandas.DataFrame:
     _check_sizes([str(base), str(tuned)], configs)
     before, after = (_Parameters(Path(folder), config) for folder, config in zip((base, tuned), configs, strict=True))
     _check_words(base, tuned)
-    sums: dict[tuple[Any, ...], Tensor] = {}
+    sums: dict[tuple[str, int | None, str | None], Tensor] = {}
     for name in before:
         if name == TIED[1] and before.tied and after.tied:
             continue

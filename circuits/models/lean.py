@@ -188,8 +188,8 @@ class LeanModel:
         for layer in self.layers:
             normed = layer.norm1(x)
             q, k = (self.rotate(self.heads(weight(normed)), angles) for weight in (layer.q, layer.k))
-            heads = (part.transpose(1, 2) for part in (q, k, self.heads(layer.v(normed))))
-            z = functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
+            q, k, v = (part.transpose(1, 2) for part in (q, k, self.heads(layer.v(normed))))
+            z = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
             middle = x + layer.o(z.transpose(1, 2).flatten(2))
             x = middle + layer.down(layer.hidden(layer.norm2(x if self.parallel else middle)))
             streams.append(x)
