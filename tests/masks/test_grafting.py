@@ -250,7 +250,7 @@ def test_a_grafted_model_is_an_ordinary_checkpoint(models, task, tmp_path):
     table = ablate_mask(loaded, own, [task], pre, draws=1)
     with torch.no_grad():
         assert torch.equal(loaded(task.tokens), logits)
-    assert set(table["condition"]) == {"none", "shared", "shared_thinned", "random"}
+    assert set(table["condition"]) == {"none", "shared", "random"}
     expected = evaluate(pre, task)["log_prob"].mean()
     assert table[table["condition"] == "shared"]["log_prob"].iloc[0] == pytest.approx(expected, abs=1e-6)
 

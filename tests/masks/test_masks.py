@@ -147,7 +147,8 @@ def test_the_curve_holds_what_sharing_says_at_each_fraction(traces):
     assert curve["fraction"].tolist() == [0.001, 0.2]
     for row in curve.to_dict("records"):
         fraction = row.pop("fraction")
-        assert row == sharing(traces, fraction, draws=2, seed=1)
+        # where nothing is shared in neurons there is no Gini over them
+        assert row == pytest.approx(sharing(traces, fraction, draws=2, seed=1), rel=0, abs=0, nan_ok=True)
     assert (FRACTIONS[0], FRACTIONS[-1], len(FRACTIONS)) == (1e-4, 0.2, 14)
 
 
@@ -270,9 +271,19 @@ def test_random_masks_match_every_tensor(mask, draw):
     assert ((drawn[0] & few).size == 0) == (draw == "random")
 
 
-def test_a_control_lies_outside_the_mask_which_is_thinned_to_what_fits(mask):
+@pytest.fixture
+def crowded(mask):
+    """A mask that, as in the study, fills most of a tensor."""
+    masks = dict(mask.masks.items())
+    values = masks["blocks.1.attn.W_O"].view(-1)
+    values[: 7 * len(values) // 10] = True
+    return ParameterMask(masks, mask.model)
+
+
+def test_a_control_lies_outside_the_mask_which_is_thinned_to_what_fits(crowded):
+    mask = crowded
     full = [name for name, packed in mask.packed.items() if 2 * packed.count > packed.total]
-    assert full  # as in the study, most of the set lies in a tensor or two
+    assert "blocks.1.attn.W_O" in full
     thinned, control = mask.control(3)
     for name, entries in mask.masks.items():
         room = int((~entries).sum())
@@ -488,7 +499,8 @@ def test_a_graft_of_everything_is_the_fine_tuned_model_and_of_nothing_the_old_on
     assert equal(state(pre), before)
 
 
-def test_reverting_equals_changing_a_copy_by_hand(mask, model, pre, tasks):
+def test_reverting_equals_changing_a_copy_by_hand(crowded, model, pre, tasks):
+    mask = crowded
     task = tasks["qa_id"]
     by_hand = copy.deepcopy(model)
     with torch.no_grad():
@@ -511,7 +523,8 @@ def test_reverting_equals_changing_a_copy_by_hand(mask, model, pre, tasks):
     assert sizes["overlap"].to_dict() == {"none": 0, "shared": mask.size, "shared_thinned": thinned, "random": 0}
 
 
-def test_an_ablation_beside_its_random_draws(mask, model, pre, tasks):
+def test_an_ablation_beside_its_random_draws(crowded, model, pre, tasks):
+    mask = crowded
     table = ablate_mask(model, mask, [tasks["qa_id"], tasks["bio"]], pre, "zero", draws=3)
     summary = ablation_summary(table).set_index("task")
     for task in ("qa_id", "bio"):
@@ -536,7 +549,8 @@ def test_an_interval_of_random_drops_holds_nothing_that_no_accuracy_could_be():
     assert row.thinned_drop == row.drop
 
 
-def test_every_answer_of_an_ablation_is_kept(mask, model, pre, tasks):
+def test_every_answer_of_an_ablation_is_kept(crowded, model, pre, tasks):
+    mask = crowded
     chosen = [tasks["qa_id"].select(range(5)), tasks["bio"].select(range(3))]
     answers = ablate_mask(model, mask, chosen, pre, draws=2, per_answer=True)
     table = ablate_mask(model, mask, chosen, pre, draws=2)
@@ -553,8 +567,8 @@ def test_every_answer_of_an_ablation_is_kept(mask, model, pre, tasks):
 
 
 def test_the_random_gini_is_that_of_sets_drawn_from_all_that_units_own(traces, model):
-    shared = shared_parameters(traces, 0.01)
-    report = sharing(traces, 0.01, draws=8)
+    shared = shared_parameters(traces, 0.05)
+    report = sharing(traces, 0.05, draws=8)
     generator = numpy.random.default_rng(1)
     for kind, prefix in ((Head, ""), (Neuron, "neuron_")):
         names = [name for name in shared.masks if ("attn" in name) == (kind is Head) and "b_O" not in name]

@@ -220,10 +220,13 @@ def test_counts_are_dense_first_and_end_at_all():
 
 
 def test_an_accuracy_of_just_enough_answers_is_enough():
-    # 19 of 20 answers are 95 % of 20, whatever floats make of it: 0.95 * 0.6 is more than 0.57
-    assert 0.57 < 0.95 * 0.6
-    (row,) = curve_summary(made_up("sufficient", [0.0, 0.1, 0.57, 0.6, 0.6]).assign(fine_tuned=0.6)).itertuples()
+    # 19 is 95 % of 20, whatever floats make of it
+    enough, whole = 19 / 53, 20 / 53
+    assert enough < 0.95 * whole
+    curve = made_up("sufficient", [0.0, 0.1 * whole, enough, whole, whole]).assign(fine_tuned=whole)
+    (row,) = curve_summary(curve).itertuples()
     assert row.n95 == 2
+    # and three of six answers are not less than half
     half = math.nextafter(0.3, 0)
     (row,) = curve_summary(made_up("revert", [0.6, half, 0.2, 0.0, 0.0]).assign(fine_tuned=0.6)).itertuples()
     assert row.n50 == 2
