@@ -156,7 +156,8 @@ def paired_p_values(
             least = numpy.abs(part.sum(1, keepdims=True)) - 1e-9 * numpy.abs(part).sum(1, keepdims=True)
             found[start : start + _PART] = (numpy.abs(part @ signs) >= least).sum(1)
         found = (found + seen) / (signs.shape[1] + seen)
-    return found.reshape(numpy.shape(differences)[:-1])
+    shaped: numpy.ndarray = found.reshape(numpy.shape(differences)[:-1])
+    return shaped
 
 
 def paired(
@@ -265,7 +266,7 @@ def answers_needed(
     if not (difference and spread > 0 and math.isfinite(difference)):
         return None
     reach = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))
-    return max(2, math.ceil(reach**2 * spread / difference**2))
+    return int(max(2, math.ceil(reach**2 * spread / difference**2)))
 
 
 def _differences(one: Any, other: Any) -> numpy.ndarray:
@@ -274,7 +275,8 @@ def _differences(one: Any, other: Any) -> numpy.ndarray:
         raise CircuitsError(
             f"pairs are of the same answers: one side has {first.shape[-1:]} and the other {second.shape[-1:]}"
         )
-    return first - second
+    taken: numpy.ndarray = first - second
+    return taken
 
 
 def _checked(values: Any, groups: Groups | None) -> tuple[numpy.ndarray, numpy.ndarray | None]:
