@@ -43,6 +43,7 @@ check: $(READY)
 bench: $(READY)
 	@$(BIN)/python -m benchmarks.trace
 	@$(BIN)/python -m benchmarks.sweep
+	@$(BIN)/python -m benchmarks.load
 
 notebooks: study
 	@$(BIN)/jupyter-execute --inplace notebooks/*.ipynb

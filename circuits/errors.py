@@ -1,4 +1,4 @@
-"""The one exception that bad input raises."""
+"""The one exception that bad input raises, and the one warning."""
 
 
 class CircuitsError(ValueError):
@@ -12,3 +12,7 @@ class CircuitsError(ValueError):
         Traceback (most recent call last):
         circuits.errors.CircuitsError: 'banana' is not a head: write layer and head as in L21H17
     """
+
+
+class CircuitsWarning(UserWarning):
+    """What was asked for is done, but may not mean what it seems to: one sentence says why."""

@@ -29,7 +29,10 @@ class AnswerTokens:
         owner: the row of ``task.answers`` each belongs to.
         answers: how many answers there are.
         first: whether it is the first of its answer.
-        foils: for each answer, the first token of the source's answer, that `logit_diff` compares with.
+        foils: for each answer, what the source's answer has at the first token where the two differ: `logit_diff`
+            compares with it.
+        foil_places: which of the answer tokens stands at that place.
+        alike: the text of an answer that its foil nowhere differs from as far as both go; None if there is none.
         foil_tokens: the source's answers token by token, if each has as many tokens as the answer it is paired with.
         clean: log-probabilities without intervention, that `kl` compares with.
     """
@@ -39,6 +42,8 @@ class AnswerTokens:
     answers: int
     first: Bool[Tensor, " answer_token"]
     foils: Int[Tensor, " answer"] | None = None
+    foil_places: Int[Tensor, " answer"] | None = None
+    alike: str | None = None
     foil_tokens: Int[Tensor, " answer_token"] | None = None
     clean: Float[Tensor, "answer_token d_vocab"] | None = None
 
@@ -49,14 +54,24 @@ class AnswerTokens:
         owner = _owners(task)
         first = torch.ones(len(owner), dtype=torch.bool)
         first[1:] = owner[1:] != owner[:-1]
-        foils = foil_tokens = None
+        foils = places = foil_tokens = alike = None
         if source is not None and len(source.answers) == len(task.answers):
-            found = source.answers
-            foils = source.tokens[found["example"].to_numpy(copy=True), found["start"].to_numpy(copy=True)].to(device)
+            foils, places, alike = _foils(task, source)
+            foils, places = foils.to(device), places.to(device)
             if torch.equal(_owners(source), owner):
                 foil_tokens = source.tokens[source.answer_mask].to(device)
         targets = task.tokens[where[:, 0], where[:, 1]]
-        return cls(targets.to(device), owner.to(device), len(task.answers), first.to(device), foils, foil_tokens)
+        return cls(
+            targets.to(device), owner.to(device), len(task.answers), first.to(device), foils, places, alike, foil_tokens
+        )
+
+    def check_foils(self) -> None:
+        """Raise a `CircuitsError` if a foil nowhere differs from its answer."""
+        if self.alike is not None:
+            raise CircuitsError(
+                f"logit_diff cannot tell the answer {self.alike!r} from its foil, which has the same tokens as far as "
+                "both go: give a source with another answer"
+            )
 
     def total(self, values: Float[Tensor, "... answer_token"]) -> Float[Tensor, "... answer"]:
         """Sums over each answer's tokens, in double precision."""
@@ -91,18 +106,19 @@ def log_prob(logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerTok
 
 
 def logit_diff(logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerTokens) -> Float[Tensor, "... answer"]:
-    """Logit of the answer's first token less that of the foil's.
+    """Logit of the answer's token less that of the foil's, at the first token where the two differ.
+
+    There both are predicted after the same tokens: mostly the first, and for "New York" and "New Delhi" the second.
 
     Raises:
-        CircuitsError: there are no foils.
+        CircuitsError: there are no foils, or one is the answer itself, the beginning of it or a continuation.
     """
-    if known.foils is None:
+    if known.foils is None or known.foil_places is None:
         raise CircuitsError("the metric logit_diff needs a foil for each answer: give a source with other answers")
-    firsts = logits[..., known.first, :].float()
-    return (
-        firsts.gather(-1, known.targets[known.first].expand(firsts.shape[:-1])[..., None])
-        - firsts.gather(-1, known.foils.expand(firsts.shape[:-1])[..., None])
-    )[..., 0].double()
+    known.check_foils()
+    told = logits[..., known.foil_places, :].float()
+    answers = known.chosen(told, known.targets[known.foil_places])
+    return (answers - known.chosen(told, known.foils)).double()
 
 
 def source_exact_match(
@@ -184,6 +200,22 @@ def answer_scores(logits: Float[Tensor, "answer_token d_vocab"], task: Task) -> 
         "first_token": first_token(logits, known).bool().cpu(),
         "log_prob": log_prob(logits, known).cpu(),
     }
+
+
+def _foils(task: Task, source: Task) -> tuple[Int[Tensor, " answer"], Int[Tensor, " answer"], str | None]:
+    """For each answer the foil's token where the two first differ, and which answer token that is; an answer alike."""
+    foils, places, alike, begun = [], [], None, 0
+    for ours, theirs in zip(task.answers.itertuples(), source.answers.itertuples(), strict=True):
+        own = task.tokens[ours.example, ours.start : ours.end].tolist()
+        other = source.tokens[theirs.example, theirs.start : theirs.end].tolist()
+        both = enumerate(zip(own, other, strict=False))
+        place = next((place for place, (one, two) in both if one != two), None)
+        if place is None and alike is None:
+            alike = task.texts[ours.example] if getattr(ours, "value", None) is None else str(ours.value)
+        foils.append(other[place or 0])
+        places.append(begun + (place or 0))
+        begun += len(own)
+    return torch.tensor(foils), torch.tensor(places), alike
 
 
 def _owners(task: Task) -> Int[Tensor, " answer_token"]:

@@ -266,8 +266,7 @@ def answers_needed(
     if not (difference and spread > 0 and math.isfinite(difference)):
         return None
     reach = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))
-    needed: int = math.ceil(reach**2 * spread / difference**2)
-    return max(2, needed)
+    return int(max(2, math.ceil(reach**2 * spread / difference**2)))
 
 
 def _differences(one: Any, other: Any) -> numpy.ndarray:
@@ -276,8 +275,8 @@ def _differences(one: Any, other: Any) -> numpy.ndarray:
         raise CircuitsError(
             f"pairs are of the same answers: one side has {first.shape[-1:]} and the other {second.shape[-1:]}"
         )
-    found: numpy.ndarray = first - second
-    return found
+    taken: numpy.ndarray = first - second
+    return taken
 
 
 def _checked(values: Any, groups: Groups | None) -> tuple[numpy.ndarray, numpy.ndarray | None]:

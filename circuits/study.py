@@ -46,10 +46,12 @@ from circuits.figures import (
 from circuits.interventions import ABLATIONS, pair_formats, pair_people
 from circuits.masks import (
     FRACTIONS,
+    SCOPES,
     SCORES,
     Graft,
     ParameterMask,
     ablate_mask,
+    ablation_means,
     graft,
     graft_by_score,
     shared_parameters,
@@ -66,13 +68,15 @@ from circuits.rankings import (
     agreement,
     attention_scores,
     critical_curve,
+    curve_areas,
+    curve_means,
     curve_summary,
     default_counts,
     rank_units,
     read_head,
     sufficient_curve,
 )
-from circuits.statistics import mean_interval
+from circuits.statistics import intervals, mean_interval
 from circuits.storage import check_ending, flatten, provenance, read_json, write_json, write_table
 from circuits.sweeps import sweep_heads, sweep_patches
 from circuits.tracing import GradientTrace, trace_gradients
@@ -110,8 +114,8 @@ class StudySettings:
         evaluate_every: steps of training between points of its curves and between saved states.
         evaluate_examples: examples of each split that whole models are scored on; all if not given.
         fractions: the k of the sharing curve.
-        rank_halvings: curves over more than 32 units are measured at so many halvings of all of them; at every
-            doubling from 16 if not given.
+        rank_halvings: curves over more than 32 units are measured at every tenth of them, and below the first at so
+            many halvings of all of them; at every doubling from 1 if not given.
         sweep_modes: how every head is ablated alone.
     """
 
@@ -193,6 +197,8 @@ def run_study(
     """
     study = _Study(Path(out), settings or StudySettings())
     study.claim()
+    if (study.out / "steps" / "evaluate.json").is_file():
+        study.check_answers()
     for name, step in study.steps().items():
         done = study.out / "steps" / f"{name}.json"
         if done.is_file():
@@ -260,6 +266,14 @@ class _Study:
                     f"{self.out} holds a study with {name} {before}, not {value}: choose another folder or delete it"
                 )
 
+    def check_answers(self) -> None:
+        """Refuse what an earlier version evaluated: it kept no answers to compare models by."""
+        if not (self.tables / "answers.parquet").is_file():
+            raise CircuitsError(
+                f"{self.out} was evaluated by an earlier version, which kept no answers: delete all of its steps but "
+                "data.json and train.json, and run the study again"
+            )
+
     # what the steps share
 
     @property
@@ -288,8 +302,11 @@ class _Study:
     def traces(self, name: str) -> list[GradientTrace]:
         return [GradientTrace.load(self.out / "traces" / name / f"{split}.safetensors") for split in _TRACED]
 
-    def mask(self, name: str) -> ParameterMask:
-        return ParameterMask.load(self.out / "masks" / f"{name}.safetensors")
+    def mask_file(self, name: str, scope: str) -> Path:
+        return self.out / "masks" / f"{name}{'' if scope == 'global' else f'-{scope}'}.safetensors"
+
+    def mask(self, name: str, scope: str = "global") -> ParameterMask:
+        return ParameterMask.load(self.mask_file(name, scope))
 
     def table(self, name: str) -> pandas.DataFrame:
         return pandas.read_parquet(self.tables / f"{name}.parquet")
@@ -329,16 +346,18 @@ class _Study:
 
     def evaluate(self) -> None:
         """Score every model on every split."""
-        rows = [{"model": name, **scores} for name in _EVALUATED for scores in self.scores(self.model(name))]
-        self.write("accuracy", pandas.DataFrame(rows))
+        answers = [self.answers(self.model(name)).assign(model=name) for name in _EVALUATED]
+        table = pandas.concat(answers, ignore_index=True)
+        self.write("answers", table)
+        self.write("accuracy", _accuracies(table, ["model"]))
 
-    def scores(self, model: HookedTransformer) -> list[dict[str, Any]]:
-        """The mean of each metric on each split."""
-        rows = []
-        for split in self.tasks:
-            scores = evaluate(model, self.sample(split, self.settings.evaluate_examples))
-            rows.append({"split": split, "answers": len(scores), **scores[list(METRICS)].mean().astype(float)})
-        return rows
+    def answers(self, model: HookedTransformer) -> pandas.DataFrame:
+        """Every answer on every split, so that models can be compared question by question."""
+        tables = [
+            evaluate(model, self.sample(split, self.settings.evaluate_examples)).assign(split=split)
+            for split in self.tasks
+        ]
+        return pandas.concat(tables, ignore_index=True)[["split", "example", "person", "attribute", *METRICS]]
 
     def trace(self) -> None:
         """Trace the gradients of both tasks."""
@@ -350,16 +369,17 @@ class _Study:
     def share(self) -> None:
         """Find the shared parameters."""
         reports, curves, heads, neurons, hooked = [], [], [], [], []
+        fraction, draws, seed = self.settings.fraction, self.settings.draws, self.settings.seed
         for name in _COMPARED:
             traces = self.traces(name)
-            mask = shared_parameters(traces, self.settings.fraction)
-            mask.save(self.out / "masks" / f"{name}.safetensors")
-            report = sharing(traces, self.settings.fraction, self.settings.draws, self.settings.seed)
-            reports.append({"model": name, **report})
-            curve = sharing_curve(traces, self.settings.fractions, self.settings.draws, self.settings.seed)
-            curves.append(curve.assign(model=name))
-            heads.append(shared_size(mask, Head).assign(model=name))
-            neurons.append(shared_size(mask, Neuron).assign(model=name))
+            for scope in SCOPES:
+                of = {"model": name, "scope": scope}
+                mask = shared_parameters(traces, fraction, scope)
+                mask.save(self.mask_file(name, scope))
+                reports.append(of | sharing(traces, fraction, draws, seed, scope))
+                curves.append(sharing_curve(traces, self.settings.fractions, draws, seed, scope).assign(**of))
+                heads.append(shared_size(mask, Head).assign(**of))
+                neurons.append(shared_size(mask, Neuron).assign(**of))
             hooked += [trace.units(Head).assign(model=name, task=trace.task) for trace in traces]
         self.write("shared", pandas.DataFrame(reports))
         self.write("sharing_curve", pandas.concat(curves, ignore_index=True))
@@ -369,13 +389,17 @@ class _Study:
 
     def ablate(self) -> None:
         """Revert the shared parameters to their values before training, and random ones."""
-        tables = []
+        tables, answers = [], []
         tasks = [self.sample(split, self.settings.trace_examples) for split in _SCORED]
+        draws, seed = self.settings.draws, self.settings.seed
         for name in _COMPARED:
-            mask, pre = self.mask(name), self.model("pre")
-            table = ablate_mask(self.model(name), mask, tasks, pre, "revert", self.settings.draws, self.settings.seed)
-            tables.append(table.assign(model=name))
+            for scope in SCOPES:
+                model, mask, pre = self.model(name), self.mask(name, scope), self.model("pre")
+                each = ablate_mask(model, mask, tasks, pre, "revert", draws, seed, per_answer=True)
+                tables.append(ablation_means(each).assign(model=name, scope=scope))
+                answers.append(each.assign(model=name, scope=scope))
         self.write("ablation", pandas.concat(tables, ignore_index=True))
+        self.write("ablation_answers", pandas.concat(answers, ignore_index=True))
 
     def graft(self) -> None:
         """Find the fewest fine-tuned parameters that keep QA-ID."""
@@ -392,14 +416,15 @@ class _Study:
                 found.save(self.out / "grafts" / name / score)
                 curves.append(found.curve.assign(model=name))
                 with graft(pre, found.mask, fine_tuned):
-                    grafted += [
-                        {"model": name, "score": score, "size": found.size, "fraction": found.fraction, **scores}
-                        for scores in self.scores(pre)
-                    ]
+                    of = {"model": name, "score": score, "size": found.size, "fraction": found.fraction}
+                    grafted.append(self.answers(pre).assign(**of))
         columns = ["model", "score", "size", "fraction", "exact_match", "log_prob", "chosen"]
         self.write("grafts", pandas.concat(curves)[columns] if curves else pandas.DataFrame(columns=columns))
-        columns = ["model", "score", "size", "fraction", "split", "answers", "exact_match", "first_token", "log_prob"]
-        self.write("grafted", pandas.DataFrame(grafted, columns=columns))
+        keys = ["model", "score", "size", "fraction"]
+        columns = [*keys, "split", "example", "person", "attribute", *METRICS]
+        answers = pandas.concat(grafted, ignore_index=True)[columns] if grafted else pandas.DataFrame(columns=columns)
+        self.write("grafted_answers", answers)
+        self.write("grafted", _accuracies(answers, keys))
 
     def best_graft(self, name: str) -> str | None:
         """The score that gave the smallest graft of a model; None if there is nothing to graft."""
@@ -412,7 +437,7 @@ class _Study:
         tasks = [self.sample(split, self.settings.rank_examples) for split in _RANKED]
         # a new model can do nothing with the embeddings it had before training
         rest = "fine_tuned" if self.settings.model is None else "pre"
-        rankings, curves, summaries, agreements = [], [], [], []
+        rankings, curves, summaries, agreements, areas = [], [], [], [], []
         for name in _COMPARED:
             pre, fine_tuned = self.model("pre"), self.model(name)
             best = self.best_graft(name)
@@ -431,21 +456,32 @@ class _Study:
                     for metric in RANKINGS
                     if not (metric == "ablation" and kind is Neuron) and not (metric == "graft_size" and best is None)
                 ]
-                ranking = rank_units(evidence, kind, metrics, self.settings.draws)
-                counts = _counts(ranking["unit"].nunique(), self.settings.rank_halvings)
+                of_tensors = replace(evidence, shared=self.mask(name, "tensor"))
+                per_tensor = rank_units(of_tensors, kind, ["shared_size"], self.settings.draws)
+                ranking = pandas.concat(
+                    [
+                        rank_units(evidence, kind, metrics, self.settings.draws),
+                        per_tensor.assign(metric="shared_size_per_tensor"),
+                    ],
+                    ignore_index=True,
+                )
+                counts = default_counts(ranking["unit"].nunique(), halvings=self.settings.rank_halvings)
                 both = [
-                    sufficient_curve(ranking, pre, fine_tuned, tasks, counts, rest),
-                    critical_curve(ranking, fine_tuned, tasks, pre, counts=counts),
+                    sufficient_curve(ranking, pre, fine_tuned, tasks, counts, rest, per_answer=True),
+                    critical_curve(ranking, fine_tuned, tasks, pre, counts=counts, per_answer=True),
                 ]
-                curve = pandas.concat(both, ignore_index=True)
+                answers = pandas.concat(both, ignore_index=True)
+                curve = curve_means(answers)
                 agreed = agreement(ranking).rename_axis("metric").reset_index()
                 of = {"model": name, "kind": kind.NOUN}
                 rankings.append(ranking.assign(**of))
+                areas.append(curve_areas(answers).assign(**of))
                 curves.append(curve.assign(**of))
                 summaries.append(curve_summary(curve).assign(**of))
                 agreements.append(agreed.melt("metric", var_name="other", value_name="spearman").assign(**of))
         self.write("rankings", pandas.concat(rankings, ignore_index=True))
         self.write("ranking_curves", pandas.concat(curves, ignore_index=True))
+        self.write("ranking_areas", pandas.concat(areas, ignore_index=True))
         self.write("ranking_summary", pandas.concat(summaries, ignore_index=True))
         self.write("agreement", pandas.concat(agreements, ignore_index=True))
 
@@ -454,7 +490,9 @@ class _Study:
         tasks = [self.sample(split, self.settings.sweep_examples) for split in _SCORED]
         tables = []
         for name in _COMPARED:
-            long = sweep_heads(self.model(name), tasks, self.settings.sweep_modes)
+            # a task of its own in each call: what a head is set to comes from the task that is scored
+            each = [sweep_heads(self.model(name), [task], self.settings.sweep_modes) for task in tasks]
+            long = pandas.concat(each, ignore_index=True)
             wide = long.pivot(
                 index=["layer", "index", "head", "mode"],
                 columns="task",
@@ -536,8 +574,10 @@ class _Study:
         seconds = {name: read_json(steps / f"{name}.json")["seconds"] for name in done}
         parts: dict[str, tuple[str, Callable[[], Any]]] = {
             "accuracy": ("evaluate", self._accuracy),
-            "shared": ("share", lambda: self.table("shared").set_index("model").to_dict("index")),
-            "ablation": ("ablate", lambda: {name: self._ablation(name) for name in _COMPARED}),
+            "shared": ("share", lambda: self._shared("global")),
+            "shared_per_tensor": ("share", lambda: self._shared("tensor")),
+            "ablation": ("ablate", lambda: {name: self._ablation(name, "global") for name in _COMPARED}),
+            "ablation_per_tensor": ("ablate", lambda: {name: self._ablation(name, "tensor") for name in _COMPARED}),
             "graft": ("graft", lambda: {name: self._graft(name) for name in _COMPARED}),
             "rankings": ("rank", self._rankings),
             "top_head": ("share", lambda: str(self.top_head())),
@@ -561,18 +601,22 @@ class _Study:
             by_model[name]["bio_after_stage_1"] = by_model["stage_1"]["bio"]
         return by_model
 
-    def _ablation(self, name: str) -> dict[str, Any]:
-        table = self.table("ablation")
-        table = table[table["model"] == name]
+    def _shared(self, scope: str) -> dict[str, Any]:
+        table = self.table("shared")
+        by_model: dict[str, Any] = table[table["scope"] == scope].set_index("model").to_dict("index")
+        return by_model
+
+    def _ablation(self, name: str, scope: str) -> dict[str, Any]:
+        """Exact match under each condition, with an interval over people that has all draws of a question in it."""
+        table = self.table("ablation_answers")
+        table = table[(table["model"] == name) & (table["scope"] == scope)]
         found: dict[str, Any] = {}
-        for condition in ("none", "shared", "random"):
-            rows = table[table["condition"] == condition]
-            values = {task: rows[rows["task"] == task]["exact_match"].tolist() for task in _SCORED}
-            found[condition] = {task: round(mean_interval(draws)[0], 4) for task, draws in values.items()}
-            if condition == "random":
-                found["random_interval_95"] = {
-                    task: [round(end, 4) for end in mean_interval(draws)[1:]] for task, draws in values.items()
-                }
+        for condition, rows in table.groupby("condition", sort=False):
+            by_task = dict(list(rows.groupby("task", sort=False)))
+            found[str(condition)] = {
+                task: round(float(part["exact_match"].mean()), 4) for task, part in by_task.items()
+            }
+            found[f"{condition}_interval_95"] = {task: _share_interval(part) for task, part in by_task.items()}
         return found
 
     def _graft(self, name: str) -> dict[str, Any]:
@@ -611,15 +655,6 @@ class _Study:
             values = {name: float(table.loc[(metric, row), column]) for name, (row, column) in columns.items()}
             found[metric] = {name: None if math.isnan(value) else round(value, 4) for name, value in values.items()}
         return found
-
-
-def _counts(units: int, halvings: int | None) -> list[int]:
-    """The numbers of units of a curve: all of a few; of many, for time's sake, doublings or halvings, and both ends."""
-    if units <= 32:
-        return default_counts(units)
-    if halvings is not None:
-        return sorted({0, *(round(units / 2**power) for power in range(halvings + 1))})
-    return sorted({0, units, *(2**power for power in range(4, units.bit_length()))})
 
 
 def run_studies(
@@ -666,7 +701,7 @@ def run_studies(
     single = {"settings", "seeds", "versions", "machine", "provenance"}
     numbers = {name for summary in summaries for name in summary} - single
     summary = {
-        **{name: _over_seeds([one[name] for one in summaries]) for name in summaries[0] if name in numbers},
+        **_over_seeds([{name: value for name, value in one.items() if name in numbers} for one in summaries]),
         "settings": {name: value for name, value in summaries[0]["settings"].items() if name != "seed"},
         "seeds": list(seeds),
         "versions": summaries[0]["versions"],
@@ -700,11 +735,13 @@ def report_study(folder: str | Path, page: str | Path) -> list[Path]:
             f"{folder} holds no study of one seed that was evaluated: make one with 'circuits study --out DIR'"
         )
     study = _Study(folder, _settings_of(read_json(folder / "plan.json")))
+    study.check_answers()
     missing = [name for name in study.steps() if not (folder / "steps" / f"{name}.json").is_file()]
     summary = study.summary() if missing else read_json(folder / "summary.json")
     # a step that is not done may have written some of its tables
     written = (
         "accuracy",
+        "answers",
         "curves",
         *(name for step, names in _TABLES.items() if step not in missing for name in names),
     )
@@ -714,12 +751,31 @@ def report_study(folder: str | Path, page: str | Path) -> list[Path]:
 #: The tables that the page shows, by the step that writes them.
 _TABLES = {
     "share": ("shared", "sharing_curve", "shared_heads"),
-    "ablate": ("ablation",),
+    "ablate": ("ablation", "ablation_answers"),
     "graft": ("grafts",),
-    "rank": ("ranking_curves", "ranking_summary", "agreement"),
+    "rank": ("rankings", "ranking_curves", "ranking_areas", "ranking_summary", "agreement"),
     "sweep": ("heads",),
     "patch": ("patches",),
 }
+
+
+def _share_interval(answers: pandas.DataFrame) -> list[float]:
+    """The 95 % interval of exact match: answers of one person are not independent."""
+    values = answers["exact_match"].to_numpy(float)
+    low, high = intervals(values, answers["person"].to_numpy(), proportion=True)
+    return [round(float(low), 4), round(float(high), 4)]
+
+
+def _accuracies(answers: pandas.DataFrame, keys: list[str]) -> pandas.DataFrame:
+    """Means of each metric on each split, and the interval of exact match."""
+    rows = []
+    for values, part in answers.groupby([*keys, "split"], sort=False):
+        low, high = _share_interval(part)
+        of = dict(zip([*keys, "split"], values, strict=True))
+        means = part[list(METRICS)].astype(float).mean()
+        rows.append({**of, "answers": len(part), **means, "exact_match_low": low, "exact_match_high": high})
+    columns = [*keys, "split", "answers", *METRICS, "exact_match_low", "exact_match_high"]
+    return pandas.DataFrame(rows, columns=columns)
 
 
 def _settings_of(plan: dict[str, Any]) -> StudySettings:
@@ -740,17 +796,29 @@ def _tables(folder: Path) -> dict[str, pandas.DataFrame]:
     return {path.stem: pandas.read_parquet(path) for path in sorted((folder / "tables").glob("*.parquet"))}
 
 
-def _over_seeds(values: list[Any]) -> Any:
+#: Parts of a summary, and numbers in the others, that are shares.
+_SHARES = ("accuracy", "ablation", "ablation_per_tensor", "splits")
+_SHARE_NAMES = ("share", "jaccard", "gini", "top_tenth", "fraction", "auc")
+
+
+def _over_seeds(values: list[Any], share: bool = False) -> Any:
     """Mean, interval and values of a number; of a dictionary, the same of what all seeds have in it."""
     first = next((value for value in values if value is not None), None)
     if isinstance(first, dict):
         names = [name for name in first if all(name in value for value in values)]
-        return {name: _over_seeds([value[name] for value in values]) for name in names}
+        return {
+            name: _over_seeds(
+                [value[name] for value in values], share or name in _SHARES or name.endswith(_SHARE_NAMES)
+            )
+            for name in names
+        }
     if first is None or isinstance(first, str | list):
         return values
     if None in values:
         return {"mean": None, "interval_95": [None, None], "values": values}
     mean, *ends = mean_interval([float(value) for value in values])
+    if share:  # what cannot be the mean needs no place in its interval
+        ends = [min(max(end, 0.0), 1.0) for end in ends]
     return {
         "mean": round(mean, 6),
         "interval_95": [None if math.isnan(end) else round(end, 6) for end in ends],

@@ -8,13 +8,24 @@ This file and ``circuits.models`` are the only ones that know how TransformerLen
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from numbers import Integral
+from typing import Any, ClassVar, TypeVar
 
 from circuits.errors import CircuitsError
 
 Unit = TypeVar("Unit", bound="_Unit")
+
+
+def _count_from_0(unit: Any, name: str, noun: str) -> None:
+    """Make a field of a unit that is being made a plain int, or refuse it."""
+    value = getattr(unit, name)
+    if type(value) is int and value >= 0:  # models have tens of thousands of neurons: this must be quick
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+        raise CircuitsError(f"a {noun} has no {name} {value!r}: give a whole number from 0 on")
+    object.__setattr__(unit, name, int(value))
 
 
 @dataclass(frozen=True, order=True)
@@ -52,6 +63,10 @@ class _Unit:
     NOUN: ClassVar[str]
     SIZE: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        _count_from_0(self, "layer", self.NOUN)
+        _count_from_0(self, "index", self.NOUN)
+
     def __str__(self) -> str:
         return f"L{self.layer}{self.LETTER}{self.index}"
 
@@ -87,6 +102,9 @@ class _Unit:
 class Head(_Unit):
     """An attention head, written ``L21H17``.
 
+    Raises:
+        CircuitsError: layer or index is not a whole number from 0 on.
+
     Example:
         >>> Head.parse("L21H17")
         Head(layer=21, index=17)
@@ -102,6 +120,9 @@ class Head(_Unit):
 class KVGroup(_Unit):
     """A key/value group of grouped-query attention, written ``L21G5``.
 
+    Raises:
+        CircuitsError: layer or index is not a whole number from 0 on.
+
     Example:
         >>> str(KVGroup.parse("L21G5"))
         'L21G5'
@@ -112,8 +133,26 @@ class KVGroup(_Unit):
     SIZE = "n_key_value_heads"
 
 
+def with_groups(heads: Iterable[Head], shape: ModelShape) -> list[Head | KVGroup]:
+    """Heads, and after them the key/value groups that they read; a head without grouping has its own keys and values.
+
+    Example:
+        >>> [str(unit) for unit in with_groups([Head(0, 0), Head(0, 1), Head(1, 2)], ModelShape(2, 4, 2, 8))]
+        ['L0H0', 'L0H1', 'L1H2', 'L0G0', 'L1G1']
+        >>> [str(unit) for unit in with_groups([Head(0, 0)], ModelShape(2, 4, 4, 8))]
+        ['L0H0']
+    """
+    chosen = list(heads)
+    repeats = shape.n_heads // shape.n_key_value_heads
+    groups = dict.fromkeys(KVGroup(head.layer, head.index // repeats) for head in chosen)
+    return [*chosen, *(groups if repeats > 1 else ())]
+
+
 class Neuron(_Unit):
     """An MLP neuron, written ``L21N512``.
+
+    Raises:
+        CircuitsError: layer or index is not a whole number from 0 on.
 
     Example:
         >>> str(Neuron.parse("L21N512"))
@@ -134,6 +173,9 @@ class Component:
         name: ``resid_pre`` (the residual stream before the layer), ``attn_out``, ``resid_mid`` (between attention and
             MLP), ``mlp_out`` or ``resid_post``.
 
+    Raises:
+        CircuitsError: the layer is not a whole number from 0 on, or there is no such name.
+
     Example:
         >>> str(Component(21, "attn_out")), Component.parse("L3.mlp_out")
         ('L21.attn_out', Component(layer=3, name='mlp_out'))
@@ -143,6 +185,11 @@ class Component:
     name: str
 
     NAMES: ClassVar[tuple[str, ...]] = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+
+    def __post_init__(self) -> None:
+        _count_from_0(self, "layer", "component")
+        if self.name not in self.NAMES:
+            raise CircuitsError(f"there is no component {self.name!r}: choose from {', '.join(self.NAMES)}")
 
     def __str__(self) -> str:
         return f"L{self.layer}.{self.name}"

@@ -161,7 +161,7 @@ def test_the_permuted_control_has_lift_one_within_its_interval(traces):
     fraction = reached(traces[0])
     one, two = (influenced_parameters(trace, fraction) for trace in traces)
     chance = sum(int(mask.sum()) * int(two.masks[name].sum()) / mask.numel() for name, mask in one.masks.items())
-    lifts = numpy.array([(one & two.random(draw)).size / chance for draw in range(100)])
+    lifts = numpy.array([(one & two.permuted(draw)).size / chance for draw in range(100)])
     interval = 3 * lifts.std(ddof=1) / len(lifts) ** 0.5
     assert abs(lifts.mean() - 1) < interval < 0.02
     assert (one & two).size / chance > lifts.max()

@@ -3,6 +3,11 @@
 import os
 import sys
 import warnings
+from typing import Any
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    sys.stderr.write(f"circuits: {message}\n")
 
 
 def main() -> None:
@@ -11,10 +16,13 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    from circuits.errors import CircuitsError, CircuitsWarning
+
     warnings.filterwarnings("ignore")
+    warnings.simplefilter("always", CircuitsWarning)
+    warnings.showwarning = _warn
 
     from circuits.cli.app import app
-    from circuits.errors import CircuitsError
 
     try:
         app()

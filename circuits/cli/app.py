@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from circuits.cli.checkpoints import diff, info
 from circuits.cli.inputs import check_folder, check_names, check_table, facts, heads_of, load, open_dataset, task_of
 from circuits.cli.options import (
     Csv,
@@ -42,6 +43,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+app.command()(info)
+app.command()(diff)
 
 
 def _version(show: bool | None) -> None:
@@ -107,10 +112,10 @@ def data(
         row=row,
         seed=seed,
     )
-    with busy(f"making {people} people"):
+    with busy(f"making {people:,} people"):
         dataset = make_dataset(out, settings)
-    say(f"{out}: {people} people, fingerprint {dataset.fingerprint}")
-    say("answers: " + ", ".join(f"{split} {count}" for split, count in dataset.counts.items()))
+    say(f"{out}: {people:,} people, fingerprint {dataset.fingerprint}")
+    say("answers: " + ", ".join(f"{split} {count:,}" for split, count in dataset.counts.items()))
 
 
 @app.command()
@@ -186,7 +191,8 @@ def evaluate(
     """Score a checkpoint: exact match and log-probability of every answer."""
     if out is not None:
         check_table(out)
-    dataset = open_dataset(data, model)
+    splits = split or list(Split)
+    dataset = open_dataset(data, model, splits)
     loaded = load(model, dtype, device)
     import pandas
 
@@ -195,7 +201,7 @@ def evaluate(
     from circuits.storage import write_table
 
     tables = []
-    for chosen in split or list(Split):
+    for chosen in splits:
         task = task_of(dataset, chosen.value, loaded, examples, seed)
         tables.append(score(loaded, task).assign(split=chosen.value))
     table = pandas.concat(tables, ignore_index=True)
@@ -233,7 +239,8 @@ def trace(
 ) -> None:
     """Trace a task's gradients at every parameter of heads and neurons."""
     check_folder(out)
-    dataset = open_dataset(data, model)
+    splits = split or [Split.BIO, Split.QA_ID]
+    dataset = open_dataset(data, model, splits)
     loaded = load(model, dtype, device)
     from circuits.storage import write_table
     from circuits.tracing import trace_checkpoints
@@ -242,7 +249,7 @@ def trace(
     parts = components or ["attention", "mlp"]
     sources = [*(checkpoint or []), loaded]
     settings = {"examples": examples, "statistic": statistic, "loss": loss, "per": per, "components": parts}
-    for chosen in split or [Split.BIO, Split.QA_ID]:
+    for chosen in splits:
         task = task_of(dataset, chosen.value, loaded, examples, seed)
         file = out / f"{chosen.value}.safetensors"
         traced = trace_checkpoints(sources, task, statistic, loss, batch_size, per, parts, file, dtype, device)
@@ -351,7 +358,7 @@ def ablate(
         )
         _run_sweep(plan, out)
         return
-    dataset = open_dataset(data, model)
+    dataset = open_dataset(data, model, splits)
     from circuits.storage import write_table
 
     if mask is not None:
@@ -403,7 +410,7 @@ def find_graft(
     check_folder(out)
     if not 0 < keep <= 1:
         raise CircuitsError(f"the share to keep is {keep}: it must be more than 0 and at most 1")
-    dataset = open_dataset(data, model)
+    dataset = open_dataset(data, model, [split])
     fine_tuned, before = load(model, dtype, device), load(pre, dtype, device)
     import os
 
@@ -448,7 +455,13 @@ def rank(
         list[str] | None,
         typer.Option(help="A ranking; may be repeated. Default: all that the files given allow."),
     ] = None,
-    mode: Annotated[MaskMode, typer.Option(help="What the top units become in the critical curve.")] = MaskMode.REVERT,
+    mode: Annotated[
+        MaskMode,
+        typer.Option(
+            help="What the top units become in the critical curve. Heads that change their weights bring the keys and "
+            "values of their key/value groups along; the curves' column groups says how many."
+        ),
+    ] = MaskMode.REVERT,
     rest: Annotated[
         Rest,
         typer.Option(
@@ -467,7 +480,8 @@ def rank(
 ) -> None:
     """Rank heads or neurons by Shared Size and its rivals: are the top ones enough, and are they needed?"""
     check_folder(out)
-    dataset = open_dataset(data, model)
+    splits = [one.value for one in split or [Split.QA_ID, Split.QA_OOD]]
+    dataset = open_dataset(data, model, splits)
     with busy("reading"):
         import pandas
 
@@ -496,7 +510,6 @@ def rank(
         read = {name: GradientTrace.load(f"{traces}/{file}.safetensors") for name, file in files.items()}
         shared, grafted = (None if path is None else ParameterMask.load(path) for path in (mask, graft))
     fine_tuned, before = load(model, dtype, device), load(pre, dtype, device)
-    splits = [one.value for one in split or [Split.QA_ID, Split.QA_OOD]]
     tasks = [task_of(dataset, one, fine_tuned, examples, seed) for one in splits]
     ranking = rank_units(Evidence(fine_tuned, before, read, shared, grafted, tasks[0], seed), kind, chosen, draws)
     curves = {
@@ -588,7 +601,7 @@ def patch(
         )
         _run_sweep(plan, out)
         return
-    dataset = open_dataset(data, model)
+    dataset = open_dataset(data, model, [split])
     loaded = load(model, dtype, device)
     from circuits.interventions import pair_formats, pair_people
     from circuits.storage import write_table
@@ -687,14 +700,17 @@ def attention(
     check_names([head])
     if attribute not in ATTRIBUTES:
         raise CircuitsError(f"there is no attribute {attribute!r}: choose from {', '.join(ATTRIBUTES)}")
-    dataset = open_dataset(data, model)
+    dataset = open_dataset(data, model, [])
     people = dataset.people().set_index("person")
     if person is None:
         person = int(people[people["split"] == "qa_ood"].sample(1, random_state=seed).index[0])
     if person not in people.index:
         raise CircuitsError(f"there is no person {person}: the dataset has people 0 to {len(people) - 1}")
+    from circuits.datasets import Task, check_held_out
+
+    split = str(people["split"][person])
+    check_held_out(model, dataset, [split], people=[person])
     loaded = load(model, dtype, device)
-    from circuits.datasets import Task
     from circuits.figures import attention_figure, save_figure
     from circuits.interventions import pair_formats
     from circuits.models import shape_of
@@ -702,7 +718,6 @@ def attention(
     from circuits.units import Head
 
     chosen = Head.parse(head, shape_of(loaded))
-    split = str(people["split"][person])
     if loaded.tokenizer is None:
         raise CircuitsError(f"{model} has no tokenizer: save one beside its weights")
     questions = Task.from_dataset(dataset, split, loaded.tokenizer, [person])

@@ -1,5 +1,6 @@
 """What commands read, checked before anything slow begins."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,15 @@ def check_folder(path: Path) -> None:
         raise CircuitsError(f"{path} is a file: name a folder")
 
 
-def open_dataset(data: Path | None, model: Path) -> "FactDataset":
-    """The dataset in a folder, or the one a checkpoint was trained on."""
-    from circuits.datasets import FactDataset, dataset_of
+def open_dataset(data: Path | None, model: Path, splits: Sequence[str]) -> "FactDataset":
+    """The dataset in a folder, or the one a checkpoint was trained on; splits called held out must be that."""
+    from circuits.datasets import FactDataset, check_held_out, dataset_of
 
     if not model.is_dir():
         raise CircuitsError(f"there is no folder {model}: give the path of a checkpoint on this machine")
-    return dataset_of(model) if data is None else FactDataset(data)
+    dataset = dataset_of(model) if data is None else FactDataset(data)
+    check_held_out(model, dataset, splits)
+    return dataset
 
 
 def load(model: Path, dtype: str = "float32", device: str | None = None) -> "HookedTransformer":

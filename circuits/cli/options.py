@@ -79,7 +79,9 @@ class Source(StrEnum):
     PEOPLE = "people"
 
 
-Model = Annotated[Path, typer.Argument(help="Folder of a Hugging Face checkpoint.", show_default=False)]
+Model = Annotated[
+    Path, typer.Argument(help="Folder of a Hugging Face checkpoint, or of a PEFT adapter.", show_default=False)
+]
 Data = Annotated[
     Path | None,
     typer.Option(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -38,10 +39,28 @@ def say(text: str) -> None:
     Console(highlight=False, soft_wrap=True).print(text, markup=False)
 
 
-def cell(value: Any) -> str:
-    """A value as a person reads it."""
-    if not isinstance(value, float):
-        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+#: Columns of shares of answers, and of differences between them; a difference is said in points of percent.
+_SUCCESS = ("exact_match", "first_token", "source_exact_match", "before", "after", "drop")
+
+
+def _is_success(column: str) -> bool:
+    return column.removesuffix("_effect") in _SUCCESS or column.startswith("random drop")
+
+
+def cell(value: Any, success: bool = False) -> str:
+    """A value as a person reads it: whole numbers with commas, success in percent.
+
+    Example:
+        >>> cell(737280), cell(344169.0), cell(0.000123), cell(1.0, success=True)
+        ('737,280', '344,169', '0.000123', '100.0%')
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return str(value)
+    if success and not math.isnan(value):
+        return f"{round(float(value), 3) + 0.0:.1%}"
+    if isinstance(value, Integral):
+        return f"{int(value):,}"
+    value = float(value)
     if math.isnan(value):
         return "–"
     return f"{value:,.0f}" if abs(value) >= 1000 or (value and value.is_integer()) else f"{value:.4g}"
@@ -56,8 +75,9 @@ def show(table: "DataFrame", title: str, most: int = 24) -> None:
     numbers = table.select_dtypes("number").columns
     for column in table.columns:
         shown.add_column(str(column), justify="right" if column in numbers else "left", overflow="fold")
+    success = [_is_success(str(column)) for column in table.columns]
     for row in table.head(most).itertuples(index=False):
-        shown.add_row(*(cell(value) for value in row))
+        shown.add_row(*map(cell, row, success))
     console = Console()
     console.print(shown)
     if len(table) > most:

@@ -1,6 +1,14 @@
 """People → biographies and questions → tokenised tasks with answer positions and token roles."""
 
-from circuits.datasets.facts import FAMILIAR, SPLITS, DatasetSettings, FactDataset, dataset_of, make_dataset
+from circuits.datasets.facts import (
+    FAMILIAR,
+    SPLITS,
+    DatasetSettings,
+    FactDataset,
+    check_held_out,
+    dataset_of,
+    make_dataset,
+)
 from circuits.datasets.people import Person, make_people
 from circuits.datasets.task import Role, Task, tokenise
 from circuits.datasets.tokenizer import word_tokenizer
@@ -18,6 +26,7 @@ __all__ = [
     "Role",
     "Sentence",
     "Task",
+    "check_held_out",
     "dataset_of",
     "fill",
     "make_dataset",

@@ -5,12 +5,16 @@
    before subject before relation.
 3. An answer's tokens must cover the answer and nothing else. A token that also covers characters before or after it
    is glued to its neighbour; the row is refused, because no position would predict exactly the answer.
+   A token of bare white space before an answer, which a tokenizer that splits digits makes of " 1982", carries nothing
+   of it: it is the prompt's last token, so that an answer's first token is always one that tells answers apart.
+   Answers of a row are kept in the order of its text, whatever the order they are listed in.
 4. Rows are padded on the right; padding has its own role, so that nothing counts it as a token.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +49,12 @@ def _covering(spans: Sequence[Sequence[int]], start: int, end: int) -> bool:
 def tokenise_row(row: Row, encoding: Any, index: int) -> dict[str, Any]:
     """Token roles and answer positions of one encoded row; see the module's text."""
     text: str = row["text"]
+    for (left, right), (start, end) in combinations(row["answer"], 2):
+        if start < right and left < end:
+            raise CircuitsError(
+                f"the answers {text[left:right]!r} and {text[start:end]!r} overlap in {text!r}: "
+                "give each characters of its own"
+            )
     roles = []
     spans: list[list[int]] = [[] for _ in row["answer"]]
     for position, (start, end) in enumerate(encoding["offset_mapping"][index]):
@@ -122,7 +132,8 @@ class Task:
         """Tokenise rows of a dataset.
 
         Raises:
-            CircuitsError: there are no rows, the tokenizer is not a fast one, or it glues an answer to its neighbour.
+            CircuitsError: there are no rows, the tokenizer is not a fast one or glues an answer to its neighbour, or
+                two answers of a row overlap.
 
         Example:
             >>> from circuits.datasets import fill, word_tokenizer
@@ -144,9 +155,9 @@ class Task:
         for index, (row, example) in enumerate(zip(rows, examples, strict=True)):
             tokens[index, : len(example["tokens"])] = torch.tensor(example["tokens"])
             roles[index, : len(example["roles"])] = torch.tensor(example["roles"])
-            for attribute, (left, right), (start, end) in zip(
-                row["attributes"], row["answer"], example["answers"], strict=True
-            ):
+            # answer tokens are read from left to right, and each belongs to the answer whose turn it is
+            listed = zip(example["answers"], row["answer"], row["attributes"], strict=True)
+            for (start, end), (left, right), attribute in sorted(listed, key=lambda answer: answer[0][0]):
                 answers.append((index, row["person"], attribute, row["text"][left:right], start, end))
         columns = ["example", "person", "attribute", "value", "start", "end"]
         return cls(

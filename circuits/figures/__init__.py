@@ -11,6 +11,7 @@ from circuits.figures.charts import (
     sharing_figure,
 )
 from circuits.figures.claims import Finding, findings
+from circuits.figures.difference import difference_figure
 from circuits.figures.rankings import agreement_figure, ranking_curves_figure
 from circuits.figures.report import Section, write_report
 from circuits.figures.results_page import write_results_page
@@ -28,6 +29,7 @@ __all__ = [
     "agreement_figure",
     "attention_figure",
     "curves_figure",
+    "difference_figure",
     "findings",
     "found_rectangles",
     "graft_figure",

@@ -18,6 +18,7 @@ from plotly.subplots import make_subplots
 
 from circuits.datasets import Role
 from circuits.errors import CircuitsError
+from circuits.figures.charts import number
 from circuits.rankings import BEHAVIOURS, HeadReading, behaviour_masks
 
 _COLOURS = {"subject_linking": "#d62728", "relation_focusing": "#2ca02c"}
@@ -105,7 +106,8 @@ def attention_figure(
     longest = max(len(reading.tokens) for reading in readings)
     side = max(300, _CELL * longest)
     bars, between = 220, 150
-    height = side + bars + between + 270
+    above, below = 150, 165
+    height = side + bars + between + above + below
     figure = make_subplots(
         rows=2,
         cols=columns,
@@ -126,16 +128,16 @@ def attention_figure(
             "yref": "container",
             "yanchor": "top",
         },
-        width=columns * (side + 150) + 70,
+        width=max(640, columns * (side + 150) + 70),
         height=height,
-        margin={"l": 120, "r": 90, "t": 120, "b": 165},
+        margin={"l": 120, "r": 90, "t": above, "b": below},
         template="plotly_white",
         legend={
             "orientation": "h",
-            "x": 0.98,
+            "x": 0.01,
             "xref": "container",
-            "xanchor": "right",
-            "y": 1 - 16 / height,
+            "xanchor": "left",
+            "y": 1 - 66 / height,
             "yref": "container",
             "yanchor": "top",
         },
@@ -196,9 +198,24 @@ def _draw_pattern(figure: go.Figure, reading: HeadReading, column: int, columns:
         row=1,
         col=column,
     )
-    ticks = {"tickvals": list(range(length)), "ticktext": labels, "showgrid": False, "zeroline": False}
+    ticks = {"tickvals": list(range(length)), "showgrid": False, "zeroline": False}
+    # a question mark that is turned is none any more: what has one character stands upright
+    short = [len(token) == 1 for token in reading.tokens]
+    for position, label in enumerate(labels):
+        if short[position]:
+            figure.add_annotation(
+                text=label,
+                x=position,
+                y=0,
+                xref=_axis(column, "x"),
+                yref=f"{_axis(column, 'y')} domain",
+                yanchor="top",
+                yshift=-2,
+                showarrow=False,
+            )
     figure.update_xaxes(
         **ticks,
+        ticktext=["" if alone else label for label, alone in zip(labels, short, strict=True)],
         tickangle=-55,
         title={"text": "attended to", "font": {"size": 13}, "standoff": 8},
         constrain="domain",
@@ -208,6 +225,7 @@ def _draw_pattern(figure: go.Figure, reading: HeadReading, column: int, columns:
     )
     figure.update_yaxes(
         **ticks,
+        ticktext=labels,
         range=[length - 0.44, -0.56],
         title={"text": "attends" if column == 1 else "", "font": {"size": 13}},
         scaleanchor=_axis(column, "x"),
@@ -242,7 +260,7 @@ def _draw_reading(figure: go.Figure, reading: HeadReading, column: int) -> None:
             y=list(range(len(tokens))),
             orientation="h",
             marker_color=["#f58518" if place == rank else "#4c78a8" for place in range(len(tokens), 0, -1)],
-            text=[f"{logit:.2f}" for logit in logits],
+            text=[number(logit, 2) for logit in logits],
             textposition="outside",
             cliponaxis=False,
             showlegend=False,
@@ -259,7 +277,7 @@ def _draw_reading(figure: go.Figure, reading: HeadReading, column: int) -> None:
     figure.update_xaxes(
         title={
             "text": f"logit of the head's output at “{last}”, top {len(tokens)} tokens"
-            f"<br>the answer “{escape(answer)}” has {answer_logit:.2f}, rank {rank}",
+            f"<br>the answer “{escape(answer)}” has {number(answer_logit, 2)}, rank {rank:,}",
             "font": {"size": 13},
         },
         range=[min(0.0, min(logits) * 1.2), max(logits) * 1.2 if max(logits) > 0 else 0.0],

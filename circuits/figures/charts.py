@@ -1,5 +1,7 @@
 """Charts of result tables: accuracy, training curves, sharing, ablations, grafts, and maps over layers and heads."""
 
+import math
+
 import plotly.graph_objects as go
 from pandas import DataFrame
 from plotly.colors import hex_to_rgb
@@ -38,8 +40,24 @@ _COLOURS = {
 }
 
 
+#: Pixels between the margins of a report's page, which the widest figures fill.
+_PAGE = 1080
+
+
 def _label(name: str) -> str:
     return LABELS.get(name, name)
+
+
+def number(value: float, digits: int) -> str:
+    """A number for a person to read, with a true minus sign; a dash where there is none.
+
+    Example:
+        >>> number(-1234.5, 1), number(-0.001, 2), number(math.nan, 2)
+        ('−1,234.5', '0.00', '–')
+    """
+    if math.isnan(value):
+        return "–"
+    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")
 
 
 def _need(table: DataFrame, *columns: str) -> None:
@@ -76,6 +94,7 @@ def accuracy_figure(table: DataFrame) -> go.Figure:
     figure.update_layout(
         barmode="group",
         template="plotly_white",
+        width=760,
         height=420,
         margin={"t": 70, "b": 50},
         legend={"orientation": "h", "y": 1.18},
@@ -110,8 +129,13 @@ def curves_figure(table: DataFrame) -> go.Figure:
                 col=column,
             )
     figure.update_layout(
-        template="plotly_white", height=380, margin={"t": 90, "b": 60}, legend={"orientation": "h", "y": 1.32}
+        template="plotly_white",
+        width=min(_PAGE, max(560, 230 * len(models) + 160)),
+        height=380,
+        margin={"t": 90, "b": 60},
+        legend={"orientation": "h", "y": 1.32},
     )
+    figure.update_annotations(font_size=14)
     figure.update_xaxes(title="step")
     figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.05])
     figure.update_yaxes(title="exact match", col=1)
@@ -132,7 +156,12 @@ def ablation_figure(table: DataFrame) -> go.Figure:
     """
     _need(table, "model", "condition", "draw", "task", "exact_match")
     models = list(table["model"].unique())
-    figure = make_subplots(cols=len(models), shared_yaxes=True, subplot_titles=[_label(model) for model in models])
+    figure = make_subplots(
+        cols=len(models),
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        subplot_titles=[_label(model) for model in models],
+    )
     for column, model in enumerate(models, start=1):
         for condition in ("none", "shared", "random"):
             rows = table[(table["model"] == model) & (table["condition"] == condition)]
@@ -141,7 +170,7 @@ def ablation_figure(table: DataFrame) -> go.Figure:
                 name=_label(condition),
                 legendgroup=condition,
                 showlegend=column == 1,
-                x=[_label(task) for task in by_task.index],
+                x=[_label(task).replace(", ", ",<br>") for task in by_task.index],
                 y=by_task["mean"],
                 error_y={
                     "array": by_task["max"] - by_task["mean"],
@@ -149,7 +178,7 @@ def ablation_figure(table: DataFrame) -> go.Figure:
                     "visible": condition == "random",
                 },
                 text=[f"{value:.0%}" for value in by_task["mean"]],
-                textposition="inside",
+                textposition="auto",
                 insidetextanchor="start",
                 textangle=0,
                 marker_color=_COLOURS[condition],
@@ -158,12 +187,16 @@ def ablation_figure(table: DataFrame) -> go.Figure:
             )
     figure.update_layout(
         barmode="group",
+        bargap=0.12,
         template="plotly_white",
-        uniformtext={"minsize": 9, "mode": "hide"},
+        uniformtext={"minsize": 8, "mode": "hide"},
+        width=min(_PAGE, max(640, 130 * len(models) * table["task"].nunique() + 160)),
         height=420,
-        margin={"t": 90, "b": 50},
+        margin={"t": 90, "b": 60, "r": 40},
         legend={"orientation": "h", "y": 1.28},
     )
+    figure.update_annotations(font_size=14)
+    figure.update_xaxes(tickangle=0)
     figure.update_yaxes(tickformat=".0%", range=[0, 1.05])
     figure.update_yaxes(title="exact match", col=1)
     return figure
@@ -220,7 +253,7 @@ def sharing_figure(table: DataFrame) -> go.Figure:
     figure.update_xaxes(title="k: top fraction of parameters in each influenced set", type="log", tickformat=".4~%")
     figure.update_xaxes(tickvals=[value for value in (1e-4, 1e-3, 0.01, 0.1) if value >= fractions[0]])
     figure.update_yaxes(title="share of them that is shared", tickformat=".0%", range=[-0.03, 1.05])
-    figure.update_layout(template="plotly_white", height=400, width=820, margin={"t": 30, "b": 60})
+    figure.update_layout(template="plotly_white", height=420, width=820, margin={"t": 50, "b": 60})
     return figure
 
 
@@ -323,7 +356,18 @@ def heads_figure(table: DataFrame, value: str, facet: str = "model", title: str 
     largest = float(table[value].abs().max()) or 1.0
     signed = bool((table[value] < 0).any())
     layers, heads = int(table["layer"].max()) + 1, int(table["index"].max()) + 1
-    figure = make_subplots(cols=len(panels), shared_yaxes=True, subplot_titles=[_label(str(panel)) for panel in panels])
+    # wide enough for a number in each cell and a title over each panel, if the page has room
+    left, right, between = 70, 130, 40
+    room = _PAGE - left - right - between * (len(panels) - 1)
+    cell = min(60, room / (heads * len(panels)))
+    inside = max(180, heads * cell) * len(panels) + between * (len(panels) - 1)
+    readable = layers <= 12 and cell >= 34
+    figure = make_subplots(
+        cols=len(panels),
+        shared_yaxes=True,
+        horizontal_spacing=between / inside if len(panels) > 1 else 0,
+        subplot_titles=[_label(str(panel)) for panel in panels],
+    )
     for column, panel in enumerate(panels, start=1):
         grid = table[table[facet] == panel].pivot(index="layer", columns="index", values=value)
         figure.add_trace(
@@ -338,16 +382,22 @@ def heads_figure(table: DataFrame, value: str, facet: str = "model", title: str 
                 ygap=1,
                 showscale=column == len(panels),
                 colorbar={"title": title, "thickness": 14},
-                texttemplate=f"%{{z:.{digits}f}}" if heads <= 12 and layers <= 12 else None,
+                text=[[number(one, digits) for one in row] for row in grid.to_numpy(dtype=float)],
+                texttemplate="%{text}" if readable else None,
                 customdata=[[f"L{layer}H{head}" for head in grid.columns] for layer in grid.index],
                 hovertemplate="%{customdata}: %{z:.4f}<extra></extra>",
             ),
             row=1,
             col=column,
         )
-    ticks = 1 if max(heads, layers) <= 16 else 4
-    figure.update_xaxes(title="head", dtick=ticks)
-    figure.update_yaxes(autorange="reversed", dtick=ticks)
+    figure.update_xaxes(title="head", dtick=1 if cell >= 20 else 4, tickangle=0)
+    figure.update_yaxes(autorange="reversed", dtick=1 if layers <= 16 else 4)
     figure.update_yaxes(title="layer", col=1)
-    figure.update_layout(template="plotly_white", height=max(320, 26 * layers + 160), margin={"t": 60, "b": 60})
+    figure.update_annotations(font_size=14)
+    figure.update_layout(
+        template="plotly_white",
+        width=round(left + inside + right),
+        height=max(320, 26 * layers + 160),
+        margin={"l": left, "r": right, "t": 60, "b": 60},
+    )
     return figure

@@ -8,12 +8,13 @@ from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
 from circuits.errors import CircuitsError
-from circuits.figures.charts import LABELS
+from circuits.figures.charts import LABELS, number
 from circuits.statistics import mean_interval
 
 #: What rankings are called in figures.
 RANKING_LABELS = {
     "shared_size": "Shared Size",
+    "shared_size_per_tensor": "Shared Size, per tensor",
     "bio_trace": "BIO trace",
     "qa_trace": "QA trace",
     "change": "change of weights",
@@ -24,6 +25,7 @@ RANKING_LABELS = {
 }
 _COLOURS = {
     "shared_size": "#d62728",
+    "shared_size_per_tensor": "#e377c2",
     "bio_trace": "#17becf",
     "qa_trace": "#2ca02c",
     "change": "#1f77b4",
@@ -148,10 +150,6 @@ def _draw_curve(figure: go.Figure, rows: DataFrame, metric: str, column: int) ->
     )
 
 
-def _two_digits(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
-
-
 def agreement_figure(agreement: DataFrame, title: str = "") -> go.Figure:
     """How far rankings agree: Spearman's correlation of every two, as a heat map.
 
@@ -179,10 +177,7 @@ def agreement_figure(agreement: DataFrame, title: str = "") -> go.Figure:
             colorscale="RdBu",
             xgap=1,
             ygap=1,
-            text=[
-                ["–" if math.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00") for value in row]
-                for row in values
-            ],
+            text=[[number(value, 2) for value in row] for row in values],
             texttemplate="%{text}",
             hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
             colorbar={"title": "Spearman", "thickness": 14},

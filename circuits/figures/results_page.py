@@ -7,9 +7,10 @@ from typing import Any
 import pandas
 import plotly.graph_objects as go
 
-from circuits.figures.claims import CANNOT_BE_TOLD, VERDICTS, Finding, claims_table, findings
+from circuits.figures.claims import ABOUT_VERDICTS, VERDICTS, Finding, claims_table, findings
 from circuits.figures.saving import save_images
 from circuits.figures.study_page import (
+    controls_in_words,
     controls_table,
     everything_else,
     grafts_table,
@@ -34,9 +35,12 @@ _SHOWN = {
     "curves": "Exact match along training.",
     "sharing": "The share of the influenced parameters that is shared, at every fraction k; dashed, the permuted "
     "control; dotted, chance (Fig. 2a).",
-    "shared_heads": "Shared Size by head.",
+    "sharing_per_tensor": "The same for the top k of each tensor.",
+    "shared_heads": "Shared Size by head: the top of all parameters together.",
+    "shared_heads_per_tensor": "Shared Size by head: the top of each tensor.",
     "ablation": "Exact match with the shared parameters back at their values before training, against random ones "
-    "(Fig. 2b; range over draws).",
+    "outside them (Fig. 2b; range over draws).",
+    "ablation_per_tensor": "The same for the shared parameters of each tensor.",
     "grafts": "Exact match on QA-ID of grafts of every size (Fig. 3b).",
     "sufficient_heads_mixed": "Of all heads only the top n of each ranking have their trained weights (Fig. 4a).",
     "critical_heads_mixed": "The top n heads of each ranking go back to their weights before training (Fig. 4b).",
@@ -90,8 +94,17 @@ def write_results_page(
         *shown("accuracy", "curves"),
     ]
     if "shared" in summary:
-        parts += ["## Shared parameters", _markdown(controls_table(tables["shared"]))]
-        parts += shown("sharing", "shared_heads", "ablation")
+        parts += [
+            "## Shared parameters",
+            "The top of all parameters together may lie in few tensors; the top of each tensor stands beside it. A set "
+            "of few parameters is spread unevenly over heads by chance alone: its Gini coefficient is to be read "
+            "beside that of random sets of the same size.",
+            _markdown(controls_table(tables["shared"])),
+            *shown("sharing", "sharing_per_tensor", "shared_heads", "shared_heads_per_tensor"),
+        ]
+    if "ablation" in summary:
+        parts += ["## Without them", controls_in_words(tables["ablation"], summary["settings"]["draws"])]
+        parts += shown("ablation", "ablation_per_tensor")
     if "graft" in summary:
         parts += [
             "## Grafts",
@@ -127,10 +140,17 @@ def _claims(found: Sequence[Finding]) -> list[str]:
     table = claims_table(found)
     return [
         "## The paper's claims",
-        f"Of {len(found)} statements: {', '.join(f'{verdict} {count}' for verdict, count in counts.items())}. One seed "
-        f"of one small model decides nothing about larger ones. {CANNOT_BE_TOLD}",
-        _markdown(table.assign(verdict=[f"**{verdict}**" for verdict in table["verdict"]])),
+        f"Of {len(found)} statements {counts['holds']} hold, {counts['does not hold']} do not, and of "
+        f"{counts['cannot be told']} it cannot be told. One seed of one small model decides nothing about larger ones. "
+        f"{ABOUT_VERDICTS}",
+        _markdown(table.assign(verdict=[_bold(verdict) for verdict in table["verdict"]])),
     ]
+
+
+def _bold(verdict: str) -> str:
+    """The verdict in bold, and not what could tell."""
+    word, colon, needed = verdict.partition(":")
+    return f"**{word}**{colon}{needed}"
 
 
 def _name(settings: dict[str, Any]) -> str:

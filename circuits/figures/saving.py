@@ -12,6 +12,8 @@ from circuits.errors import CircuitsError
 from circuits.storage import atomic_file, check_ending
 
 FORMATS: tuple[str, ...] = (".html", ".png", ".svg", ".pdf")
+#: Pixels of an image for each pixel of its layout; what is drawn in lines needs one.
+_SCALES = {".png": 2}
 
 
 def save_figure(figure: go.Figure, path: str | Path, library: Literal["inside", "beside"] = "inside") -> None:
@@ -31,7 +33,9 @@ def save_figure(figure: go.Figure, path: str | Path, library: Literal["inside", 
         save_images({path: figure})
         return
     with atomic_file(path) as temporary:
-        figure.write_html(temporary, include_plotlyjs=library == "inside" or "plotly.min.js")
+        figure.write_html(
+            temporary, include_plotlyjs=library == "inside" or "plotly.min.js", config={"displaylogo": False}
+        )
     script = path.parent / "plotly.min.js"
     if library == "beside" and not script.exists():
         from plotly.offline import get_plotlyjs
@@ -41,7 +45,9 @@ def save_figure(figure: go.Figure, path: str | Path, library: Literal["inside", 
 
 
 def save_images(figures: Mapping[Path, go.Figure]) -> None:
-    """Save figures as static images, all of them with one start of the browser.
+    """Save figures as static images of their own sizes, all of them with one start of the browser.
+
+    A side that a figure's layout leaves open is plotly's 700 or 500 pixels. A ``.png`` has two pixels for each one.
 
     Args:
         figures: by the path of each, which ends in ``.png``, ``.svg`` or ``.pdf``; at least one.
@@ -62,7 +68,14 @@ def save_images(figures: Mapping[Path, go.Figure]) -> None:
     with ExitStack() as stack:
         files = [stack.enter_context(atomic_file(path)) for path in figures]
         try:
-            plotly.io.write_images(list(figures.values()), files, scale=2)
+            # given many figures at once, plotly looks at no layout for its size
+            plotly.io.write_images(
+                list(figures.values()),
+                files,
+                scale=[_SCALES.get(path.suffix, 1) for path in figures],
+                width=[figure.layout.width for figure in figures.values()],
+                height=[figure.layout.height for figure in figures.values()],
+            )
         except (ChromeNotFoundError, BrowserFailedError):
             raise _no_browser(first) from None
         except RuntimeError as error:

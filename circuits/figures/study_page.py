@@ -16,7 +16,14 @@ from circuits.figures.charts import (
     heads_figure,
     sharing_figure,
 )
-from circuits.figures.claims import CANNOT_BE_TOLD, claims_over_seeds, claims_table, findings, formatted
+from circuits.figures.claims import (
+    ABOUT_VERDICTS,
+    SCOPE_LABELS,
+    claims_table,
+    findings,
+    findings_over_seeds,
+    formatted,
+)
 from circuits.figures.rankings import RANKING_LABELS, agreement_figure, ranking_curves_figure
 from circuits.figures.report import Section, write_report
 from circuits.statistics import mean_interval
@@ -52,13 +59,19 @@ def study_figures(tables: dict[str, pandas.DataFrame], keep: float | None = None
         figures["accuracy"] = accuracy_figure(chosen)
     if "curves" in tables:
         figures["curves"] = curves_figure(tables["curves"])
-    if "sharing_curve" in tables:
-        figures["sharing"] = sharing_figure(tables["sharing_curve"])
-    if "shared_heads" in tables:
-        sizes = heads_figure(tables["shared_heads"], "size", title="shared<br>parameters", digits=0)
-        figures["shared_heads"] = sizes
-    if "ablation" in tables:
-        figures["ablation"] = ablation_figure(tables["ablation"])
+    for scope, ending in (("global", ""), ("tensor", "_per_tensor")):
+        of = {
+            name: tables[name][tables[name]["scope"] == scope]
+            for name in ("sharing_curve", "shared_heads", "ablation")
+            if name in tables and (tables[name]["scope"] == scope).any()
+        }
+        if "sharing_curve" in of:
+            figures[f"sharing{ending}"] = sharing_figure(of["sharing_curve"])
+        if "shared_heads" in of:
+            title = "shared<br>parameters"
+            figures[f"shared_heads{ending}"] = heads_figure(of["shared_heads"], "size", title=title, digits=0)
+        if "ablation" in of:
+            figures[f"ablation{ending}"] = ablation_figure(of["ablation"])
     if len(tables.get("grafts", ())):
         figures["grafts"] = graft_figure(tables["grafts"], keep)
     if "ranking_curves" in tables:
@@ -94,6 +107,8 @@ def _with_interval(values: Sequence[float | int | None], form: str) -> str:
     if len(known) < len(values):
         return f"none in {len(values) - len(known)} of {len(values)} seeds"
     mean, low, high = mean_interval(known)
+    if form.endswith("%"):  # a share
+        low, high = max(low, 0.0), min(high, 1.0)
     return f"{mean:{form}}" if len(known) < 2 else f"{mean:{form}} ({low:{form}} to {high:{form}})"
 
 
@@ -108,10 +123,28 @@ def recall_table(accuracy: pandas.DataFrame) -> pandas.DataFrame:
 
 def controls_table(shared: pandas.DataFrame) -> pandas.DataFrame:
     """Size and centralisation of the shared parameters, with the permuted control."""
-    columns = ["model", "size", "influenced", "total", "share", "jaccard", "lift", "permuted_lift", "gini", "top_tenth"]
-    table = shared[columns].assign(model=shared["model"].map(LABELS))
-    table = table.rename(columns={"permuted_lift": "permuted lift", "top_tenth": "top tenth"})
+    columns = ["scope", "model", "size", "influenced", "total", "share", "jaccard", "lift", "permuted_lift", "gini"]
+    columns += ["random_gini", "permuted_gini", "top_tenth"]
+    table = shared[columns].assign(model=shared["model"].map(LABELS), scope=shared["scope"].map(SCOPE_LABELS))
+    table = table.rename(columns=lambda name: name.replace("_", " "))
     return table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
+
+
+def controls_in_words(ablation: pandas.DataFrame, draws: int) -> str:
+    """What the random controls of an ablation hold of the mask, and what was thinned."""
+    random = ablation[ablation["condition"] == "random"]
+    words = f"Of the parameters of the {draws} random sets, {random['overlap'].max():,.0f} lie in the mask."
+    thinned = ablation[ablation["condition"] == "shared_thinned"]
+    if len(thinned):
+        keys = ["model", "scope"]
+        sizes = ablation[ablation["condition"] == "shared"].groupby(keys)["parameters"].first()
+        kept = (thinned.groupby(keys)["parameters"].min() / sizes).dropna()
+        each = [f"{share:.1%} ({LABELS[model]}, {SCOPE_LABELS[scope]})" for (model, scope), share in kept.items()]
+        words += (
+            " Where a tensor has less room outside the mask than the mask takes, the mask is thinned to what fits and "
+            f"compared with as many random parameters. What is left of the mask: {', '.join(each)}."
+        )
+    return words
 
 
 def grafts_table(summary: dict[str, Any]) -> pandas.DataFrame:
@@ -148,6 +181,7 @@ def rankings_table(summary: pandas.DataFrame, condition: str, smallest: str) -> 
 
 def _in_first_layer(heads: pandas.DataFrame, neurons: pandas.DataFrame) -> str:
     """Where the shared parameters are, in words."""
+    heads, neurons = (table[table["scope"] == "global"] for table in (heads, neurons))
     parts = []
     for model, rows in heads.groupby("model", sort=False):
         total = rows["size"].sum() + neurons[neurons["model"] == model]["size"].sum()
@@ -179,9 +213,10 @@ def write_study_report(
         Section(
             "What holds in this run",
             [
-                f"One seed ({settings['seed']}) of {start}: a close call here may fall the other way with "
-                "the next. How much of the recall gap is forgetting, the control under Recall shows.",
-                CANNOT_BE_TOLD,
+                f"This is one seed ({settings['seed']}) of {start}. What holds here holds for these models and these "
+                "questions; whether it holds for other models trained in the same way, only several seeds can tell. "
+                "The control under Recall shows how much of the gap is forgetting.",
+                ABOUT_VERDICTS,
             ],
             claims_table(findings(summary, tables)),
         ),
@@ -205,16 +240,20 @@ def write_study_report(
         Section(
             "Shared parameters",
             [
-                f"The parameters in the top {settings['fraction']:.1%} by gradient for both BIO and QA-ID. Lift: "
-                "how many there are for each one that independent sets would share. Permuted lift: the same with one "
-                "task's set shuffled within each tensor; what it reaches is owed to which tensors matter, and only the "
-                "rest to which of their parameters do. No lift can exceed one over the fraction. Top tenth: the share "
-                "that the top tenth of heads holds. The map shows Shared Size by head; "
+                f"The parameters in the top {settings['fraction']:.1%} by gradient for both BIO and QA-ID: the top of "
+                "all parameters together, which may lie in few tensors, and the top of each tensor. Lift: how many "
+                "there are for each one that independent sets would share. Permuted lift: the same with one task's set "
+                "shuffled within each tensor. That much comes from which tensors matter; only the rest comes from "
+                "which of their parameters matter. No lift can exceed one over the fraction. Gini: how unevenly the "
+                "heads hold them, beside random sets of the same size and shuffled ones; few parameters are spread "
+                "unevenly by chance alone. Top tenth: the share that the top tenth of heads holds. The maps show "
+                "Shared Size by head; of the top of all parameters, "
                 f"{_in_first_layer(tables['shared_heads'], tables['shared_neurons'])}",
             ],
             controls_table(tables["shared"]),
             figures["shared_heads"],
         ),
+        Section("Shared parameters of each tensor", [], None, figures["shared_heads_per_tensor"]),
         Section(
             "Shared parameters at every fraction",
             [
@@ -224,14 +263,21 @@ def write_study_report(
             None,
             figures["sharing"],
         ),
+        Section("The same with the top of each tensor", [], None, figures["sharing_per_tensor"]),
         Section(
             "Without them",
             [
-                "Shared parameters back at their values before training, against random parameters with the same "
-                f"count in each tensor (mean and range of {settings['draws']} draws).",
+                "Shared parameters back at their values before training, against random parameters outside them with "
+                f"the same count in each tensor (mean and range of {settings['draws']} draws).",
+                controls_in_words(tables["ablation"], settings["draws"]),
             ],
             None,
             figures["ablation"],
+        ),
+        *(
+            [Section("Without those of each tensor", [], None, figures["ablation_per_tensor"])]
+            if "ablation_per_tensor" in figures
+            else []
         ),
         Section(
             "Grafting",
@@ -362,7 +408,10 @@ def write_seeds_report(
     for whole in ("fine_tuned", "pre"):
         heads[whole] = heads.groupby("task")[whole].transform("mean")
     heads = heads.rename(columns={"seed": "draw"})
-    over = f"Means over the seeds {', '.join(map(str, seeds))}, with the 95 % interval of the mean (Student's t)."
+    over = (
+        f"Means over the seeds {', '.join(map(str, seeds))}, with the 95 % interval of the mean (Student's t; of "
+        "a share within 0 and 1)."
+    )
     write_report(
         path,
         "Does mixed training let a model recall facts where two-stage training does not?",
@@ -371,8 +420,15 @@ def write_seeds_report(
         [
             Section(
                 "What holds",
-                ["In the seeds that are left it cannot be told. Each seed's own page says more.", CANNOT_BE_TOLD],
-                claims_over_seeds([findings(*one) for one in zip(summaries, tables, strict=True)]),
+                [
+                    "Each claim is tested on its differences, one for each seed (Student's t): the two models of a "
+                    "seed are a pair. Each seed's own page tests the same claims on its questions.",
+                    ABOUT_VERDICTS,
+                ],
+                claims_table(
+                    findings_over_seeds([findings(*one) for one in zip(summaries, tables, strict=True)]),
+                    "differences, seed by seed",
+                ),
             ),
             Section("Recall", ["Exact match under greedy decoding."], recall),
             Section("Grafting", [f"The smallest grafts that keep {settings['keep']:.0%} of QA-ID."], grafts),

@@ -6,6 +6,9 @@
    changed tokens: the first order of the exact effect. It is poor where the metric bends between a and v, most of all
    through the attention softmax (Kramár et al. 2024, AtP*); no correction is made for that, so look at estimates as a
    screen and verify the largest by `run_interventions`.
+3. The estimate of several units together is the sum of theirs: an effect that one has through another counts for both.
+   Where one is a part of another that is changed too (a head's z of its layer's output, everything of a later residual
+   stream, a group's keys and values of its head's z), the sum would be wrong by as much as the effect: this is refused.
 """
 
 from collections.abc import Sequence
@@ -25,7 +28,7 @@ from circuits.metrics import Metric
 from circuits.models import HookedTransformer, facts_of
 from circuits.progress import bar
 from circuits.storage import provenance
-from circuits.units import Component
+from circuits.units import AnyUnit, Component, Head, KVGroup
 
 
 class _Kept(Visitor):
@@ -39,6 +42,45 @@ class _Kept(Visitor):
         if site in self._sites:
             self.found[site] = x
         return x
+
+
+#: The order of a layer's activations.
+_ORDER = ("resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "post", "mlp_out", "resid_post")
+
+
+def _inside(sites: Sequence[tuple[Site, AnyUnit]], heads_of_group: int) -> tuple[AnyUnit, AnyUnit] | None:
+    """A unit whose activation is a part of that of another one, or the same, and that other one."""
+    placed = [((layer, _ORDER.index(name)), unit) for (layer, name), unit in sites]
+    # the stream after a layer is the one before the next
+    placed = [((at[0] + 1, 0) if at[1] == len(_ORDER) - 1 else at, unit) for at, unit in placed]
+    streams = [(at, unit) for at, unit in placed if _ORDER[at[1]].startswith("resid")]
+    if streams and len(sites) > 1:
+        last, stream = max(streams, key=lambda one: one[0])
+        for at, unit in placed:
+            if unit is not stream and at <= last:
+                return unit, stream
+    outputs = {(unit.layer, unit.name): unit for _, unit in sites if isinstance(unit, Component)}
+    groups = {(site, unit.index): unit for site, unit in sites if isinstance(unit, KVGroup)}
+    for (layer, name), unit in sites:
+        output = (
+            None if isinstance(unit, Component) else outputs.get((layer, "mlp_out" if name == "post" else "attn_out"))
+        )
+        if output is not None:
+            return unit, output
+        if isinstance(unit, Head):
+            # keys and values act through the heads of their group alone
+            theirs = ("k", "v") if name == "z" else (name,)
+            group = next(
+                (
+                    groups[key]
+                    for key in (((layer, one), unit.index // heads_of_group) for one in theirs)
+                    if key in groups
+                ),
+                None,
+            )
+            if group is not None:
+                return group, unit
+    return None
 
 
 @torch.inference_mode(False)
@@ -70,7 +112,8 @@ def screen_interventions(
         (how many it acts on) and ``estimate``: of the metric's ``…_effect`` in `run_interventions`.
 
     Raises:
-        CircuitsError: an intervention cannot be estimated, or as `run_interventions`.
+        CircuitsError: an intervention cannot be estimated, or changes a unit and a part of it; or as
+            `run_interventions`.
 
     Source:
         Nanda 2023, Attribution patching; Syed et al. 2023 (arXiv 2310.10348); docs/method.md, section 5.
@@ -93,6 +136,13 @@ def screen_interventions(
         raise CircuitsError(f"the metric {metric} has no useful gradient: screen by log_prob or logit_diff")
     engine = Engine(model, task, interventions, source, reference, None, [metric], seed, tokens)
     (function,) = engine.metrics.values()
+    for one in interventions:
+        found = _inside(sites_of(one, engine.grouped), engine.lean.n_heads // engine.lean.n_groups)
+        if found is not None:
+            raise CircuitsError(
+                f"attribution would count {found[0]} twice: it acts through {found[1]}, which {one} changes too: "
+                "leave one of them out"
+            )
     estimates = numpy.zeros(len(interventions))
     groups = engine.groups()
     with bar("attribution", len(groups) * len(engine.task), "example") as progress:

@@ -373,6 +373,8 @@ class Engine:
                 raise CircuitsError(
                     f"{compared[0]} compares with another answer, but the source has the same ones: pair people"
                 )
+            if "logit_diff" in compared and len(self.task.answers) == len(self.source.answers):
+                AnswerTokens.of(self.task, self.source).check_foils()
         if "revert" in modes:
             if pre is None:
                 raise CircuitsError("reverting needs the model before fine-tuning: give pre")

@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions.pairing import matching_positions
-from circuits.models import HookedTransformer, HookPoints, capture, hooked, shape_of
+from circuits.models import HookedTransformer, HookPoints, capture, hooked, shape_of, uninterrupted
 from circuits.units import Head
 
 #: Values to put in the place of heads' outputs: head → something that broadcasts to ``[example, pos, d_head]``.
@@ -49,7 +49,7 @@ def mean_head_outputs(
     return (total / count).to(model.cfg.device, model.cfg.dtype)
 
 
-@contextmanager
+@uninterrupted
 def replace_heads(model: HookedTransformer, values: Replacement) -> Iterator[None]:
     """Inside the block, the outputs z of these heads are the given values in every forward pass.
 

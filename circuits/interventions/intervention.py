@@ -7,6 +7,11 @@
    weights from before fine-tuning.
 3. Positions say at which tokens: all, one position, or the tokens of one role.
 4. Several units of one intervention are changed together: alone, in pairs, or cumulatively along a ranking.
+5. Each activation is overwritten when the run comes to it, in the order of the model: residual stream, q, k and v,
+   pattern, z, attention output, middle of the layer, neurons, MLP output, next residual stream. So what stands later
+   prevails: a head's z has no effect at tokens where its layer's attention output is changed too, nor queries and keys
+   under a pattern of their own. What is put in comes from other runs or from nowhere, never from the changed one; only
+   ``revert`` computes from what earlier changes have left.
 """
 
 from collections.abc import Iterable, Sequence

@@ -2,12 +2,15 @@
 
 1. A run is patched from a source run: another person in the same template, or the same person's fact in the other
    format.
-2. Positions match by themselves if both runs have the same roles at the same places; otherwise by role: subject tokens
+2. A pair is about the same attribute; it is one person's, or both prompts have the same tokens but for the subject.
+   What is known of two examples and says otherwise is refused.
+3. Positions match by themselves if both runs have the same roles at the same places; otherwise by role: subject tokens
    from the last backwards, relation tokens from the last backwards, and the token that predicts the answer.
 """
 
 from typing import Any
 
+import pandas
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -24,7 +27,8 @@ def matching_positions(source: Task, target: Task) -> Int[Tensor, "match 3"]:
         target: the run that is changed, with as many examples.
 
     Raises:
-        CircuitsError: the tasks have different numbers of examples, or an example has several answers.
+        CircuitsError: the tasks have different numbers of examples, an example has several answers, or two examples
+            that stand at the same place are no pair.
     """
     if len(source) != len(target):
         raise CircuitsError(f"patching pairs examples: the source has {len(source)}, the target {len(target)}")
@@ -33,6 +37,7 @@ def matching_positions(source: Task, target: Task) -> Int[Tensor, "match 3"]:
             raise CircuitsError(
                 f"patching needs one answer in each example, but {task.name} has biographies of several"
             )
+    _check_pairs(source.right_padded(), target.right_padded())
     rows = []
     for example in range(len(target)):
         roles, other = target.roles[example].tolist(), source.roles[example].tolist()
@@ -48,6 +53,18 @@ def matching_positions(source: Task, target: Task) -> Int[Tensor, "match 3"]:
             pairs.append((last_other, last))
         rows += [(example, theirs, ours) for theirs, ours in pairs]
     return torch.tensor(rows)
+
+
+def _check_pairs(source: Task, target: Task) -> None:
+    for theirs, ours in zip(source.answers.itertuples(), target.answers.itertuples(), strict=True):
+        where = f"example {ours.example} of {source.name} is no pair of that of {target.name}"
+        how = "pair the examples with pair_people or pair_formats"
+        attributes, people = ([getattr(one, name, None) for one in (theirs, ours)] for name in ("attribute", "person"))
+        if pandas.notna(attributes).all() and attributes[0] != attributes[1]:
+            raise CircuitsError(f"{where}: it tells the {attributes[0]}, not the {attributes[1]}: {how}")
+        other = pandas.notna(people).all() and people[0] != people[1]
+        if other and _form(source, theirs)[1:] != _form(target, ours)[1:]:
+            raise CircuitsError(f"{where}: it is about another person in other words: {how}")
 
 
 def pair_formats(task: Task, source: Task) -> Task:
@@ -99,4 +116,4 @@ def pair_people(task: Task, seed: int = 0, among: Task | None = None) -> Task:
 def _form(task: Task, answer: Any) -> tuple[Any, ...]:
     """The attribute of an answer, roles of its prompt, and the prompt's tokens that are not the subject's."""
     roles, tokens = task.roles[answer.example, : answer.start], task.tokens[answer.example, : answer.start]
-    return answer.attribute, tuple(roles.tolist()), tuple(tokens[roles != Role.SUBJECT].tolist())
+    return getattr(answer, "attribute", None), tuple(roles.tolist()), tuple(tokens[roles != Role.SUBJECT].tolist())

@@ -1,6 +1,16 @@
 """Influenced and shared sets, their algebra, and acting with them on weights: revert, zero, mean, graft."""
 
-from circuits.masks.acting import MODES, ablate_mask, ablation_summary, graft, mean, revert, zero
+from circuits.masks.acting import (
+    MODES,
+    NAMES_OF_ANSWERS,
+    ablate_mask,
+    ablation_means,
+    ablation_summary,
+    graft,
+    mean,
+    revert,
+    zero,
+)
 from circuits.masks.grafting import SCORES, Graft, graft_at, graft_by_optimisation, graft_by_score, role_positions
 from circuits.masks.mask import ParameterMask, covered_parameters, unit_mask
 from circuits.masks.shared import (
@@ -18,11 +28,13 @@ from circuits.masks.shared import (
 __all__ = [
     "FRACTIONS",
     "MODES",
+    "NAMES_OF_ANSWERS",
     "SCOPES",
     "SCORES",
     "Graft",
     "ParameterMask",
     "ablate_mask",
+    "ablation_means",
     "ablation_summary",
     "covered_parameters",
     "gini",

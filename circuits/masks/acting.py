@@ -4,12 +4,14 @@
    mean of their tensor (`mean`). `graft` does the opposite of `revert`: θ_pre with the masked entries of θ_ft.
 2. Only the masked entries are kept aside. Blocks may lie inside one another. When one ends, also by an exception, its
    masked entries hold their old values again, bit for bit.
-3. An ablation is compared with random masks that have the same count in each tensor (docs/method.md, section 3).
+3. An ablation is compared with random masks drawn outside the mask, with the same count in each tensor. Where a tensor
+   has too little room outside, the mask is thinned like its control and is ablated so too, once for each draw.
+4. Ctrl-C while a block is entered or left is raised when that is done.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 
 import pandas
 import torch
@@ -19,7 +21,14 @@ from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.masks.mask import ParameterMask
 from circuits.metrics import evaluate
-from circuits.models import HookedTransformer, checkpoint_of, editing, parameters_of
+from circuits.models import (
+    HookedTransformer,
+    checkpoint_of,
+    editing,
+    parameters_of,
+    require_start,
+    uninterrupted,
+)
 from circuits.progress import track
 from circuits.statistics import mean_interval
 from circuits.units import TIED
@@ -27,7 +36,7 @@ from circuits.units import TIED
 MODES: tuple[str, ...] = ("revert", "zero", "mean")
 
 
-@contextmanager
+@uninterrupted
 def _replaced(
     model: HookedTransformer, mask: ParameterMask, value: Callable[[str, Tensor], Tensor | float]
 ) -> Iterator[None]:
@@ -61,22 +70,27 @@ def _touched(model: HookedTransformer, mask: ParameterMask) -> list[str]:
     return names
 
 
-def revert(model: HookedTransformer, mask: ParameterMask, pre: HookedTransformer) -> AbstractContextManager[None]:
+def revert(
+    model: HookedTransformer, mask: ParameterMask, pre: HookedTransformer, *, check_start: bool = True
+) -> AbstractContextManager[None]:
     """Inside the block, the masked parameters of ``model`` are back at their values before fine-tuning.
 
     Args:
         model: θ_ft.
         mask: made for ``model``.
         pre: θ_pre, of the same shape.
+        check_start: refuse a ``pre`` if the checkpoint of ``model`` says that it was trained from another model.
 
     Raises:
-        CircuitsError: the mask was made for another model, or ``pre`` has other parameters.
+        CircuitsError: the mask was made for another model, or ``pre`` has other parameters or is not the start.
 
     Source:
         arXiv 2505.16178, Fig. 2b.
     """
     mask.check(model)
     others = same_parameters(model, pre)
+    if check_start:
+        require_start(model, pre)
     return _replaced(model, mask, lambda name, _: others[name])
 
 
@@ -100,22 +114,27 @@ def mean(model: HookedTransformer, mask: ParameterMask) -> AbstractContextManage
     return _replaced(model, mask, lambda _, old: old.float().mean().item())
 
 
-def graft(pre: HookedTransformer, mask: ParameterMask, fine_tuned: HookedTransformer) -> AbstractContextManager[None]:
+def graft(
+    pre: HookedTransformer, mask: ParameterMask, fine_tuned: HookedTransformer, *, check_start: bool = True
+) -> AbstractContextManager[None]:
     """Inside the block, ``pre`` is the grafted model θ_pre + γ ⊙ (θ_ft − θ_pre), γ the mask.
 
     Args:
         pre: θ_pre, which is changed.
         mask: γ, made for ``fine_tuned``.
         fine_tuned: θ_ft.
+        check_start: as in `revert`.
 
     Raises:
-        CircuitsError: the mask was made for another model, or ``pre`` has other parameters.
+        CircuitsError: the mask was made for another model, or ``pre`` has other parameters or is not the start.
 
     Source:
         arXiv 2505.16178, Fig. 3; Panigrahi et al. 2023 (arXiv 2302.06600).
     """
     mask.check(fine_tuned)
     others = same_parameters(fine_tuned, pre, values_of=fine_tuned)
+    if check_start:
+        require_start(fine_tuned, pre)
     return _replaced(pre, mask, lambda name, _: others[name])
 
 
@@ -146,8 +165,11 @@ def ablate_mask(
     mode: str = "revert",
     draws: int = 5,
     seed: int = 0,
+    *,
+    per_answer: bool = False,
+    check_start: bool = True,
 ) -> pandas.DataFrame:
-    """Accuracy before and after ablating a mask, and after ablating random masks of the same size.
+    """Accuracy before and after ablating a mask, and after ablating random masks of the same size outside it.
 
     Args:
         model: θ_ft.
@@ -157,13 +179,20 @@ def ablate_mask(
         mode: ``revert``, ``zero`` or ``mean``.
         draws: random masks.
         seed: of the random masks.
+        per_answer: keep every answer, for paired comparisons; `ablation_means` gives the other table.
+        check_start: as in `revert`.
 
     Returns:
-        One row for each ``condition`` (``none``, ``shared``, ``random``), ``draw`` and ``task``: ``mode``,
-        ``parameters`` ablated, ``exact_match`` and ``log_prob``, means over answers.
+        One row for each ``condition``, ``draw`` and ``task``: ``mode``, ``parameters`` ablated, their ``overlap`` with
+        the mask, ``exact_match`` and ``log_prob``, means over answers. Conditions are ``none``, ``shared`` (the mask),
+        ``random`` (outside the mask) and, if some tensor has too little room for that, ``shared_thinned``: the mask,
+        for each draw thinned to what its random mask has in each tensor.
+
+        With ``per_answer`` one row for each of these and each answer: also ``example``, ``person`` and ``attribute``.
 
     Raises:
-        CircuitsError: the mask was made for another model, there is no such mode, or ``pre`` is missing.
+        CircuitsError: the mask was made for another model, there is no such mode, or ``pre`` is missing or not the
+            start.
 
     Source:
         arXiv 2505.16178, Fig. 2b.
@@ -172,26 +201,56 @@ def ablate_mask(
         raise CircuitsError(f"there is no mode {mode!r}: choose from {', '.join(MODES)}")
     if mode == "revert" and pre is None:
         raise CircuitsError("reverting needs the model before fine-tuning: give pre")
-    conditions = [("none", 0, None), ("shared", 0, mask)]
-    conditions += [("random", draw, mask.random(f"{seed}/{draw}")) for draw in range(draws)]
-    rows = []
+    mask.check(model)
+    if mode == "revert" and pre is not None and check_start:
+        require_start(model, pre)
+    tables = []
     with editing(model):
-        for condition, draw, chosen in track(conditions, f"{mode} masks", len(conditions), "mask"):
+        conditions = _conditions(mask, draws, seed)
+        for condition, draw, chosen in track(conditions, f"{mode} masks", 2 + draws, "mask"):
             with _acting(model, chosen, pre, mode):
-                for task in tasks:
-                    scores = evaluate(model, task)
-                    rows.append(
-                        {
-                            "condition": condition,
-                            "draw": draw,
-                            "mode": mode,
-                            "task": task.name,
-                            "parameters": 0 if chosen is None else chosen.size,
-                            "exact_match": float(scores["exact_match"].mean()),
-                            "log_prob": float(scores["log_prob"].mean()),
-                        }
-                    )
-    return pandas.DataFrame(rows)
+                scored = [evaluate(model, task).assign(task=task.name) for task in tasks]
+            facts = {
+                "condition": condition,
+                "draw": draw,
+                "mode": mode,
+                "parameters": 0 if chosen is None else chosen.size,
+                "overlap": 0 if chosen is None else (chosen & mask).size,
+            }
+            tables += [one.assign(**facts) for one in scored]
+    if not tables:
+        raise CircuitsError("an ablation needs a task to evaluate: none was given")
+    answers = pandas.concat(tables, ignore_index=True)
+    answers = answers[[*_ABLATED, *(name for name in NAMES_OF_ANSWERS if name in answers), *_SCORES]]
+    return answers if per_answer else ablation_means(answers)
+
+
+#: What names a row of an ablation, and what is measured.
+_ABLATED = ("condition", "draw", "mode", "task", "parameters", "overlap")
+_SCORES = ("exact_match", "log_prob")
+#: What tells answers of one task apart, and which of them belong together.
+NAMES_OF_ANSWERS: tuple[str, ...] = ("example", "person", "attribute")
+
+
+def _conditions(mask: ParameterMask, draws: int, seed: int) -> Iterator[tuple[str, int, ParameterMask | None]]:
+    yield "none", 0, None
+    yield "shared", 0, mask
+    for draw in range(draws):
+        thinned, random = mask.control(f"{seed}/{draw}")
+        if thinned is not mask:
+            yield "shared_thinned", draw, thinned
+        yield "random", draw, random
+
+
+def ablation_means(answers: pandas.DataFrame) -> pandas.DataFrame:
+    """Means over answers: the table that `ablate_mask` gives without ``per_answer``.
+
+    Args:
+        answers: from `ablate_mask` with ``per_answer``, or several of them with a ``model`` column.
+    """
+    keys = [name for name in ("model", *_ABLATED) if name in answers]
+    scores = answers[[*keys, *_SCORES]].astype(dict.fromkeys(_SCORES, float))
+    return scores.groupby(keys, sort=False, as_index=False).mean()
 
 
 def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
@@ -201,46 +260,53 @@ def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
         table: from `ablate_mask`, or several of them with a ``model`` column.
 
     Returns:
-        One row for each ``task`` (and ``model``): ``before`` and ``after`` (exact match), ``drop``, and for the random
-        masks the mean ``random_drop``, the ends ``random_drop_low`` and ``random_drop_high`` of its 95 % interval, and
-        how many ``draws`` there were.
+        One row for each ``task`` (and ``model``): ``before`` and ``after`` (exact match), ``drop`` and how many
+        ``parameters`` were ablated. ``thinned_drop``, the mean drop of the mask thinned to as many as its random masks,
+        ``thinned_parameters``, is what compares with them: ``drop`` itself where nothing had to be thinned. For the
+        random masks the mean ``random_drop``, the ends ``random_drop_low`` and ``random_drop_high`` of its 95 %
+        interval (within what accuracies allow), and how many ``draws`` there were.
 
     Example:
-        >>> rows = [("none", 0, 1.0), ("shared", 0, 0.25), ("random", 0, 0.9), ("random", 1, 0.8)]
-        >>> table = pandas.DataFrame(rows, columns=["condition", "draw", "exact_match"]).assign(task="qa_id")
-        >>> ablation_summary(table)[["before", "after", "drop", "draws"]].to_dict("records")
+        >>> rows = [("none", 0, 0, 1.0), ("shared", 0, 9, 0.25), ("random", 0, 9, 0.9), ("random", 1, 9, 0.8)]
+        >>> table = pandas.DataFrame(rows, columns=["condition", "draw", "parameters", "exact_match"])
+        >>> ablation_summary(table.assign(task="qa_id"))[["before", "after", "drop", "draws"]].to_dict("records")
         [{'before': 1.0, 'after': 0.25, 'drop': 0.75, 'draws': 2}]
     """
     keys = [name for name in ("model", "task") if name in table]
     rows = []
     for values, part in table.groupby(keys, sort=False):
-        scores = {condition: rows["exact_match"].tolist() for condition, rows in part.groupby("condition")}
+        by_condition = {str(condition): rows for condition, rows in part.groupby("condition")}
+        scores = {condition: rows["exact_match"].tolist() for condition, rows in by_condition.items()}
         before, after = scores["none"][0], scores["shared"][0]
-        drops = [before - score for score in scores.get("random", [])]
-        mean_drop, low, high = mean_interval(drops) if drops else (math.nan,) * 3
+        randoms = scores.get("random", [])
+        middle, low, high = mean_interval(randoms) if randoms else (math.nan,) * 3
+        alike = by_condition.get("shared_thinned", by_condition["shared"])
         rows.append(
             {
                 **dict(zip(keys, values, strict=True)),
                 "before": before,
                 "after": after,
                 "drop": before - after,
-                "random_drop": mean_drop,
-                "random_drop_low": low,
-                "random_drop_high": high,
-                "draws": len(drops),
+                "parameters": int(by_condition["shared"]["parameters"].iloc[0]),
+                "thinned_drop": before - float(alike["exact_match"].mean()),
+                "thinned_parameters": int(alike["parameters"].iloc[0]),
+                "random_drop": before - middle,
+                "random_drop_low": before - (min(1.0, high) if high == high else math.nan),
+                "random_drop_high": before - (max(0.0, low) if low == low else math.nan),
+                "draws": len(randoms),
             }
         )
     return pandas.DataFrame(rows)
 
 
-@contextmanager
+@uninterrupted
 def _acting(
     model: HookedTransformer, mask: ParameterMask | None, pre: HookedTransformer | None, mode: str
 ) -> Iterator[None]:
     if mask is None:
         yield
     elif mode == "revert" and pre is not None:
-        with revert(model, mask, pre):
+        with revert(model, mask, pre, check_start=False):
             yield
     else:
         with zero(model, mask) if mode == "zero" else mean(model, mask):

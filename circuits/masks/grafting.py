@@ -21,7 +21,7 @@ At some positions (Nief et al. 2025): as above, but only tokens in some roles pa
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from circuits.datasets import Role, Task
 from circuits.errors import CircuitsError
-from circuits.masks.acting import graft, same_parameters
+from circuits.masks.acting import NAMES_OF_ANSWERS, graft, same_parameters
 from circuits.masks.mask import ParameterMask, covered_parameters, unit_mask
 from circuits.masks.packing import PackedTensors
 from circuits.masks.selection import all_finite, largest
@@ -45,6 +45,8 @@ from circuits.models import (
     identity,
     parameters_of,
     positional_weights,
+    require_start,
+    uninterrupted,
 )
 from circuits.progress import bar, track
 from circuits.storage import provenance, write_table
@@ -67,10 +69,14 @@ class Graft:
         mask: γ, over all parameters of the fine-tuned model; ``graft(pre, graft.mask, fine_tuned)`` applies it.
         curve: one row for each graft that was tried, by ``score`` and ``size``: ``fraction`` of the parameters,
             ``exact_match`` and ``log_prob`` on the task (means over answers), and ``chosen``, true in one row.
+        answers: one row for each answer of the task, for paired comparisons: ``example``, ``person``, ``attribute``,
+            ``exact_match`` of the graft that was chosen, and that of the fine-tuned model, ``fine_tuned``. None for
+            grafts saved by earlier versions.
     """
 
     mask: ParameterMask
     curve: pandas.DataFrame
+    answers: pandas.DataFrame | None = None
 
     @property
     def size(self) -> int:
@@ -93,9 +99,11 @@ class Graft:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Save as ``mask.safetensors`` and ``curve.parquet`` in a folder."""
+        """Save as ``mask.safetensors``, ``curve.parquet`` and ``answers.parquet`` in a folder."""
         self.mask.save(Path(folder) / "mask.safetensors")
         write_table(Path(folder) / "curve.parquet", self.curve, self.mask.provenance)
+        if self.answers is not None:
+            write_table(Path(folder) / "answers.parquet", self.answers, self.mask.provenance)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Graft":
@@ -107,7 +115,8 @@ class Graft:
         mask, curve = ParameterMask.load(Path(folder) / "mask.safetensors"), Path(folder) / "curve.parquet"
         if not curve.is_file():
             raise CircuitsError(f"there is no file {curve}")
-        return cls(mask, pandas.read_parquet(curve))
+        answers = Path(folder) / "answers.parquet"
+        return cls(mask, pandas.read_parquet(curve), pandas.read_parquet(answers) if answers.is_file() else None)
 
 
 def graft_by_score(
@@ -118,6 +127,8 @@ def graft_by_score(
     keep: float = 0.95,
     units: Iterable[Head | KVGroup | Neuron] | None = None,
     batch_size: int = 64,
+    *,
+    check_start: bool = True,
 ) -> Graft:
     """The smallest graft, by a score of each parameter, that keeps a share of the fine-tuned accuracy.
 
@@ -130,12 +141,15 @@ def graft_by_score(
         task: what must be kept, by exact match.
         score: ``change`` |Δ|, or ``gradient_x_change`` |g · Δ|; see the module's text.
         keep: r, the share of the fine-tuned accuracy.
-        units: graft only parameters of these; a head brings the keys and values of its group.
+        units: graft only parameters of these; heads bring their own weights, and those of their key/value groups if
+            `with_groups` adds them.
         batch_size: examples in one backward pass.
+        check_start: refuse a ``pre`` if the checkpoint of ``fine_tuned`` says that it was trained from another model.
 
     Raises:
         CircuitsError: there is no such score or unit, the share is not between 0 and 1, the models are not of one
-            shape, the fine-tuned model gets nothing right, or even the largest graft keeps less.
+            shape, ``pre`` is not the start, the fine-tuned model gets nothing right, or even the largest graft keeps
+            less.
 
     Source:
         docs/method.md, section 4; arXiv 2505.16178, Fig. 3.
@@ -161,7 +175,7 @@ def graft_by_score(
         raise CircuitsError(f"there is no score {score!r}: choose from {', '.join(SCORES)}")
     if batch_size < 1:
         raise CircuitsError(f"the batch size is {batch_size}: the least is 1")
-    search = _Search(pre, fine_tuned, task, keep, units)
+    search = _Search(pre, fine_tuned, task, keep, units, check_start)
     with search.started():
         scores = search.changes() if score == "change" else search.gradients_x_changes(batch_size)
         return search.result(*search.by_size(scores, score), score=score)
@@ -178,6 +192,8 @@ def graft_by_optimisation(
     sparsity: float = 3.0,
     batch_size: int = 64,
     seed: int = 0,
+    *,
+    check_start: bool = True,
 ) -> Graft:
     """The smallest graft, by optimising a relaxed mask, that keeps a share of the fine-tuned accuracy.
 
@@ -189,12 +205,13 @@ def graft_by_optimisation(
         fine_tuned: θ_ft.
         task: what must be kept, by exact match.
         keep: r, the share of the fine-tuned accuracy.
-        units: graft only parameters of these; a head brings the keys and values of its group.
+        units: as for `graft_by_score`.
         steps: of gradient descent.
         step_size: root mean square of the change of the mask's logits s in one step.
         sparsity: λ, what the whole base patch costs, in nats of the task's loss.
         batch_size: examples in one step.
         seed: of the examples of each step, where the task has more.
+        check_start: as for `graft_by_score`.
 
     Raises:
         CircuitsError: as `graft_by_score`, or the loss is not finite on the way.
@@ -204,7 +221,7 @@ def graft_by_optimisation(
     """
     if min(steps, step_size, batch_size) <= 0 or sparsity < 0:
         raise CircuitsError("steps, step size and batch size must be positive, and the sparsity not negative")
-    search = _Search(pre, fine_tuned, task, keep, units)
+    search = _Search(pre, fine_tuned, task, keep, units, check_start)
     with search.started():
         base, row = search.by_size(search.changes(), "change")
         relaxed = search.relax(base, steps, step_size, sparsity, batch_size, seed)
@@ -225,24 +242,30 @@ class _Search:
         task: Task,
         keep: float,
         units: Iterable[Head | KVGroup | Neuron] | None,
+        check_start: bool = True,
     ) -> None:
         if not 0 < keep <= 1:
             raise CircuitsError(f"the share to keep is {keep}: it must be more than 0 and at most 1")
         same_parameters(fine_tuned, pre)
+        if check_start:
+            require_start(fine_tuned, pre)
         self.pre, self.fine_tuned, self.task, self.keep = pre, fine_tuned, task, keep
         self.units = None if units is None else unit_mask(fine_tuned, units)
         if self.units is not None and not self.units.size:
             raise CircuitsError("a graft of no units has nothing to graft: name one or more")
         self.new = covered_parameters(fine_tuned)
         self.rows: list[dict[str, Any]] = []
+        #: Which answers each graft that was tried gives; as many as there are rows.
+        self.given: list[pandas.Series] = []
+        self.whole = evaluate(fine_tuned, task)
+        self.accuracy = float(self.whole["exact_match"].mean())
+        if self.accuracy == 0:
+            raise CircuitsError(f"the fine-tuned model gets no answer of {task.name} right: nothing to keep")
 
-    @contextmanager
+    @uninterrupted
     def started(self) -> Iterator[None]:
-        """Measure the fine-tuned model; fingerprints are taken once for the whole search."""
+        """For the length of the search, fingerprints are taken once."""
         with editing(self.pre), editing(self.fine_tuned):
-            self.accuracy = float(evaluate(self.fine_tuned, self.task)["exact_match"].mean())
-            if self.accuracy == 0:
-                raise CircuitsError(f"the fine-tuned model gets no answer of {self.task.name} right: nothing to keep")
             yield
 
     # scores
@@ -331,7 +354,7 @@ class _Search:
             found[embedding] = found[embedding] + found.pop(unembedding).T
         return {name: gradient.float() for name, gradient in found.items()}
 
-    @contextmanager
+    @uninterrupted
     def mixing(self) -> Iterator[tuple[dict[str, Tensor], Callable[[Callable[[str], Tensor]], None]]]:
         """θ_pre, and a function that sets ``pre`` to θ_pre + γ ⊙ Δ for any γ; restored at the end."""
         parameters = covered_parameters(self.pre)
@@ -389,9 +412,10 @@ class _Search:
     def measure(self, masks: PackedTensors, score: str) -> float:
         """Accuracy of a graft, which becomes a row of the curve."""
         mask = ParameterMask(masks, identity(self.fine_tuned))
-        with graft(self.pre, mask, self.fine_tuned):
+        with graft(self.pre, mask, self.fine_tuned, check_start=False):
             scores = evaluate(self.pre, self.task)
         accuracy = float(scores["exact_match"].mean())
+        self.given.append(scores["exact_match"])
         self.rows.append(
             {
                 "score": score,
@@ -416,7 +440,11 @@ class _Search:
             units=None if self.units is None else self.units.provenance["units"],
             **settings,
         )
-        return Graft(ParameterMask(masks, identity(self.fine_tuned), facts), curve.reset_index(drop=True))
+        answers = self.whole[[name for name in NAMES_OF_ANSWERS if name in self.whole]].assign(
+            exact_match=self.given[row], fine_tuned=self.whole["exact_match"]
+        )
+        mask = ParameterMask(masks, identity(self.fine_tuned), facts)
+        return Graft(mask, curve.reset_index(drop=True), answers)
 
 
 def role_positions(task: Task, roles: Iterable[Role], last: bool = False) -> Bool[Tensor, "example pos"]:
@@ -440,6 +468,8 @@ def graft_at(
     fine_tuned: HookedTransformer,
     task: Task,
     positions: Bool[Tensor, "example pos"],
+    *,
+    check_start: bool = True,
 ) -> AbstractContextManager[None]:
     """Inside the block, ``pre`` is the grafted model at some positions of the task's examples and itself at the others.
 
@@ -454,6 +484,7 @@ def graft_at(
         fine_tuned: θ_ft.
         task: only its examples may be run inside the block, in any batches.
         positions: where; see `role_positions`.
+        check_start: refuse a ``pre`` if the checkpoint of ``fine_tuned`` says that it was trained from another model.
 
     Raises:
         CircuitsError: the mask was made for another model or holds embeddings or norms, ``pre`` has other parameters,
@@ -476,6 +507,8 @@ def graft_at(
     """
     mask.check(fine_tuned)
     new = same_parameters(fine_tuned, pre, values_of=fine_tuned)
+    if check_start:
+        require_start(fine_tuned, pre)
     if positions.shape != task.tokens.shape:
         raise CircuitsError(
             f"the positions have shape {tuple(positions.shape)}, the tokens of {task.name} {tuple(task.tokens.shape)}: "

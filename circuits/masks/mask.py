@@ -163,19 +163,78 @@ class ParameterMask:
             )
 
     def random(self, seed: int | str) -> "ParameterMask":
-        """A random mask with the same count in each tensor: the control for what is special about the set.
+        """A random mask outside this one, with the same count in each tensor: the control for acting with it.
+
+        Args:
+            seed: names the draw; draws with different names are independent.
+
+        Raises:
+            CircuitsError: a tensor has too little room outside the mask; `control` thins the mask to what fits.
+
+        Example:
+            >>> mask = ParameterMask({"w": torch.arange(100) < 7}, model="a")
+            >>> drawn = mask.random(0)
+            >>> drawn.size, (drawn & mask).size
+            (7, 0)
+        """
+        for name, packed in self.packed.items():
+            if packed.count > packed.total - packed.count:
+                raise CircuitsError(
+                    f"the mask holds {packed.count:,} of the {packed.total:,} entries of {name}: outside it there is "
+                    "no room for as many random ones; thin it to what fits with mask.control(seed)"
+                )
+        return self.control(seed)[1]
+
+    def control(self, seed: int | str) -> tuple["ParameterMask", "ParameterMask"]:
+        """This mask and a random one outside it, thinned alike to what fits.
+
+        In each tensor both have as many entries as the mask, or as there is room for outside it. Where that is less,
+        those of the mask that stay are drawn, and the random ones are all there are. Draws of several seeds thin the
+        mask several ways.
+
+        Args:
+            seed: names the draw; draws with different names are independent.
+
+        Returns:
+            The mask, itself where nothing has to be thinned, and its control.
+
+        Example:
+            >>> mask = ParameterMask({"w": torch.arange(100) < 70, "v": torch.arange(100) < 7}, model="a")
+            >>> thinned, drawn = mask.control(0)
+            >>> thinned.size, drawn.size, (thinned - mask).size, (drawn & mask).size
+            (37, 37, 0, 0)
+        """
+        generator = _generator(seed)
+        kept: dict[str, PackedTensor] = {}
+        drawn: dict[str, PackedTensor] = {}
+        for name, packed in self.packed.items():
+            inside = packed.unpack()
+            fits = min(packed.count, packed.total - packed.count)
+            drawn[name] = pack(_some(~inside, fits, generator))
+            kept[name] = packed if fits == packed.count else pack(_some(inside, fits, generator))
+        random = ParameterMask(PackedTensors(drawn), self.model, provenance(random_outside=self.provenance, seed=seed))
+        if random.size == self.size:
+            return self, random
+        facts = provenance(thinned=self.provenance, parameters=self.size, seed=seed)
+        return ParameterMask(PackedTensors(kept), self.model, facts), random
+
+    def permuted(self, seed: int | str) -> "ParameterMask":
+        """The mask permuted within each tensor: random entries, as many, inside the mask or outside it.
 
         Args:
             seed: names the draw; draws with different names are independent.
 
         Example:
-            >>> mask = ParameterMask({"w": torch.arange(100) < 7}, model="a")
-            >>> mask.random(0).size
-            7
+            >>> mask = ParameterMask({"w": torch.arange(100) < 70}, model="a")
+            >>> mask.permuted(0).size
+            70
         """
-        generator = torch.Generator().manual_seed(int(digest(str(seed)), 16) >> 1)
-        masks = {name: _drawn(packed, generator) for name, packed in self.packed.items()}
-        return ParameterMask(PackedTensors(masks), self.model, provenance(random_like=self.provenance, seed=seed))
+        generator = _generator(seed)
+        masks = {
+            name: pack(_some(torch.ones(packed.shape, dtype=torch.bool), packed.count, generator))
+            for name, packed in self.packed.items()
+        }
+        return ParameterMask(PackedTensors(masks), self.model, provenance(permuted=self.provenance, seed=seed))
 
     def save(self, path: str | Path) -> None:
         """Save as safetensors, a bit for each parameter or less."""
@@ -209,17 +268,22 @@ class ParameterMask:
         return cls(PackedTensors(packed), metadata["model"], metadata["provenance"])
 
 
-def _drawn(packed: PackedTensor, generator: torch.Generator) -> PackedTensor:
-    """As many entries of a tensor, drawn without replacement."""
+def _generator(seed: int | str) -> torch.Generator:
+    return torch.Generator().manual_seed(int(digest(str(seed)), 16) >> 1)
+
+
+def _some(allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """So many of the allowed entries of a tensor, drawn without replacement."""
     # the smaller of the set and its complement is drawn; every entry is as likely as any other at each draw, so that
     # drawing again for those that were drawn before leaves all sets equally likely
-    few = min(packed.count, packed.total - packed.count)
-    drawn = torch.zeros(packed.total, dtype=torch.bool)
+    room = int(allowed.sum())
+    few = min(count, room - count)
+    drawn = torch.zeros(room, dtype=torch.bool)
     missing = few
     while missing:
-        drawn[torch.randint(packed.total, (min(missing, _DRAWN),), generator=generator)] = True
+        drawn[torch.randint(room, (min(missing, _DRAWN),), generator=generator)] = True
         missing = few - int(drawn.sum())
-    return pack((drawn if few == packed.count else ~drawn).view(packed.shape))
+    return torch.zeros_like(allowed).masked_scatter_(allowed, drawn if few == count else ~drawn)
 
 
 def covered_parameters(model: HookedTransformer) -> dict[str, Tensor]:
@@ -244,8 +308,9 @@ def unit_mask(model: HookedTransformer, units: Iterable[Head | KVGroup | Neuron]
 
     Args:
         model: whose units they are.
-        units: heads, key/value groups or neurons, in any mixture. A head brings its query, key, value and output; where
-            keys and values are grouped, those of its group. A group brings its keys and values alone.
+        units: heads, key/value groups or neurons, in any mixture. A head brings its own weights: query and output,
+            and where keys and values are not grouped, those too. A group brings its keys and values; `with_groups`
+            adds them to heads.
 
     Returns:
         A mask that covers the parameters that belong to units, as a gradient trace does.
@@ -258,17 +323,20 @@ def unit_mask(model: HookedTransformer, units: Iterable[Head | KVGroup | Neuron]
         >>> from circuits.datasets import word_tokenizer
         >>> from circuits.training import new_model
         >>> model = load_model(new_model("tiny-llama", word_tokenizer()))
-        >>> unit_mask(model, [Head(2, 1)]).size == 4 * 32 * 128, unit_mask(model, [Neuron(0, 7)]).size
+        >>> unit_mask(model, [Head(2, 1)]).size == 2 * 32 * 128, unit_mask(model, [Neuron(0, 7)]).size
         (True, 384)
+        >>> from circuits.units import with_groups
+        >>> unit_mask(model, with_groups([Head(2, 1)], shape_of(model))).size == 4 * 32 * 128
+        True
     """
     shape, chosen = shape_of(model), list(units)
     wanted: dict[tuple[int, type], set[int]] = {}
-    repeats = shape.n_heads // shape.n_key_value_heads
+    grouped = shape.n_heads > shape.n_key_value_heads
     for unit in chosen:
         unit.check(shape)
         wanted.setdefault((unit.layer, type(unit)), set()).add(unit.index)
-        if isinstance(unit, Head):
-            wanted.setdefault((unit.layer, KVGroup), set()).add(unit.index // repeats)
+        if isinstance(unit, Head) and not grouped:
+            wanted.setdefault((unit.layer, KVGroup), set()).add(unit.index)
     masks = {}
     for name, value in parameters_of(model).items():
         kind, layer = owner_of(name), layer_of(name)

@@ -9,7 +9,8 @@
 4. The Shared Size of a unit: how many of its parameters lie in S. A key/value slice belongs to its group, and each of
    the group's query heads gets an equal share of it.
 5. Centralisation: the Gini coefficient of Shared Size over heads (neurons), and the share of S in heads (neurons) that
-   the top tenth of them holds.
+   the top tenth of them holds. Both depend on |S|: few parameters lie unevenly by chance alone. So beside them stands
+   what random sets have: as many parameters as S has in heads (neurons), drawn from all that heads (neurons) own.
 """
 
 import functools
@@ -18,9 +19,10 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
 import pandas
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.errors import CircuitsError
@@ -29,11 +31,12 @@ from circuits.masks.packing import PackedTensor, PackedTensors, pack
 from circuits.masks.selection import all_finite, largest
 from circuits.progress import track
 from circuits.statistics import mean_interval
-from circuits.storage import provenance
+from circuits.storage import digest, provenance
 from circuits.tracing import GradientTrace
 from circuits.units import Head, KVGroup, Neuron, layer_of, layout_of
 
 SCOPES: tuple[str, ...] = ("global", "tensor")
+_DEALT = 10**9
 #: The fractions k that a sharing curve goes through: four for each factor of ten from 0.01 % to 10 %, and 20 %.
 FRACTIONS: tuple[float, ...] = (*(round(10 ** (power / 4 - 4), 6) for power in range(13)), 0.2)
 
@@ -145,7 +148,8 @@ def shared_parameters(
         threshold: as in `influenced_parameters`.
 
     Raises:
-        CircuitsError: fewer than two traces, traces of different models, or as `influenced_parameters`.
+        CircuitsError: fewer than two traces, one given twice, traces of different models or made in different ways, or
+            as `influenced_parameters`.
 
     Source:
         arXiv 2505.16178, Definition 3.1.
@@ -167,12 +171,37 @@ def _influenced(
     models = [trace.provenance.get("model") for trace in traces]
     if len(set(models)) > 1:
         raise CircuitsError(f"the traces are of different models, {', '.join(map(str, models))}: trace one model")
+    for place, trace in enumerate(traces):
+        for other in traces[:place]:
+            _check_pair(other, trace)
     return [influenced_parameters(trace, fraction, scope, threshold) for trace in traces]
 
 
 def _intersection(sets: Sequence[ParameterMask]) -> ParameterMask:
     shared = functools.reduce(operator.and_, sets)
     return ParameterMask(shared.masks, shared.model, provenance(shared=[one.provenance for one in sets]))
+
+
+#: What the provenance of a trace says of how it was made.
+_SETTINGS = ("statistic", "loss", "per", "batch_size", "components", "checkpoints", "steps")
+
+
+def _check_pair(one: GradientTrace, other: GradientTrace) -> None:
+    """Refuse two traces of the same examples, or made in different ways, as far as their provenance says."""
+    examples = one.provenance.get("examples")
+    if one is other or (examples is not None and examples == other.provenance.get("examples")):
+        names = " and ".join(dict.fromkeys((one.task, other.task)))
+        raise CircuitsError(f"two of the traces are of the same examples, of {names}: sharing takes different tasks")
+    for name in _SETTINGS:
+        ours, theirs = one.provenance.get(name), other.provenance.get(name)
+        if ours != theirs:
+            raise CircuitsError(
+                f"the traces of {one.task} and {other.task} were made with different {name}, {ours} and {theirs}: "
+                "trace both alike"
+            )
+    if one.gradients.keys() != other.gradients.keys():
+        only = sorted(one.gradients.keys() ^ other.gradients.keys())[0]
+        raise CircuitsError(f"of the traces of {one.task} and {other.task} only one covers {only}: trace both alike")
 
 
 def sharing(
@@ -188,8 +217,8 @@ def sharing(
     Args:
         traces: two or more, of the same model.
         fraction: as in `influenced_parameters`.
-        draws: permutations of the control.
-        seed: of the permutations.
+        draws: permutations of the control, and random sets.
+        seed: of both.
         scope: as in `influenced_parameters`.
         threshold: as in `influenced_parameters`.
 
@@ -199,7 +228,10 @@ def sharing(
         ``top_tenth`` of Shared Size over heads, ``neuron_gini`` and ``neuron_top_tenth`` over neurons, NaN if the
         traces have none. Beside each of them the control: ``permuted`` is its mean size, ``permuted_low`` and
         ``permuted_high`` the ends of that mean's 95 % interval; likewise ``permuted_lift``, ``permuted_lift_low``,
-        ``permuted_lift_high`` and so on.
+        ``permuted_lift_high`` and so on. Beside the measures of centralisation also those of random sets of the same
+        size over the same kind of unit: ``random_gini``, ``random_gini_low``, ``random_gini_high``,
+        ``random_top_tenth``, ``random_neuron_gini``, ``random_neuron_top_tenth`` and so on. All of these are NaN where
+        nothing is shared in such units; the mean is over the draws that have a number.
 
     Raises:
         CircuitsError: as `shared_parameters`.
@@ -252,7 +284,7 @@ def _sharing(sets: list[ParameterMask], draws: int, seed: int) -> dict[str, Any]
     # permuting a trace within a tensor permutes which of its entries are influenced, and not how many
     controls = [
         _measures(
-            [sets[0], *(other.random(f"{seed}/{draw}/{number}") for number, other in enumerate(sets[1:]))],
+            [sets[0], *(other.permuted(f"{seed}/{draw}/{number}") for number, other in enumerate(sets[1:]))],
             chance,
             smallest,
         )
@@ -261,9 +293,20 @@ def _sharing(sets: list[ParameterMask], draws: int, seed: int) -> dict[str, Any]
     report: dict[str, Any] = {"total": total, "influenced": smallest, "chance": chance, **found}
     for name in found:
         control = "permuted" if name == "size" else f"permuted_{name}"
-        ends = mean_interval([float(measured[name]) for measured in controls])
-        report |= dict(zip((control, f"{control}_low", f"{control}_high"), ends, strict=True))
+        report |= _interval(control, [measured[name] for measured in controls])
+    shared, generator = functools.reduce(operator.and_, sets), numpy.random.default_rng(int(digest(str(seed)), 16))
+    for kind, prefix in _CENTRALISED:
+        spread = [_centralisation(_random_sizes(shared, kind, generator)) for _ in range(draws)]
+        for name in spread[0]:
+            report |= _interval(f"random_{prefix}{name}", [one[name] for one in spread])
     return report
+
+
+def _interval(name: str, values: Sequence[float | int]) -> dict[str, float]:
+    """Mean and interval of the values that are numbers."""
+    numbers = [float(value) for value in values if not math.isnan(value)]
+    ends = mean_interval(numbers) if numbers else (math.nan,) * 3
+    return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
 
 
 def _measures(sets: list[ParameterMask], chance: float, smallest: int) -> dict[str, Any]:
@@ -274,16 +317,57 @@ def _measures(sets: list[ParameterMask], chance: float, smallest: int) -> dict[s
         "jaccard": shared.size / functools.reduce(operator.or_, sets).size,
         "lift": shared.size / chance,
     }
-    for kind, prefix in ((Head, ""), (Neuron, "neuron_")):
+    for kind, prefix in _CENTRALISED:
         counted = _unit_counts(shared, kind)
-        sizes = torch.cat([own + shared_part for own, shared_part, _, _ in counted.values()]) if counted else None
-        found[f"{prefix}gini"] = math.nan if sizes is None else gini(sizes)
-        found[f"{prefix}top_tenth"] = math.nan if sizes is None else top_share(sizes, 0.1)
+        sizes = torch.cat([own + part for own, part, _, _ in counted.values()]) if counted else torch.zeros(1)
+        found |= {f"{prefix}{name}": value for name, value in _centralisation(sizes).items()}
     return found
 
 
+#: The units that sharing may be centralised in, and how the names of what is said of them begin.
+_CENTRALISED: tuple[tuple[type[Head] | type[Neuron], str], ...] = ((Head, ""), (Neuron, "neuron_"))
+
+
+def _centralisation(sizes: Float[Tensor, " units"]) -> dict[str, float]:
+    return {"gini": gini(sizes), "top_tenth": top_share(sizes, 0.1)}
+
+
+def _random_sizes(
+    mask: ParameterMask, kind: type[Head] | type[Neuron], generator: numpy.random.Generator
+) -> Float[Tensor, " units"]:
+    """The sizes of units in a random set with as many parameters of such units, all of them equally likely."""
+    counted = [_counts(mask, kind), *([_counts(mask, KVGroup)] if kind is Head else [])]
+    slices = [(number, layer) for number, found in enumerate(counted) for layer in found]
+    if not slices:
+        return torch.zeros(1)
+    inside, owned = (torch.cat([counted[number][layer][which] for number, layer in slices]) for which in (0, 1))
+    drawn = torch.from_numpy(_dealt(owned.long().numpy(), int(inside.sum()), generator)).double()
+    sizes = dict(zip(slices, drawn.split([len(counted[number][layer][0]) for number, layer in slices]), strict=True))
+    parts = []
+    for layer in counted[0]:
+        own = sizes[0, layer]
+        if (1, layer) in sizes:
+            repeats = len(own) // len(sizes[1, layer])
+            own = own + sizes[1, layer].repeat_interleave(repeats) / repeats
+        parts.append(own)
+    return torch.cat(parts) if parts else torch.zeros(1)
+
+
+def _dealt(
+    owned: Int[numpy.ndarray, " slice"], count: int, generator: numpy.random.Generator
+) -> Int[numpy.ndarray, " slice"]:
+    """How many of so many entries, drawn without replacement, fall into slices of these sizes."""
+    if owned.sum() < _DEALT:
+        return generator.multivariate_hypergeometric(owned, count, method="marginals")
+    # numpy draws from no more at once: of so many, each half has its share with the spread of a binomial
+    half = len(owned) // 2
+    low, high = max(0, count - int(owned[half:].sum())), min(count, int(owned[:half].sum()))
+    first = min(high, max(low, int(generator.binomial(count, owned[:half].sum() / owned.sum()))))
+    return numpy.concatenate([_dealt(owned[:half], first, generator), _dealt(owned[half:], count - first, generator)])
+
+
 def gini(values: Float[Tensor, " units"]) -> float:
-    """Gini coefficient: 0 if all units have the same, towards 1 if one unit has all; 0 if there is nothing.
+    """Gini coefficient: 0 if all units have the same, towards 1 if one unit has all; NaN if there is nothing.
 
     Example:
         >>> gini(torch.tensor([1.0, 1.0, 1.0])), round(gini(torch.tensor([0.0, 0.0, 9.0])), 3)
@@ -292,13 +376,13 @@ def gini(values: Float[Tensor, " units"]) -> float:
     ordered = values.double().sort().values
     total, count = float(ordered.sum()), len(ordered)
     if total == 0:
-        return 0.0
+        return math.nan
     ranks = torch.arange(1, count + 1, dtype=torch.float64)
     return max(0.0, float(2 * (ranks * ordered).sum() / (count * total) - (count + 1) / count))
 
 
 def top_share(values: Float[Tensor, " units"], fraction: float) -> float:
-    """The share of the sum that the top fraction of units holds; at least one unit counts.
+    """The share of the sum that the top fraction of units holds; at least one unit counts. NaN if there is nothing.
 
     Example:
         >>> round(top_share(torch.tensor([1.0, 2.0, 7.0]), 0.1), 2)
@@ -306,7 +390,7 @@ def top_share(values: Float[Tensor, " units"], fraction: float) -> float:
     """
     total = float(values.sum())
     count = max(1, round(fraction * len(values)))
-    return float(values.sort(descending=True).values[:count].sum()) / total if total else 0.0
+    return float(values.sort(descending=True).values[:count].sum()) / total if total else math.nan
 
 
 def shared_size(mask: ParameterMask, kind: type[Head] | type[KVGroup] | type[Neuron]) -> pandas.DataFrame:

@@ -1,7 +1,6 @@
 """Hook points by name, and activations captured at them."""
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.models.loading import HookedTransformer
+from circuits.models.uninterrupted import uninterrupted
 from circuits.units import Head
 
 
@@ -34,17 +34,16 @@ class HookPoints:
         self.mlp_out = f"{block}hook_mlp_out"
 
 
-def hooked(
-    model: HookedTransformer, functions: Mapping[str, Callable[[Tensor, Any], Tensor | None]]
-) -> AbstractContextManager[Any]:
+@uninterrupted
+def hooked(model: HookedTransformer, functions: Mapping[str, Callable[[Tensor, Any], Tensor | None]]) -> Iterator[None]:
     """Inside the block, a function acts at each named hook point of every forward pass.
 
     Args:
         model: the hooked model.
         functions: hook point → function of the activation and the hook; what it returns takes the activation's place.
     """
-    context: AbstractContextManager[Any] = model.hooks(fwd_hooks=list(functions.items()))
-    return context
+    with model.hooks(fwd_hooks=list(functions.items())):
+        yield
 
 
 @torch.no_grad()

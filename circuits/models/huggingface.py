@@ -1,8 +1,8 @@
 """Local Hugging Face checkpoints and tokenizers, refused unless they are complete."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -16,39 +16,71 @@ from transformers import (
 )
 
 from circuits.errors import CircuitsError
+from circuits.models.adapters import merge_adapter
 from circuits.models.architectures import architecture_of
+from circuits.models.folder import base_of, check_config, check_folder, first_line, is_adapter, weights_of
 from circuits.models.quiet import quiet
+from circuits.models.uninterrupted import uninterrupted
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 
 
 def load_config(folder: str | Path) -> PreTrainedConfig:
-    """Load the config of a local Hugging Face checkpoint, refusing an architecture that is not supported.
+    """Load the config of a local Hugging Face checkpoint, or of an adapter's base.
 
     Raises:
-        CircuitsError: the folder is missing, is no checkpoint, or holds another architecture.
+        CircuitsError: the folder is missing, is no checkpoint, or holds another architecture or quantised weights.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CircuitsError(f"there is no folder {folder}: give the path of a checkpoint on this machine")
-    if not (folder / "config.json").is_file():
-        raise CircuitsError(f"{folder} is no checkpoint: it has no config.json")
+    folder = model_folder(folder)
+    settings = check_config(folder)
+    try:
+        architecture_of(
+            SimpleNamespace(architectures=settings.get("architectures"), model_type=settings.get("model_type"))
+        )
+    except CircuitsError as error:
+        if "auto_map" not in settings:
+            raise
+        raise CircuitsError(f"{error}; the code that {folder} brings along (auto_map) is never run") from None
     try:
         with quiet():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a config's own checks raise many kinds; each means that it cannot be used
         raise CircuitsError(f"{folder / 'config.json'} cannot be read: {first_line(error)}") from None
     architecture_of(config)
     return config
 
 
-def load_huggingface(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load a local Hugging Face checkpoint, refusing one that is incomplete.
+def model_folder(source: str | Path) -> Path:
+    """The folder of the model: the one given, or the base of the adapter in it.
 
     Raises:
-        CircuitsError: the folder is missing or is no checkpoint, a weight file is damaged, or a tensor is missing, has
-            another shape or is not expected.
+        CircuitsError: there is no such folder, or the adapter's base is not on this machine.
     """
-    folder = Path(folder)
+    folder = check_folder(source)
+    return check_folder(base_of(folder)) if is_adapter(folder) else folder
+
+
+def load_huggingface(
+    folder: str | Path, dtype: torch.dtype = torch.float32, adapter: str | Path | None = None
+) -> PreTrainedModel:
+    """Load a local Hugging Face checkpoint, refusing one that is incomplete or holds numbers that are not finite.
+
+    Args:
+        folder: of the checkpoint, or of a PEFT adapter that names it as its base.
+        dtype: of the weights.
+        adapter: a PEFT folder, to be merged.
+
+    Raises:
+        CircuitsError: the folder is missing or is no checkpoint, a weight file is damaged or unsafe, a tensor is
+            missing, has another shape, is not expected or is not finite, or the adapter does not fit.
+    """
+    if is_adapter(check_folder(folder)):
+        if adapter is not None:
+            raise CircuitsError(f"{folder} is an adapter itself: name the base, and one adapter")
+        adapter = folder
+    folder = model_folder(folder)
     config = load_config(folder)
+    weights_of(folder)
     try:
         with quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -72,31 +104,64 @@ def load_huggingface(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise CircuitsError(f"the checkpoint {folder} does not fit its config: {names[0]} {meaning}{more}")
+    check_finite(model, str(folder))
+    if adapter is not None:
+        model = merge_adapter(model, adapter, folder)
+        check_finite(model, f"{folder} with the adapter {adapter}")
     return model.eval()
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+@torch.no_grad()
+def check_finite(model: PreTrainedModel, source: str) -> None:
+    """Raise a `CircuitsError` unless every parameter is a finite number."""
+    for name, parameter in model.named_parameters():
+        # the extremes carry what is not finite, and need no memory
+        if parameter.numel() and not all(bool(torch.isfinite(end)) for end in torch.aminmax(parameter)):
+            bad = int((~torch.isfinite(parameter)).sum())
+            raise CircuitsError(
+                f"{name} in {source} has {bad:,} of {parameter.numel():,} numbers that are not finite: the checkpoint "
+                f"is damaged, or too large for {str(parameter.dtype).removeprefix('torch.')}"
+            )
+
+
+def has_tokenizer(folder: str | Path) -> bool:
+    """Whether a tokenizer is saved in a folder."""
+    return any((Path(folder) / file).exists() for file in _TOKENIZERS)
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a local checkpoint; it pads on the right.
+    """Load the tokenizer of a local checkpoint; it pads on the right. An adapter without one has its base's.
 
     Raises:
-        CircuitsError: there is none, or it is not a fast one.
+        CircuitsError: there is none, it is damaged, or it is not a fast one.
     """
-    if not Path(folder).is_dir():
-        raise CircuitsError(f"there is no folder {folder}: give the path of a checkpoint on this machine")
+    folder = check_folder(folder)
+    if is_adapter(folder) and not has_tokenizer(folder):
+        folder = model_folder(folder)
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(Path(folder), local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers' library raises plain exceptions
         raise CircuitsError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from None
     if not tokenizer.is_fast:
         raise CircuitsError(f"the tokenizer in {folder} is no fast tokenizer: token roles need its offset mapping")
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int, source: str) -> None:
+    """Raise a `CircuitsError` if text could become a token that the model has no embedding for.
+
+    Tokens that stand for images and sounds may lie beyond the vocabulary: no text becomes one.
+    """
+    beyond = [token for token, index in tokenizer.get_vocab().items() if index >= vocabulary]
+    media = {getattr(tokenizer, f"{kind}_token", None) for kind in ("image", "audio", "video")}
+    text = sorted(set(beyond) - media)
+    if text:
+        raise CircuitsError(
+            f"the tokenizer of {source} has {len(text):,} tokens beyond the {vocabulary:,} that the model embeds, "
+            f"such as {text[0]!r}: give the model's own, or the model with its embedding extended"
+        )
 
 
 def empty_huggingface(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -107,7 +172,7 @@ def empty_huggingface(config: PreTrainedConfig, dtype: torch.dtype = torch.float
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
-@contextmanager
+@uninterrupted
 def lending(shell: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> Iterator[PreTrainedModel]:
     """Inside the block, a Hugging Face model has these tensors as its parameters, without a copy and without gradients.
 
@@ -125,8 +190,8 @@ def lending(shell: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> Iter
     for module in shell.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
-    give(tensors)
     try:
+        give(tensors)
         yield shell
     finally:
         give({name: torch.empty_like(value, device="meta") for name, value in tensors.items()})

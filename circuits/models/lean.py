@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from circuits.models.loading import HookedTransformer
+from circuits.models.forward import refuse_hooks
+from circuits.models.loading import HookedTransformer, checkpoint_of
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,15 @@ class LeanModel:
     Args:
         model: loaded with `circuits.load_model`.
         dtype: of the arithmetic; the model's own if not given. Other than the model's own, the weights are copied.
+
+    Raises:
+        CircuitsError: the model was not loaded with `circuits.load_model`, or functions are hooked into it, which would
+            not be run.
     """
 
     def __init__(self, model: HookedTransformer, dtype: torch.dtype | None = None) -> None:
+        checkpoint_of(model)
+        refuse_hooks(model)
         cfg: Any = model.cfg
         self.dtype: torch.dtype = dtype or cfg.dtype
         self.device = torch.device(cfg.device)
@@ -171,6 +178,22 @@ class LeanModel:
         """Split the features of a projection into heads or groups."""
         split: Tensor = x.unflatten(-1, (-1, self.d_head))
         return split
+
+    def streams(self, tokens: Int[Tensor, "batch pos"]) -> list[Float[Tensor, "batch pos d_model"]]:
+        """The stream before each layer, and after the last, of whole prompts without padding."""
+        batch, length = tokens.shape
+        angles = self.rotary(torch.arange(length))
+        x = self.embed(tokens.flatten()).unflatten(0, (batch, length))
+        streams = [x]
+        for layer in self.layers:
+            normed = layer.norm1(x)
+            q, k = (self.rotate(self.heads(weight(normed)), angles) for weight in (layer.q, layer.k))
+            q, k, v = (part.transpose(1, 2) for part in (q, k, self.heads(layer.v(normed))))
+            z = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            middle = x + layer.o(z.transpose(1, 2).flatten(2))
+            x = middle + layer.down(layer.hidden(layer.norm2(x if self.parallel else middle)))
+            streams.append(x)
+        return streams
 
     def unembed(self, stream: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         """Logits from the stream after the last layer."""

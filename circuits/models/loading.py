@@ -4,29 +4,40 @@
    plays no part, nothing is fetched, and every tensor the config asks for must be there in the right shape.
 2. The hooked model is configured from the Hugging Face config. Its parameters are views of the checkpoint's tensors:
    nothing is folded or centred, tied embeddings stay tied, and memory holds the weights once.
-3. Both models read the same random tokens; their logits must agree: in float32 to 1e-4, or to 1e-5 of the largest logit
-   where that is more. If they do not, the residual streams are compared and the first layer that departs is named.
+3. An adapter is merged into the weights before anything else sees them.
+4. Before it is handed out, everything that computes with it is compared with the checkpoint (``parity.py``).
 """
 
 import copy
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import xxhash
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from circuits.errors import CircuitsError
+from circuits.models.adapters import merge_adapter
 from circuits.models.architectures import ParameterSource, architecture_of, checkpoint_tensors
-from circuits.models.huggingface import empty_huggingface, first_line, lending, load_huggingface, load_tokenizer
+from circuits.models.fingerprints import fingerprint_of
+from circuits.models.folder import checksums, first_line, is_adapter
+from circuits.models.forward import refuse_hooks
+from circuits.models.huggingface import (
+    check_finite,
+    check_tokenizer,
+    empty_huggingface,
+    has_tokenizer,
+    lending,
+    load_huggingface,
+    load_tokenizer,
+    model_folder,
+)
 from circuits.models.quiet import quiet
-from circuits.storage import atomic_folder, digest, provenance, write_json
+from circuits.models.uninterrupted import uninterrupted
+from circuits.storage import atomic_folder, provenance, read_json, write_json
 from circuits.units import TIED, ModelShape
 
 with quiet():
@@ -39,13 +50,20 @@ DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
 }
 
-#: How far logits may lie apart, as a share of the largest one. In half precision the two libraries round attention
-#: scores at different places: 6 % apart in bfloat16 after the 30 layers of SmolLM2-135M; wrong weights are 100 % apart.
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 
+@dataclass(frozen=True)
+class Parity:
+    """How far the ways to compute a model's logits lie apart, measured when it was loaded.
 
-#: Settings of a config that do not change what the model computes.
-_NO_PART_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
+    Attributes:
+        tokens: the length of the probe.
+        allowed: the largest difference of a logit that is let through.
+        differences: the largest difference of a logit from the Hugging Face model's, for each way.
+    """
+
+    tokens: int
+    allowed: float
+    differences: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -53,36 +71,46 @@ class Checkpoint:
     """What a hooked model was loaded from; found at ``model.checkpoint``.
 
     Attributes:
-        source: the folder, or ``memory``.
+        source: the folder, or ``memory``; of an adapter, its base.
         config: the Hugging Face config.
         sources: which tensor of the checkpoint each parameter is.
+        adapter: the folder of the adapter that was merged.
+        parity: what was found when the logits were compared.
     """
 
     source: str
     config: PreTrainedConfig = field(repr=False)
     sources: tuple[ParameterSource, ...] = field(repr=False)
+    adapter: str | None = None
+    parity: Parity | None = None
 
 
 def load_model(
     source: str | Path | PreTrainedModel,
     dtype: str = "float32",
     device: str | torch.device | None = None,
+    *,
+    adapter: str | Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> HookedTransformer:
-    """Load a checkpoint into a `HookedTransformer`, unprocessed, and check that both give the same logits.
+    """Load a checkpoint into a `HookedTransformer`, unprocessed, and check that all we compute with gives its logits.
 
     Args:
-        source: a local Hugging Face folder, or a Hugging Face model in memory (which is copied).
+        source: a local Hugging Face folder, a folder with a PEFT adapter that names its base, or a Hugging Face model
+            in memory (which is copied).
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: where the model goes; CUDA if there is any, else the CPU.
-        tokenizer: for a model in memory; a folder brings its own.
+        adapter: a local PEFT folder (LoRA, DoRA, …), merged into the weights in that dtype.
+        tokenizer: for a model in memory; a folder brings its own, an adapter its own or its base's.
 
     Returns:
         The model in evaluation mode, without gradients on parameters that TransformerLens invents. It has
         ``model.checkpoint`` (a `Checkpoint`) and ``model.tokenizer``.
 
     Raises:
-        CircuitsError: the checkpoint is missing, damaged or not supported, or its logits differ.
+        CircuitsError: the checkpoint is missing, damaged, unsafe or not supported, the adapter does not fit or cannot
+            be merged, the tokenizer has tokens that the model does not embed, its logits differ, or
+            functions are hooked into the model in memory.
 
     Example:
         >>> from circuits.training import new_model
@@ -95,15 +123,31 @@ def load_model(
         raise CircuitsError(f"the dtype {dtype!r} is not supported: choose from {', '.join(DTYPES)}")
     chosen = _device(device)
     if isinstance(source, PreTrainedModel):
+        refuse_hooks(source)
         name, reference = "memory", copy.deepcopy(source).to(dtype=DTYPES[dtype]).eval()
         reference.config.architectures = [type(source).__name__]
+        check_finite(reference, "the model in memory")
+        if adapter is not None:
+            reference = merge_adapter(reference, adapter)
+            check_finite(reference, f"the model in memory with the adapter {adapter}")
     else:
-        name, reference = str(source), load_huggingface(source, DTYPES[dtype])
-        if tokenizer is None and any((Path(source) / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-            tokenizer = load_tokenizer(source)
+        reference = load_huggingface(source, DTYPES[dtype], adapter)
+        name = str(model_folder(source))
+        if is_adapter(source):
+            adapter = source
+    if tokenizer is None:
+        places = [Path(place) for place in (adapter, name) if place is not None]
+        tokenizer = next((load_tokenizer(place) for place in places if has_tokenizer(place)), None)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, reference.config.vocab_size, str(source if name != "memory" else name))
     reference = reference.to(chosen)
     model = _hooked(name, reference, tokenizer)
-    _check_parity(model, reference)
+    _SHELLS[model] = reference
+    from circuits.models.parity import check_parity  # which builds on this module
+
+    model.checkpoint = replace(
+        model.checkpoint, adapter=None if adapter is None else str(adapter), parity=check_parity(model, reference)
+    )
     return model
 
 
@@ -155,34 +199,6 @@ def _hooked(name: str, reference: PreTrainedModel, tokenizer: PreTrainedTokenize
     return model.eval()
 
 
-@torch.no_grad()
-def _check_parity(model: HookedTransformer, reference: PreTrainedModel) -> None:
-    vocabulary = int(model.cfg.d_vocab)
-    tokens = torch.randint(vocabulary, (2, 12), generator=torch.Generator().manual_seed(0)).to(reference.device)
-    with quiet():
-        expected = reference(tokens, output_hidden_states=True, use_cache=False)
-        logits, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_resid_pre"))
-    dtype = reference.dtype
-    allowed = max(1e-4, _TOLERANCE[dtype] * float(expected.logits.abs().max()))
-    difference = float((logits - expected.logits).abs().max())
-    if difference <= allowed:
-        return
-    departed = next(
-        (
-            f"layer {layer - 1}" if layer else "the embedding"
-            for layer in range(model.cfg.n_layers)
-            if not torch.allclose(
-                cache[f"blocks.{layer}.hook_resid_pre"], expected.hidden_states[layer], atol=allowed, rtol=1e-3
-            )
-        ),
-        "the last layer, the final norm or the unembedding",
-    )
-    raise CircuitsError(
-        f"the hooked model's logits differ from the checkpoint's by {difference:.2g} ({allowed:.2g} is allowed): "
-        f"they first depart at {departed}"
-    )
-
-
 def checkpoint_of(model: nn.Module) -> Checkpoint:
     """What a hooked model was loaded from.
 
@@ -205,11 +221,11 @@ def parameters_of(model: HookedTransformer) -> dict[str, nn.Parameter]:
     return {source.hooked: named[source.hooked] for source in checkpoint_of(model).sources}
 
 
-#: A Hugging Face model for each hooked one, empty while it is not used.
+#: A Hugging Face model for each hooked one: at first the one it was loaded from, and empty while it is not used.
 _SHELLS: WeakKeyDictionary[nn.Module, PreTrainedModel] = WeakKeyDictionary()
 
 
-@contextmanager
+@uninterrupted
 def huggingface_view(model: HookedTransformer) -> Iterator[PreTrainedModel]:
     """Inside the block, the hooked model's parameters as a Hugging Face model, which computes the same, but faster.
 
@@ -220,9 +236,7 @@ def huggingface_view(model: HookedTransformer) -> Iterator[PreTrainedModel]:
             would not run.
     """
     checkpoint = checkpoint_of(model)
-    for name, point in model.hook_dict.items():
-        if point.fwd_hooks:
-            raise CircuitsError(f"a function is hooked into the model at {name}: it would have no effect here")
+    refuse_hooks(model)
     if model not in _SHELLS:
         _SHELLS[model] = empty_huggingface(checkpoint.config, model.cfg.dtype)
     parameters = {name: value.detach() for name, value in parameters_of(model).items()}
@@ -250,39 +264,48 @@ def fingerprint(model: HookedTransformer) -> str:
     return fingerprint_of(checkpoint.config, checkpoint.sources, parameters_of(model))
 
 
-def fingerprint_of(
-    config: PreTrainedConfig, sources: Sequence[ParameterSource], parameters: Mapping[str, Tensor]
-) -> str:
-    """The `fingerprint` of a hooked model with this config and these parameters."""
-    settings = config.to_diff_dict()
-    shape = {name: value for name, value in settings.items() if name not in _NO_PART_OF_THE_MODEL}
-    parts: list[Any] = [json.dumps(shape, sort_keys=True, default=str)]
-    for source in sources:
-        value = parameters[source.hooked].detach().cpu()
-        parts.append(f"{source.hooked} {value.dtype} {tuple(value.shape)}")
-        # the checkpoint's own layout lies in memory in one piece and need not be copied
-        value = (value if source.part is not None else source.to_checkpoint(value)).contiguous()
-        # a cryptographic hash would take seconds for each billion bytes
-        parts.append(xxhash.xxh3_128_digest(value.view(torch.uint8).numpy().data))
-    return digest(*parts)
+#: Models that are being edited, and what they were before. Kept beside them: a copy made meanwhile has the values of
+#: the moment, and not the name of those before.
+_EDITED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
-@contextmanager
+@uninterrupted
 def editing(model: HookedTransformer) -> Iterator[None]:
     """For the length of the block, the model keeps its `identity` while its parameters are changed and restored."""
-    outermost = getattr(model, "edited_from", None) is None
+    outermost = model not in _EDITED
     if outermost:
-        model.edited_from = fingerprint(model)
+        _EDITED[model] = fingerprint(model)
     try:
         yield
     finally:
         if outermost:
-            model.edited_from = None
+            del _EDITED[model]
 
 
 def identity(model: HookedTransformer) -> str:
     """The fingerprint of a model, or what it was before a block that is `editing` it began."""
-    return getattr(model, "edited_from", None) or fingerprint(model)
+    return _EDITED.get(model) or fingerprint(model)
+
+
+def require_start(fine_tuned: HookedTransformer, pre: HookedTransformer) -> None:
+    """Refuse a model that the fine-tuned one did not start from, as far as its checkpoint says what it started from.
+
+    Checkpoints made by `circuits.training` say it in ``circuits.json``; others, and models in half precision, whose
+    values are not those of the checkpoint, are taken on trust.
+
+    Raises:
+        CircuitsError: the checkpoint names another start.
+    """
+    source = Path(checkpoint_of(fine_tuned).source)
+    facts = source / "circuits.json"
+    if pre.cfg.dtype != torch.float32 or not facts.is_file():
+        return
+    started, found = read_json(facts).get("start_fingerprint"), identity(pre)
+    if started is not None and started != found:
+        raise CircuitsError(
+            f"{source} was trained from model {started}, and {checkpoint_of(pre).source} is {found}: give the model "
+            "it started from, or waive this with check_start=False"
+        )
 
 
 def facts_of(model: HookedTransformer) -> dict[str, Any]:
@@ -294,34 +317,43 @@ def facts_of(model: HookedTransformer) -> dict[str, Any]:
     }
 
 
-def save_model(model: HookedTransformer, folder: str | Path, facts: dict[str, Any] | None = None) -> None:
-    """Save a hooked model as an ordinary Hugging Face checkpoint, tokenizer included.
+def save_model(
+    model: HookedTransformer,
+    folder: str | Path,
+    facts: dict[str, Any] | None = None,
+    *,
+    max_shard_size: str | None = None,
+) -> None:
+    """Save a hooked model as an ordinary Hugging Face checkpoint, tokenizer included, in the dtype it was loaded in.
+
+    An adapter that was merged stays merged. ``circuits.json`` keeps the weights' checksums, so that a file that is
+    damaged later is refused when it is loaded.
 
     Args:
         model: loaded with `load_model`, its parameters changed at will.
         folder: where the checkpoint goes.
         facts: provenance for ``circuits.json`` in the folder.
+        max_shard_size: how large one file may become, such as ``5GB``; as Hugging Face decides if not given.
 
     Raises:
         CircuitsError: the embeddings are tied in the config, but were given different values.
     """
     checkpoint = checkpoint_of(model)
-    parameters: dict[str, Tensor] = {name: value.detach() for name, value in parameters_of(model).items()}
-    tensors = checkpoint_tensors(list(checkpoint.sources), parameters)
     if checkpoint.config.tie_word_embeddings:
-        embedding, unembedding = (parameters[name] for name in TIED)
+        embedding, unembedding = (parameters_of(model)[name] for name in TIED)
         if not torch.equal(embedding, unembedding.T):
             raise CircuitsError("the checkpoint ties its embeddings, but W_E and W_U differ: change both alike")
-    with quiet():
-        with torch.random.fork_rng(devices=[]):
-            target = AutoModelForCausalLM.from_config(checkpoint.config).to(model.cfg.dtype)
-        with torch.no_grad():
-            for name, parameter in target.named_parameters(remove_duplicate=False):
-                parameter.copy_(tensors[name])
-        with atomic_folder(Path(folder)) as temporary:
-            target.save_pretrained(temporary)
-            if model.tokenizer is not None:
-                model.tokenizer.save_pretrained(temporary)
-            write_json(
-                temporary / "circuits.json", provenance(**facts_of(model), source=checkpoint.source, **facts or {})
-            )
+    about = {"source": checkpoint.source, **({} if checkpoint.adapter is None else {"adapter": checkpoint.adapter})}
+    sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    parameters: dict[str, Tensor] = {name: value.detach() for name, value in parameters_of(model).items()}
+    tensors = checkpoint_tensors(list(checkpoint.sources), parameters)
+    with quiet(), atomic_folder(Path(folder)) as temporary:
+        with lending(empty_huggingface(checkpoint.config, model.cfg.dtype), tensors) as target:
+            target.tie_weights()
+            target.save_pretrained(temporary, **sharding)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(temporary)
+        write_json(
+            temporary / "circuits.json",
+            provenance(**facts_of(model), **about, weights=checksums(temporary), **facts or {}),
+        )

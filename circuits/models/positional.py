@@ -8,7 +8,6 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor, einsum, where
 
 from circuits.errors import CircuitsError
-from circuits.models.hooks import HookPoints, hooked
+from circuits.models.hooks import HookPoints
 from circuits.models.loading import HookedTransformer, parameters_of
+from circuits.models.uninterrupted import uninterrupted
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def positional_parameters(model: HookedTransformer) -> list[str]:
     return [name for row in _projections(model) for name in (row.weight, row.bias) if name in present]
 
 
-@contextmanager
+@uninterrupted
 def positional_weights(
     model: HookedTransformer,
     weights: Mapping[str, Tensor],
@@ -83,9 +83,24 @@ def positional_weights(
 
     def choose(_: Any, args: tuple[Tensor, ...]) -> None:
         chosen[:] = [positions(args[0])]
+        with hooked_anew():
+            pass
 
-    def keep(activation: Tensor, hook: Any) -> None:
-        inputs[hook.name] = activation
+    @uninterrupted
+    def hooked_anew() -> Iterator[None]:
+        # for each pass: other functions in the model come after what is written and before what is read
+        for handle in acting:
+            handle.remove()
+        points = model.hook_dict
+        acting[:] = [points[row.writes].register_forward_hook(mix(row), prepend=True) for row in rows]
+        acting.extend(points[name].register_forward_hook(keep(name)) for name in reads if name in points)
+        yield
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_: Any, __: Any, activation: Tensor) -> None:
+            inputs[name] = activation
+
+        return hook
 
     def keep_input(name: str) -> Callable[..., None]:
         def hook(_: Any, args: Any, kwargs: Any) -> None:
@@ -93,10 +108,10 @@ def positional_weights(
 
         return hook
 
-    def mix(row: _Projection) -> Callable[[Tensor, Any], Tensor]:
+    def mix(row: _Projection) -> Callable[[Any, Any, Tensor], Tensor]:
         weight, bias = (weights.get(name, own.get(name)) for name in (row.weight, row.bias))
 
-        def write(output: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
+        def write(_: Any, __: Any, output: Tensor) -> Tensor:
             other = einsum(row.pattern, inputs[row.reads], weight)
             other = other if bias is None else other + bias
             at = chosen[0].to(output.device)
@@ -104,19 +119,18 @@ def positional_weights(
 
         return write
 
-    functions: dict[str, Callable[[Tensor, Any], Tensor | None]] = {row.writes: mix(row) for row in rows}
-    handles = [model.embed.register_forward_pre_hook(choose)]
+    acting: list[Any] = []
+    reads = {row.reads for row in rows}
+    handles: list[Any] = []
     modules = dict(model.named_modules())
-    for name in {row.reads for row in rows}:
-        if name in model.hook_dict:
-            functions[name] = keep
-        else:
-            handles.append(modules[name].register_forward_pre_hook(keep_input(name), with_kwargs=True))
     try:
-        with hooked(model, functions):
-            yield
+        handles.append(model.embed.register_forward_pre_hook(choose))
+        for name in reads:
+            if name not in model.hook_dict:
+                handles.append(modules[name].register_forward_pre_hook(keep_input(name), with_kwargs=True))
+        yield
     finally:
-        for handle in handles:
+        for handle in [*handles, *acting]:
             handle.remove()
     if not chosen:
         raise CircuitsError("tokens were to pass through other weights, but the model was never run inside the block")

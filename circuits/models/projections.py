@@ -9,7 +9,6 @@ time.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from circuits.models.architectures import ParameterSource
+from circuits.models.uninterrupted import uninterrupted
 from circuits.units import Head, Neuron
 
 #: The parts of a model, and how the names of their parameters begin inside a block or outside the blocks.
@@ -96,7 +96,7 @@ def unit_readers(sources: Sequence[ParameterSource]) -> dict[str, tuple[type[Hea
 Receiver = Callable[[str, Tensor, Tensor], None]
 
 
-@contextmanager
+@uninterrupted
 def watching(
     model: PreTrainedModel, written: Collection[str], wrote: Receiver, readers: Collection[str], read: Receiver
 ) -> Iterator[list[Tensor]]:

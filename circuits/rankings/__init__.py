@@ -10,7 +10,15 @@ from circuits.rankings.attention import (
     read_head,
     token_texts,
 )
-from circuits.rankings.curves import RESTS, critical_curve, curve_summary, default_counts, sufficient_curve
+from circuits.rankings.curves import (
+    RESTS,
+    critical_curve,
+    curve_areas,
+    curve_means,
+    curve_summary,
+    default_counts,
+    sufficient_curve,
+)
 from circuits.rankings.ranking import RANKINGS, Evidence, agreement, rank_units
 
 __all__ = [
@@ -23,6 +31,8 @@ __all__ = [
     "attention_scores",
     "behaviour_masks",
     "critical_curve",
+    "curve_areas",
+    "curve_means",
     "curve_summary",
     "default_counts",
     "induction_scores",

@@ -4,14 +4,16 @@
    (embeddings, norms, output biases, and the neurons where heads are ranked) comes from θ_ft, so that the curve goes
    from a θ_ft whose units are untrained to θ_ft itself; or it stays at θ_pre, which asks more of the units.
 2. Critical: the units of θ_ft go, the best first, back to θ_pre; or their outputs are set to zero or to their mean.
-3. Accuracy against n, the number of units; the fraction says what share of all parameters these n units own.
-4. One number for a curve: the area under it over n, both ends counted as 0 and 1; and the smallest n at which
+3. Under grouped-query attention keys and values belong to a group of heads, and not to a head. A head that changes its
+   weights brings those of its group along, for queries are of no use without their keys; or it does not, if so asked.
+   Each n says how many groups it touches so.
+4. Accuracy against n, the number of units; the fraction says what share of all parameters these n units own.
+5. One number for a curve: the area under it over n, both ends counted as 0 and 1; and the smallest n at which
    a sufficient curve reaches 95 % of the accuracy of θ_ft, or a critical one falls below half of it.
 """
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import numpy
 import pandas
@@ -22,13 +24,14 @@ from torch import Tensor
 
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
-from circuits.masks import MODES, ParameterMask, graft
+from circuits.masks import MODES, NAMES_OF_ANSWERS, ParameterMask, graft
 from circuits.metrics import evaluate
-from circuits.models import HookedTransformer, fingerprint, parameters_of, shape_of
+from circuits.models import HookedTransformer, identity, parameters_of, require_start, shape_of
 from circuits.rankings.subsets import (
     Kind,
     Switch,
     ablating,
+    count_groups,
     count_parameters,
     mean_outputs,
     owned_parameters,
@@ -40,21 +43,35 @@ from circuits.units import TIED, Head, Neuron
 
 #: What belongs to no unit: from which model a sufficient curve takes it.
 RESTS: tuple[str, ...] = ("fine_tuned", "pre")
-_ALL_COUNTS = 32
+_ALL_COUNTS, _SEGMENTS = 32, 10
 _SUFFICIENT, _CRITICAL = 0.95, 0.5
+#: Accuracies that are means over as many answers are compared with this much room for rounding.
+_ROUNDING = 1e-9
 
 
-def default_counts(units: int) -> list[int]:
-    """The numbers of units a curve is measured at: all up to 32 units; else two for each doubling, and both ends.
+def default_counts(units: int, *, halvings: int | None = None) -> list[int]:
+    """The numbers of units a curve is measured at: all up to 32 units; else every tenth, and doublings below the first.
+
+    So no piece of the axis between two points is longer than a tenth of it, and the first units, which a good ranking
+    should need alone, are told apart.
+
+    Args:
+        units: how many are ranked.
+        halvings: in place of the doublings from 1, so many halvings of all units, those below a tenth: fewer points.
 
     Example:
         >>> default_counts(4), default_counts(100)
-        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 100])
+        ([0, 1, 2, 3, 4], [0, 1, 2, 4, 8, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100])
+        >>> default_counts(270, halvings=5)
+        [0, 8, 17, 27, 54, 81, 108, 135, 162, 189, 216, 243, 270]
     """
     if units <= _ALL_COUNTS:
         return list(range(units + 1))
-    between = (round(2 ** (half / 2)) for half in range(math.ceil(2 * math.log2(units))))
-    return sorted({0, *between, units})
+    tenths = [round(units * part / _SEGMENTS) for part in range(_SEGMENTS + 1)]
+    first = (2**power for power in range(units.bit_length()))
+    if halvings is not None:
+        first = (round(units / 2**power) for power in range(1, halvings + 1))
+    return sorted({*tenths, *(count for count in first if count < tenths[1])})
 
 
 def sufficient_curve(
@@ -64,6 +81,10 @@ def sufficient_curve(
     tasks: Sequence[Task],
     counts: Sequence[int] | None = None,
     rest: str = "fine_tuned",
+    *,
+    groups: bool = True,
+    per_answer: bool = False,
+    check_start: bool = True,
 ) -> pandas.DataFrame:
     """Accuracy of θ_pre with only the top n units of each ranking grafted from θ_ft.
 
@@ -75,16 +96,23 @@ def sufficient_curve(
         counts: the n; `default_counts` if not given.
         rest: where all parameters come from that belong to no head (or no neuron, where neurons are ranked):
             ``fine_tuned`` or ``pre``. A model trained from scratch can do nothing with the embeddings of θ_pre.
+        groups: heads bring the keys and values of their key/value groups; else these come from where the rest does.
+        per_answer: keep every answer, for paired comparisons; `curve_means` gives the other table.
+        check_start: refuse a ``pre`` if the checkpoint of ``fine_tuned`` says that it was trained from another model.
 
     Returns:
-        One row for each ``metric``, ``draw``, ``n`` and ``task``: ``condition`` (``sufficient``), ``fraction`` (share
-        of all parameters that the n units own; those of a key/value group count with the first of its heads),
+        One row for each ``metric``, ``draw``, ``n`` and ``task``: ``condition`` (``sufficient``), ``groups`` (how many
+        key/value groups the n heads bring along; 0 where keys and values are not grouped), ``fraction`` (share of all
+        parameters that the n units own; those of a key/value group count with the first of its heads),
         ``exact_match`` and ``log_prob`` (nats), means over answers, and the exact match of whole models,
         ``fine_tuned`` and ``pre``.
 
+        With ``per_answer`` one row for each of these and each answer, in the order of the task's: also ``example``,
+        ``person`` and ``attribute``; ``fine_tuned`` and ``pre`` say whether the whole models give this answer.
+
     Raises:
-        CircuitsError: the rankings or counts do not fit the model, the models are not of one kind, or there is no such
-            rest.
+        CircuitsError: the rankings or counts do not fit the model, the models are not of one kind, ``pre`` is not the
+            start, or there is no such rest.
 
     Source:
         arXiv 2505.16178, Fig. 4a.
@@ -100,16 +128,22 @@ def sufficient_curve(
         >>> pre, fine_tuned = (load_model(new_model("tiny-llama", tokenizer, seed)) for seed in (0, 1))
         >>> rankings = rank_units(Evidence(fine_tuned, pre), Head, ["change"])
         >>> curve = sufficient_curve(rankings, pre, fine_tuned, [task], counts=[0, 4, 16])
-        >>> curve[["metric", "n", "fraction"]].round(3).values.tolist()
-        [['change', 0, 0.0], ['change', 4, 0.082], ['change', 16, 0.247]]
+        >>> curve[["metric", "n", "groups", "fraction"]].round(3).values.tolist()
+        [['change', 0, 0, 0.0], ['change', 4, 4, 0.082], ['change', 16, 8, 0.247]]
     """
     if rest not in RESTS:
         raise CircuitsError(f"there is no rest {rest!r}: choose from {', '.join(RESTS)}")
-    plan = _Plan(rankings, fine_tuned, tasks, counts)
-    scores = {"fine_tuned": _accuracy(fine_tuned, tasks), "pre": _accuracy(pre, tasks)}
-    rest_grafted = graft(pre, _rest(fine_tuned, plan.kind), fine_tuned) if rest == "fine_tuned" else nullcontext()
-    with rest_grafted, swapping(pre, fine_tuned, plan.kind) as switch:
-        return plan.measure("sufficient", pre, switch, scores)
+    plan = _Plan(rankings, fine_tuned, tasks, counts, groups)
+    if check_start:
+        require_start(fine_tuned, pre)
+    whole = {"fine_tuned": _answered(fine_tuned, tasks), "pre": _answered(pre, tasks)}
+    others = _rest(fine_tuned, plan.kind, groups, rest == "fine_tuned")
+    with (
+        graft(pre, others, fine_tuned, check_start=False),
+        swapping(pre, fine_tuned, plan.kind, groups) as switch,
+    ):
+        answers = plan.measure("sufficient", pre, switch, whole)
+    return answers if per_answer else curve_means(answers)
 
 
 def critical_curve(
@@ -120,6 +154,10 @@ def critical_curve(
     mode: str = "revert",
     reference: Task | None = None,
     counts: Sequence[int] | None = None,
+    *,
+    groups: bool = True,
+    per_answer: bool = False,
+    check_start: bool = True,
 ) -> pandas.DataFrame:
     """Accuracy of θ_ft, or of a grafted model, without the top n units of each ranking.
 
@@ -128,10 +166,13 @@ def critical_curve(
         fine_tuned: θ_ft, which is changed and restored.
         tasks: what to score.
         pre: θ_pre; needed to revert.
-        mode: ``revert`` the units' weights to θ_pre, or set their outputs to ``zero``, or to their ``mean``. To revert
-            a head reverts the keys and values of its group with it; an ablated output leaves its neighbours alone.
+        mode: ``revert`` the units' weights to θ_pre, or set their outputs to ``zero``, or to their ``mean``.
         reference: the set that mean outputs are taken over; the first task if not given.
         counts: as for `sufficient_curve`.
+        groups: to revert a head reverts the keys and values of its key/value group with it; else its own weights
+            alone. An ablated output leaves keys and values alone in any case.
+        per_answer: as for `sufficient_curve`.
+        check_start: as for `sufficient_curve`; of no account where nothing is reverted.
 
     Returns:
         As `sufficient_curve`; ``condition`` is the mode, and ``pre`` is NaN if it is not given.
@@ -146,37 +187,48 @@ def critical_curve(
         raise CircuitsError(f"there is no mode {mode!r}: choose from {', '.join(MODES)}")
     if mode == "revert" and pre is None:
         raise CircuitsError("reverting needs the model before fine-tuning: give pre")
-    plan = _Plan(rankings, fine_tuned, tasks, counts)
-    scores = {"fine_tuned": _accuracy(fine_tuned, tasks)}
-    scores["pre"] = _accuracy(pre, tasks) if pre is not None else dict.fromkeys(scores["fine_tuned"], math.nan)
+    groups = groups and mode == "revert"
+    plan = _Plan(rankings, fine_tuned, tasks, counts, groups)
+    whole = {"fine_tuned": _answered(fine_tuned, tasks)}
+    if pre is not None:
+        whole["pre"] = _answered(pre, tasks)
     if mode == "revert" and pre is not None:
-        acting = swapping(fine_tuned, pre, plan.kind)
+        if check_start:
+            require_start(fine_tuned, pre)
+        acting = swapping(fine_tuned, pre, plan.kind, groups)
     else:
         means = mean_outputs(fine_tuned, reference or tasks[0], plan.kind) if mode == "mean" else None
         acting = ablating(fine_tuned, plan.kind, means)
     with acting as switch:
-        return plan.measure(mode, fine_tuned, switch, scores)
+        answers = plan.measure(mode, fine_tuned, switch, whole)
+    return answers if per_answer else curve_means(answers)
 
 
-def _accuracy(model: HookedTransformer, tasks: Sequence[Task]) -> dict[str, float]:
-    return {task.name: float(evaluate(model, task)["exact_match"].mean()) for task in tasks}
+def _answered(model: HookedTransformer, tasks: Sequence[Task]) -> list[pandas.Series]:
+    """Which answers of each task a model gives."""
+    return [evaluate(model, task)["exact_match"] for task in tasks]
 
 
-def _rest(model: HookedTransformer, kind: Kind) -> ParameterMask:
-    """All parameters that belong to no unit of a kind, nor to a group of heads."""
-    owned = {row.name for row in owned_parameters(model, kind)}
+def _rest(model: HookedTransformer, kind: Kind, groups: bool, wanted: bool) -> ParameterMask:
+    """All parameters that belong to no unit of a kind, nor with ``groups`` to a group of heads; none if not wanted."""
+    owned = {row.name for row in owned_parameters(model, kind, groups)}
     masks = {
-        name: torch.full(value.shape, name not in owned, dtype=torch.bool)
+        name: torch.full(value.shape, wanted and name not in owned, dtype=torch.bool)
         for name, value in parameters_of(model).items()
     }
-    return ParameterMask(masks, fingerprint(model))
+    return ParameterMask(masks, identity(model))
 
 
 class _Plan:
     """Which subsets of units the curves of several rankings pass through."""
 
     def __init__(
-        self, rankings: pandas.DataFrame, model: HookedTransformer, tasks: Sequence[Task], counts: Sequence[int] | None
+        self,
+        rankings: pandas.DataFrame,
+        model: HookedTransformer,
+        tasks: Sequence[Task],
+        counts: Sequence[int] | None,
+        groups: bool,
     ) -> None:
         if not tasks:
             raise CircuitsError("a curve needs a task to score: none was given")
@@ -187,8 +239,8 @@ class _Plan:
             raise CircuitsError("a ranking is a table with a column unit, best first: make it with rank_units")
         self.tasks = tasks
         named = {"metric": "ranking", "draw": 0} | {name: rankings[name] for name in rankings.columns}
-        groups = pandas.DataFrame(named).groupby(["metric", "draw"], sort=False)["unit"]
-        orders = {key: list(units) for key, units in groups}
+        by_ranking = pandas.DataFrame(named).groupby(["metric", "draw"], sort=False)["unit"]
+        orders = {key: list(units) for key, units in by_ranking}
         first = str(rankings["unit"].iloc[0])
         kinds: list[Kind] = [kind for kind in (Head, Neuron) if kind.LETTER in first.upper()]
         if not kinds:
@@ -213,18 +265,86 @@ class _Plan:
                 self.rows.append((metric, draw, count))
         self.subsets: Bool[Tensor, "subset layer unit"] = torch.stack(subsets)
         total = sum(value.numel() for name, value in parameters_of(model).items() if name not in _counted_twice(model))
-        self.fractions = (count_parameters(model, self.kind, self.subsets) / total).tolist()
+        self.fractions = (count_parameters(model, self.kind, self.subsets, groups) / total).tolist()
+        grouped = groups and self.kind is Head
+        self.groups = (count_groups(model, self.subsets) if grouped else torch.zeros(len(subsets)).long()).tolist()
 
     def measure(
-        self, condition: str, model: HookedTransformer, switch: Switch, whole: dict[str, dict[str, float]]
+        self, condition: str, model: HookedTransformer, switch: Switch, whole: dict[str, list[pandas.Series]]
     ) -> pandas.DataFrame:
-        """Score every subset."""
-        scores = score_subsets(model, self.tasks, self.subsets, switch, f"{condition} {self.kind.NOUN}s")
-        which = scores.pop("subset")
-        rows = pandas.DataFrame(self.rows, columns=["metric", "draw", "n"]).assign(fraction=self.fractions)
-        table = pandas.concat([rows.iloc[which].reset_index(drop=True), scores], axis="columns")
-        table.insert(0, "condition", condition)
-        return table.assign(**{name: table["task"].map(accuracy) for name, accuracy in whole.items()})
+        """Score every subset on every answer; beside it which answers whole models give."""
+        about = f"{condition} {self.kind.NOUN}s"
+        scores = score_subsets(model, self.tasks, self.subsets, switch, about, per_answer=True)
+        rows = pandas.DataFrame(self.rows, columns=["metric", "draw", "n"])
+        rows = rows.assign(condition=condition, groups=self.groups, fraction=self.fractions)
+        rows = rows.iloc[scores["subset"]].reset_index(drop=True)
+        tables = []
+        for number, task in enumerate(self.tasks):
+            here = (scores["task"] == task.name).to_numpy()
+            answer = scores.loc[here, "answer"].to_numpy()
+            named = task.answers[[name for name in NAMES_OF_ANSWERS if name in task.answers]].iloc[answer]
+            given = {name: answers[number].to_numpy()[answer] for name, answers in whole.items()}
+            table = rows[here].assign(
+                task=task.name,
+                **{name: named[name].to_numpy() for name in named},
+                **{name: scores.loc[here, name].to_numpy() for name in ("exact_match", "log_prob")},
+                fine_tuned=given["fine_tuned"],
+                pre=given.get("pre", math.nan),
+            )
+            tables.append(table.assign(exact_match=table["exact_match"].astype(bool)))
+        table = pandas.concat(tables, ignore_index=True)
+        return table[["condition", *(name for name in table if name != "condition")]]
+
+
+#: What names a point of a curve, and what is measured there.
+_POINT = ("model", "kind", "condition", "metric", "draw", "n", "groups", "fraction", "task")
+_MEASURED = ("exact_match", "log_prob", "fine_tuned", "pre")
+
+
+def curve_means(answers: pandas.DataFrame) -> pandas.DataFrame:
+    """Means over answers: the table that a curve gives without ``per_answer``.
+
+    Args:
+        answers: from `sufficient_curve` or `critical_curve` with ``per_answer``, or several of them joined, with the
+            columns ``model`` and ``kind`` perhaps.
+    """
+    keys = [name for name in _POINT if name in answers]
+    scores = answers[[*keys, *_MEASURED]].astype(dict.fromkeys(_MEASURED, float))
+    return scores.groupby(keys, sort=False, as_index=False).mean()
+
+
+def curve_areas(answers: pandas.DataFrame) -> pandas.DataFrame:
+    """The area under the curve of each answer: one number for each, by which two rankings are compared in pairs.
+
+    Args:
+        answers: from `sufficient_curve` or `critical_curve` with ``per_answer``, or several of them joined.
+
+    Returns:
+        One row for each ``condition``, ``metric``, ``draw``, ``task`` and answer: what names it, and ``area``. The mean
+        over answers is the area under the curve of the means, `curve_summary`'s ``auc``.
+
+    Raises:
+        CircuitsError: the curves have a single point.
+
+    Source:
+        docs/method.md, sections 5 and 9.
+
+    Example:
+        >>> answers = pandas.DataFrame({"condition": "sufficient", "metric": "change", "draw": 0, "n": [0, 1, 2] * 2,
+        ...                             "task": "qa", "example": [0, 0, 0, 1, 1, 1], "person": [0, 0, 0, 1, 1, 1],
+        ...                             "attribute": "city", "exact_match": [False, True, True, False, False, True]})
+        >>> curve_areas(answers)[["example", "area"]].values.tolist()
+        [[0.0, 0.75], [1.0, 0.25]]
+    """
+    keys = [name for name in _POINT if name in answers and name not in ("n", "groups", "fraction")]
+    wide = answers.pivot(
+        index=[*keys, *(name for name in NAMES_OF_ANSWERS if name in answers)], columns="n", values="exact_match"
+    )
+    counts = wide.columns.to_numpy(float)
+    if len(counts) < 2:
+        raise CircuitsError("the curves have a single point: measure two counts or more")
+    areas = trapezoid(wide.to_numpy(float), (counts - counts[0]) / (counts[-1] - counts[0]), axis=1)
+    return wide.index.to_frame(index=False).assign(area=areas)
 
 
 def _counted_twice(model: HookedTransformer) -> tuple[str, ...]:
@@ -271,7 +391,8 @@ def curve_summary(curves: pandas.DataFrame) -> pandas.DataFrame:
                 raise CircuitsError(f"the {condition} curve of {metric} has a single point: measure two counts or more")
             areas.append(float(trapezoid(accuracy, (counts - counts[0]) / (counts[-1] - counts[0]))))
             whole = float(ordered["fine_tuned"].iloc[0])
-            there = accuracy >= _SUFFICIENT * whole if condition == "sufficient" else accuracy < _CRITICAL * whole
+            enough, broken = accuracy >= _SUFFICIENT * whole - _ROUNDING, accuracy < _CRITICAL * whole - _ROUNDING
+            there = enough if condition == "sufficient" else broken
             smallest.append(counts[there].min() if there.any() and whole > 0 else math.inf)
         middle = float(numpy.median(smallest))
         auc, low, high = mean_interval(areas)

@@ -24,7 +24,7 @@ from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions import run_interventions, single
 from circuits.masks import ParameterMask
-from circuits.models import HookedTransformer, checkpoint_of, identity, parameters_of, shape_of
+from circuits.models import HookedTransformer, checkpoint_of, identity, parameters_of, require_start, shape_of
 from circuits.rankings.subsets import Kind, unit_sums
 from circuits.storage import digest
 from circuits.tracing import GradientTrace
@@ -44,6 +44,7 @@ class Evidence:
         grafted: the parameters of a graft; for ``graft_size``.
         task: what ablation is scored on; for ``ablation``.
         seed: of ``random``.
+        check_start: refuse a ``pre`` if the checkpoint of ``fine_tuned`` says that it was trained from another model.
     """
 
     fine_tuned: HookedTransformer
@@ -53,6 +54,7 @@ class Evidence:
     grafted: ParameterMask | None = None
     task: Task | None = None
     seed: int | str = 0
+    check_start: bool = True
 
 
 def _ranked(kind: Kind, scores: Float[Tensor, "layer unit"]) -> pandas.DataFrame:
@@ -143,6 +145,8 @@ def rank_by_change(evidence: Evidence, kind: Kind) -> pandas.DataFrame:
             raise CircuitsError(f"pre is not the same kind of model: {parameter} has another shape or is missing there")
         return (after[parameter] - before[parameter].to(after[parameter])).abs()
 
+    if evidence.check_start:
+        require_start(evidence.fine_tuned, evidence.pre)
     with torch.no_grad():
         return _ranked(kind, unit_sums(evidence.fine_tuned, kind, changes))
 

@@ -4,16 +4,17 @@
    subset: `swapping` gives its units the weights of another model, `ablating` a fixed output.
 2. What enters a layer depends on the units of the layers before it alone. So the distinct subsets are sorted layer by
    layer, and from one to the next the stream is computed anew only from the first layer that differs.
-3. A head owns its slices of W_Q, W_O and their biases. The keys and values of a group (grouped-query attention) change
-   with the first of the group's heads, and are counted once.
+3. A head owns its slices of W_Q, W_O and their biases. The keys and values of a group (grouped-query attention) are
+   another unit's: with ``groups`` they change with the first of the group's heads, and are counted once; without, they
+   stay.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy
 import pandas
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,6 +34,7 @@ from circuits.models import (
     run_layer,
     shape_of,
     unembed,
+    uninterrupted,
 )
 from circuits.progress import bar
 from circuits.units import Head, KVGroup, ModelShape, Neuron, layer_of, layout_of
@@ -65,12 +67,12 @@ class OwnedParameter:
         return units.unflatten(-1, (shape.n_key_value_heads, -1)).any(-1) if self.grouped else units
 
 
-def owned_parameters(model: HookedTransformer, kind: Kind) -> list[OwnedParameter]:
-    """The parameters whose slices belong to units of a kind; for heads also those of their key/value groups."""
+def owned_parameters(model: HookedTransformer, kind: Kind, groups: bool = True) -> list[OwnedParameter]:
+    """The parameters whose slices belong to units of a kind; for heads with ``groups`` also their groups'."""
     owned = []
     for name in parameters_of(model):
         layout, layer = layout_of(name), layer_of(name)
-        grouped = kind is Head and layout.unit is KVGroup
+        grouped = groups and kind is Head and layout.unit is KVGroup
         if layer is not None and (layout.unit is kind or grouped):
             owned.append(OwnedParameter(name, layer, layout.axis, grouped))
     return owned
@@ -109,19 +111,28 @@ def unit_sums(
 
 
 def count_parameters(
-    model: HookedTransformer, kind: Kind, subsets: Bool[Tensor, "subset layer unit"]
+    model: HookedTransformer, kind: Kind, subsets: Bool[Tensor, "subset layer unit"], groups: bool = True
 ) -> Int[Tensor, " subset"]:
-    """How many parameters the units of each subset own; those of a key/value group count once."""
+    """How many parameters the units of each subset own; with ``groups`` those of each key/value group count once."""
     shape, parameters = shape_of(model), parameters_of(model)
     counts = torch.zeros(len(subsets), dtype=torch.long)
-    for owned in owned_parameters(model, kind):
+    for owned in owned_parameters(model, kind, groups):
         parameter = parameters[owned.name]
         counts += owned.owners(subsets, shape).sum(-1) * (parameter.numel() // parameter.shape[owned.axis])
     return counts
 
 
-@contextmanager
-def swapping(model: HookedTransformer, other: HookedTransformer, kind: Kind) -> Iterator[Switch]:
+def count_groups(model: HookedTransformer, subsets: Bool[Tensor, "subset layer head"]) -> Int[Tensor, " subset"]:
+    """How many key/value groups the heads of each subset read; none where keys and values are not grouped."""
+    shape = shape_of(model)
+    if shape.n_heads == shape.n_key_value_heads:
+        return torch.zeros(len(subsets), dtype=torch.long)
+    touched: Tensor = subsets.unflatten(-1, (shape.n_key_value_heads, -1)).any(-1).sum((1, 2))
+    return touched
+
+
+@uninterrupted
+def swapping(model: HookedTransformer, other: HookedTransformer, kind: Kind, groups: bool = True) -> Iterator[Switch]:
     """Inside the block, a switch gives the units of a subset the weights of another model, and all others their own.
 
     Only slices whose owner enters or leaves the subset are written. At the end every weight is the model's own again,
@@ -131,11 +142,12 @@ def swapping(model: HookedTransformer, other: HookedTransformer, kind: Kind) -> 
         model: which is changed.
         other: of the same shape.
         kind: `Head` or `Neuron`.
+        groups: heads bring the keys and values of their groups.
 
     Raises:
         CircuitsError: ``other`` has other parameters.
     """
-    shape, owned = shape_of(model), owned_parameters(model, kind)
+    shape, owned = shape_of(model), owned_parameters(model, kind, groups)
     parameters, others = parameters_of(model), parameters_of(other)
     for row in owned:
         if row.name not in others or others[row.name].shape != parameters[row.name].shape:
@@ -168,7 +180,7 @@ def swapping(model: HookedTransformer, other: HookedTransformer, kind: Kind) -> 
                     parameters[name].copy_(values)
 
 
-@contextmanager
+@uninterrupted
 def ablating(
     model: HookedTransformer, kind: Kind, outputs: Float[Tensor, "layer unit #width"] | None = None
 ) -> Iterator[Switch]:
@@ -235,6 +247,8 @@ def score_subsets(
     switch: Switch,
     description: str = "score subsets",
     batch_size: int = 64,
+    *,
+    per_answer: bool = False,
 ) -> pandas.DataFrame:
     """Score a model in the state of every subset.
 
@@ -245,20 +259,24 @@ def score_subsets(
         switch: what the block gave.
         description: of the progress bar.
         batch_size: examples in one pass.
+        per_answer: keep every answer.
 
     Returns:
         One row for each subset and task, in their order: ``subset``, ``task``, ``exact_match``, ``log_prob``, means
-        over answers.
+        over answers. With ``per_answer`` one row for each of these and each answer, in the order of ``task.answers``:
+        also ``answer``, its row there.
     """
     distinct, which = subsets.flatten(1).unique(dim=0, return_inverse=True)
     distinct = distinct.view(-1, *subsets.shape[1:])
     firsts = [0]
     for before, after in pairwise(distinct):
         firsts.append(int((before != after).any(1).nonzero()[0]))
-    batches = [(number, batch) for number, task in enumerate(tasks) for batch in _by_length(task).batches(batch_size)]
-    sums = torch.zeros(len(tasks), len(distinct), 2, dtype=torch.float64)
+    batches = [
+        (number, rows, batch) for number, task in enumerate(tasks) for rows, batch in _by_length(task, batch_size)
+    ]
+    found = [torch.zeros(len(distinct), len(task.answers), len(_SCORES), dtype=torch.float64) for task in tasks]
     with bar(description, len(batches) * len(distinct), "pass") as shown:
-        for number, batch in batches:
+        for number, rows, batch in batches:
             where = batch.answer_mask.nonzero().to(model.cfg.device)
             # nothing after the last token that predicts an answer needs to be run
             streams = [embed(model, batch.tokens[:, : int(where[:, 1].max())])]
@@ -268,20 +286,26 @@ def score_subsets(
                 for layer in range(first, len(subset)):
                     streams.append(run_layer(model, layer, streams[layer]))
                 scores = answer_scores(unembed(model, streams[-1][where[:, 0], where[:, 1] - 1]), batch)
-                for column, metric in enumerate(("exact_match", "log_prob")):
-                    sums[number, state, column] += scores[metric].sum()
+                found[number][state, rows] = torch.stack([scores[metric].double() for metric in _SCORES], dim=1)
                 shown.update()
     tables = []
-    for number, task in enumerate(tasks):
-        means = (sums[number, which] / len(task.answers)).numpy()
-        tables.append(
-            pandas.DataFrame(
-                {"subset": range(len(subsets)), "task": task.name, "exact_match": means[:, 0], "log_prob": means[:, 1]}
-            )
-        )
+    for task, scored in zip(tasks, found, strict=True):
+        # the states of equal subsets were scored once
+        values = scored if per_answer else scored.mean(1, keepdim=True)
+        columns = {"subset": torch.arange(len(subsets)).repeat_interleave(values.shape[1]).numpy(), "task": task.name}
+        if per_answer:
+            columns["answer"] = torch.arange(values.shape[1]).repeat(len(subsets)).numpy()
+        columns |= dict(zip(_SCORES, values[which].flatten(0, 1).unbind(1), strict=True))
+        tables.append(pandas.DataFrame(columns))
     return pandas.concat(tables, ignore_index=True)
 
 
-def _by_length(task: Task) -> Task:
-    """The task with its examples sorted by length, so that batches need little padding."""
-    return task.select(task.attention_mask.sum(1).argsort(stable=True))
+_SCORES = ("exact_match", "log_prob")
+
+
+def _by_length(task: Task, batch_size: int) -> Iterator[tuple[Int[Tensor, " answer"], Task]]:
+    """The task's examples in batches, sorted by length to need little padding; each with its rows of the answers."""
+    by_example = task.answers.groupby("example").indices
+    for chosen in task.attention_mask.sum(1).argsort(stable=True).split(batch_size):
+        rows = numpy.concatenate([by_example[example] for example in chosen.tolist()])
+        yield torch.from_numpy(rows), task.select(chosen)

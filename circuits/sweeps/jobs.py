@@ -17,7 +17,7 @@ from typing import Any
 import pandas
 import torch
 
-from circuits.datasets import FactDataset, Task, dataset_of
+from circuits.datasets import FactDataset, Task, check_held_out, dataset_of
 from circuits.errors import CircuitsError
 from circuits.interventions import (
     Engine,
@@ -103,7 +103,8 @@ class PreparedSweep:
         return set(matching_positions(source, self.tasks[split])[:, 2].tolist())
 
     def check(self) -> None:
-        """Raise a `CircuitsError` if a job would: nothing is computed."""
+        """Raise a `CircuitsError` if a job would, or if what it calls held out is not: nothing is computed."""
+        check_held_out(self.plan.model, self.dataset, self.plan.tasks)
         for split, task in self.tasks.items():
             Engine(
                 self.model,

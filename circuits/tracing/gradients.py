@@ -44,6 +44,7 @@ from circuits.models import (
     huggingface_view,
     load_model,
     projections_of,
+    refuse_hooks,
     unembed,
     unit_readers,
     watching,
@@ -444,6 +445,7 @@ def trace_gradients(
     """
     settings = TraceSettings(statistic, loss, batch_size, per, tuple(components))
     checkpoint_of(model)
+    refuse_hooks(model)  # also where a finished trace is read
     facts = facts_of(model)
     identity = {name: facts[name] for name in ("model", "dtype")}
     return _trace([lambda: model], task, settings, identity, lambda _: facts, out)
@@ -510,6 +512,7 @@ def _visit(source: str | Path | HookedTransformer, dtype: str, device: str | Non
 def _stamp(source: str | Path | HookedTransformer, dtype: str) -> str:
     """What tells one source from another without loading it: a model's content, or the names and times of its files."""
     if isinstance(source, HookedTransformer):
+        refuse_hooks(source)
         return fingerprint(source)
     files = sorted(Path(source).glob("*.safetensors"))
     stats = [(file.name, file.stat()) for file in files]

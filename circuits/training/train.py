@@ -35,7 +35,15 @@ from transformers import (
 from circuits.datasets import FactDataset, Task, tokenise, word_tokenizer
 from circuits.errors import CircuitsError
 from circuits.metrics import evaluate
-from circuits.models import final_residual, load_huggingface, load_tokenizer, quiet, unembed
+from circuits.models import (
+    checksums,
+    final_residual,
+    fingerprint_of_folder,
+    load_huggingface,
+    load_tokenizer,
+    quiet,
+    unembed,
+)
 from circuits.storage import atomic_folder, flatten, provenance, read_json, write_json
 from circuits.training.configurations import CONFIGURATIONS, new_model
 from circuits.training.recipes import Optimisation, Stage, stages
@@ -124,7 +132,9 @@ def save_start(dataset: FactDataset, out: Path, start: str | Path, seed: int) ->
         for split in ("bio", "qa_id"):
             tokenise(list(itertools.islice(dataset.rows(split), 1000)), tokenizer)
         _save(model, tokenizer, out / "pre", facts)
-    return facts
+    # what a stage started from, so that no other model is taken for its θ_pre; not compared with what finished stages
+    # say, because those of earlier versions say nothing
+    return facts | {"start_fingerprint": fingerprint_of_folder(out / "pre")}
 
 
 def _missing(folder: Path, settings: dict[str, Any]) -> bool:
@@ -133,7 +143,7 @@ def _missing(folder: Path, settings: dict[str, Any]) -> bool:
         return True
     found = flatten(read_json(folder / "circuits.json"))
     for name, value in flatten(settings).items():
-        if found.get(name) != value:
+        if found.get(name, value if name == "start_fingerprint" else None) != value:
             raise CircuitsError(
                 f"{folder} was made with {name} {found.get(name)}, not {value}: choose another folder or delete it"
             )
@@ -150,7 +160,7 @@ def _save(
     with atomic_folder(folder) as temporary, quiet():
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        write_json(temporary / "circuits.json", provenance(**settings))
+        write_json(temporary / "circuits.json", provenance(**settings, weights=checksums(temporary)))
         if curve is not None:
             curve.to_parquet(temporary / "curve.parquet", index=False)
 

@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -15,16 +16,16 @@ import pytest
 import torch
 
 from circuits.cli import main
-from circuits.datasets import FAMILIAR, DatasetSettings, make_dataset, word_tokenizer
+from circuits.datasets import FAMILIAR, DatasetSettings, FactDataset, make_dataset, word_tokenizer
 from circuits.errors import CircuitsError
 from circuits.figures import findings, results_page
 from circuits.masks import Graft, ParameterMask, graft
 from circuits.models import fingerprint, load_model, parameters_of, save_model
 from circuits.statistics import mean_interval
 from circuits.storage import atomic_file
-from circuits.study import PRETRAINED_STUDY, StudySettings, _counts, run_study
+from circuits.study import PRETRAINED_STUDY, StudySettings, run_study
 from circuits.tracing import GradientTrace
-from circuits.training import PRETRAINED, new_model, train
+from circuits.training import PRETRAINED, Optimisation, new_model, train
 from tests.conftest import lively
 
 BIN = Path(sys.executable).parent / "circuits"
@@ -120,6 +121,8 @@ def test_missing_folders_are_refused(place, tmp_path):
     refused(call("attention", tmp_path / "nowhere", "--head", "L0H0"), "there is no folder")
     refused(call("evaluate", place / "model0", "--data", tmp_path / "nowhere"), "there is no folder")
     refused(call("evaluate", place / "model0"), "does not say what it was trained on")
+    for data in ((), ("--data", place / "facts")):
+        refused(call("evaluate", place, *data), f"{place} is no checkpoint: it has no config.json")
     refused(call("train", "--data", tmp_path / "nowhere", "--out", tmp_path / "out"), "there is no folder")
     assert list(tmp_path.iterdir()) == []
 
@@ -195,6 +198,65 @@ def test_other_bad_input_is_refused(place, tmp_path):
     refused(call("trace", *both[:3], "--checkpoint", tmp_path / "no", "--out", tmp_path / "out"), "there is no folder")
     refused(call("data", "--out", place / "facts" / "qa.jsonl"), "is a file: name a folder")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def split_anew(tmp_path_factory):
+    """A trained checkpoint, and a dataset of the same people where 3 of 9 who are held out were not for it."""
+    folder = tmp_path_factory.mktemp("split")
+    facts = make_dataset(folder / "facts", DatasetSettings(people=12))
+    train("mixed", facts, folder / "ck", optimisation=Optimisation(steps=1, rows=6))
+    make_dataset(folder / "other", DatasetSettings(people=12, qa_id_fraction=0.25))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("evaluate", ()),
+        ("trace", ("--split", "bio", "--split", "qa_ood")),
+        ("ablate", ()),
+        ("ablate", ("--out", "sweep")),
+        ("graft", ("--pre", "ck/pre", "--split", "qa_ood")),
+        ("rank", ("--pre", "ck/pre", "--metric", "change")),
+        ("patch", ()),
+        ("sweep", ()),
+    ],
+)
+def test_people_whose_questions_were_trained_on_are_not_scored_as_held_out(split_anew, monkeypatch, command, settings):
+    monkeypatch.chdir(split_anew)
+    sentence = (
+        f"18 of 54 questions of qa_ood in other ask people whose questions {Path('ck/mixed')} was trained on: take its "
+        f"own dataset, {split_anew / 'facts'}, or leave out qa_ood"
+    )
+    if command == "sweep":
+        Path("plan.toml").write_text('model = "ck/mixed"\ndataset = "other"\nexamples = 5\n')
+        refused(call("sweep", "run", "plan.toml", "--out", "out"), sentence)
+    else:
+        refused(call(command, "ck/mixed", "--data", "other", *settings), sentence)
+    assert not Path("out").exists()
+    assert not Path("runs").exists()
+    assert not Path("sweep").exists()
+
+
+def test_attention_to_a_trained_person_is_not_called_qa_ood(split_anew, monkeypatch, tmp_path):
+    monkeypatch.chdir(split_anew)
+    own, other = (FactDataset(name).people().set_index("person")["split"] for name in ("facts", "other"))
+    draw = ("attention", "ck/mixed", "--data", "other", "--head", "L0H0", "--out", tmp_path / "fig.html", "--person")
+    trained, held_out = ((own == split) & (other == "qa_ood") for split in ("qa_id", "qa_ood"))
+    refused(call(*draw, int(trained.idxmax())), "6 of 6 questions of qa_ood in other ask people whose questions")
+    assert call(*draw, int(held_out.idxmax())).returncode == 0
+
+
+def test_a_checkpoint_far_from_its_dataset_is_scored_with_a_warning(split_anew, tmp_path):
+    shutil.copytree(split_anew / "ck" / "mixed", tmp_path / "far" / "mixed")
+    score = ("evaluate", tmp_path / "far" / "mixed", "--split", "qa_ood", "--examples", 2, "--data")
+    result = call(*score, split_anew / "other")
+    assert result.returncode == 0
+    assert result.stderr.startswith(f"circuits: {tmp_path / 'far' / 'mixed'} was trained on questions of the dataset")
+    assert "cannot be checked" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert call(*score, split_anew / "facts").stderr == ""
 
 
 def test_a_whole_path_by_commands(tmp_path, monkeypatch):
@@ -371,6 +433,10 @@ def test_a_study_writes_what_it_promises(study):
         assert {"size", "total", "chance", "lift", "gini"} <= set(summary["shared"][arm])
         for condition in ("shared", "random"):
             assert set(summary["ablation"][arm][condition]) == {"bio", "qa_id", "qa_ood"}
+            for scope in ("ablation", "ablation_per_tensor"):
+                for low, high in summary[scope][arm][f"{condition}_interval_95"].values():
+                    assert 0 <= low <= high <= 1
+        assert summary["shared"][arm]["size"] != summary["shared_per_tensor"][arm]["size"]
     assert summary["top_head"].startswith("L")
     steps = {"data", "train", "evaluate", "trace", "share", "ablate", "graft", "rank", "sweep", "patch", "attend"}
     assert steps | {"total"} <= set(summary["seconds"])
@@ -385,6 +451,24 @@ def test_a_study_writes_what_it_promises(study):
     assert {"accuracy", "curves", "ablation", "patches", "shared_heads"} <= {
         path.stem for path in (study / "tables").iterdir()
     }
+    tables = {path.stem: pandas.read_parquet(path) for path in (study / "tables").iterdir()}
+    answers, accuracy = tables["answers"], tables["accuracy"].set_index(["model", "split"])
+    right = answers.groupby(["model", "split"])["exact_match"].mean()
+    assert accuracy["exact_match"].to_dict() == pytest.approx(right.to_dict())
+    assert not answers.duplicated(["model", "split", "example", "attribute"]).any()
+    assert (accuracy["exact_match_low"] <= accuracy["exact_match"]).all()
+    assert (accuracy["exact_match"] <= accuracy["exact_match_high"]).all()
+    for name in ("shared", "shared_heads", "shared_neurons", "sharing_curve", "ablation"):
+        assert set(tables[name]["scope"]) == {"global", "tensor"}
+    ablation = tables["ablation"]
+    assert (ablation[ablation["condition"] == "random"]["overlap"] == 0).all()
+    keys = ["model", "scope", "condition", "draw", "task"]
+    means = tables["ablation_answers"].groupby(keys)["exact_match"].mean()
+    assert ablation.set_index(keys)["exact_match"].to_dict() == pytest.approx(means.to_dict())
+    for scope, ending in (("global", ""), ("tensor", "-tensor")):
+        mask = ParameterMask.load(study / "masks" / f"mixed{ending}.safetensors")
+        rows = tables["shared"].set_index(["model", "scope"])
+        assert mask.size == rows["size"]["mixed", scope]
     assert len(list((study / "figures").glob("*.html"))) >= 8
     page = (study / "report.html").read_text()
     assert "What holds in this run" in page
@@ -424,6 +508,8 @@ def test_a_study_grafts_and_ranks(study):
         assert numbers["critical_auc"] == pytest.approx(critical["auc"], abs=1e-4)
         for name, value in (("n95", sufficient["n95"]), ("n50", critical["n50"])):
             assert numbers[name] == value or (numbers[name] is None and pandas.isna(value))
+    areas = tables["ranking_areas"].groupby(["model", "kind", "condition", "metric", "task"])["area"].mean()
+    assert areas.to_dict() == pytest.approx(rows["auc"].to_dict())
     curves = tables["ranking_curves"]
     assert set(curves["kind"]) == {"head", "neuron"}
     assert set(curves["model"]) == {"mixed", "two_stage"}
@@ -457,9 +543,11 @@ def test_several_seeds_are_studies_and_a_summary(study, tmp_path):
     assert summary["seeds"] == [0, 1]
     values = [one["accuracy"]["mixed"]["qa_ood"] for one in (first, other)]
     mean, low, high = mean_interval(values)
+    ends = [max(low, 0), min(high, 1)]  # of a share
     assert summary["accuracy"]["mixed"]["qa_ood"] == {
-        "mean": pytest.approx(mean), "interval_95": pytest.approx([low, high]), "values": values,
+        "mean": pytest.approx(mean), "interval_95": pytest.approx(ends), "values": values,
     }  # fmt: skip
+    assert low < 0
     assert summary["graft"]["mixed"]["size"]["mean"] is None
     assert summary["rankings"]["random"]["sufficient_auc"]["interval_95"] == pytest.approx(
         [first["rankings"]["random"]["sufficient_auc"]] * 2
@@ -467,8 +555,8 @@ def test_several_seeds_are_studies_and_a_summary(study, tmp_path):
     assert summary["top_head"] == [first["top_head"]] * 2
     assert "seed" not in summary["settings"]
     page = (out / "report.html").read_text()
-    assert "here, seed by seed" in page
-    assert " of 2</td>" in page
+    assert "differences, seed by seed" in page
+    assert "1 of 2 seeds have no such number" in page
     refused(call("study", "--seeds", "0,1", "--out", out, *SMALL_STUDY[:2], "--steps", 41), "not 41")
     refused(call("study", "--seeds", "0", "--out", study, *SMALL_STUDY), "holds something that is no set of studies")
     refused(call("study", "--out", out, *SMALL_STUDY), "holds something that is no study")
@@ -538,15 +626,25 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
     assert "| `evaluate_examples` | all |" in page
     tables = {path.stem: pandas.read_parquet(path) for path in (study / "tables").iterdir()}
     found = findings(summary, tables)
-    assert [one.figure for one in found] == ["1a", "1a", "2a", "2a", *["2b"] * 4, "3b", "4a", "4a", "4b", "4b", "4c"]
+    figures = ["1a"] * 2 + ["2a"] * 4 + ["2b"] * 8 + ["3b"] + ["4a", "4a", "4b", "4b"] * 2 + ["4c"] * 2
+    assert [one.figure for one in found] == figures
     for one in found:
-        assert f"| {one.here} | {one.control} | **{one.verdict}** |" in page
+        assert f"| {one.here} | {one.control} | " in page
+        assert f"**{one.verdict}**" in page
+        # sizes of one run are not judged, and everything else is tested
+        assert math.isnan(one.p_value) == (one.figure in ("2a", "3b"))
+    assert {one.verdict for one in found if one.figure in ("2a", "3b")} == {"cannot be told"}
     images = [f"page-{name}.png" for name in ("accuracy", "agreement-heads-mixed")]
     assert {path.name for path in (tmp_path / "docs" / "figures").iterdir()} == set(images)
     for image in images:
         assert f"](figures/{image})" in page
     refused(call("report", study, "--out", tmp_path / "page.html"), "a page cannot be saved as")
     refused(call("report", tmp_path, "--out", tmp_path / "page.md"), "holds no study of one seed that was evaluated")
+    # a study of an earlier version, which kept no answers
+    earlier = shutil.copytree(study, tmp_path / "earlier")
+    (earlier / "tables" / "answers.parquet").unlink()
+    refused(call("report", earlier, "--out", tmp_path / "page.md"), "was evaluated by an earlier version")
+    refused(call("study", "--out", earlier, *SMALL_STUDY), "delete all of its steps but data.json and train.json")
     # the same study before its grafts and rankings
     unfinished = shutil.copytree(study, tmp_path / "unfinished")
     for step in ("graft", "rank", "sweep", "patch", "attend", "report"):
@@ -646,9 +744,3 @@ def test_a_model_brings_its_own_defaults(pretrained, tmp_path, monkeypatch):
     }.items():
         with pytest.raises(CircuitsError, match=sentence):
             replace(PRETRAINED_STUDY, **{change: 0})
-
-
-def test_long_curves_are_measured_at_doublings_or_halvings():
-    assert _counts(32, 2) == list(range(33))
-    assert _counts(270, None) == [0, 16, 32, 64, 128, 256, 270]
-    assert _counts(270, 3) == [0, 34, 68, 135, 270]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -5,6 +7,8 @@ from transformers import PreTrainedTokenizerFast
 
 from circuits.datasets import Role, Task
 from circuits.errors import CircuitsError
+from circuits.metrics import evaluate
+from circuits.training import new_model
 
 
 def trained(texts: list[str], kind: str) -> PreTrainedTokenizerFast:
@@ -118,3 +122,60 @@ def test_a_task_is_saved_and_loaded(tasks, tmp_path):
     (tmp_path / "damaged.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(CircuitsError, match="is damaged"):
         Task.load(tmp_path / "damaged.safetensors")
+
+
+def two_sentences(dataset):
+    """Two biographies as one row: two answers in one text."""
+    one, two = list(dataset.rows("bio"))[:2]
+    by = len(one["text"]) + 1
+    row = {"person": one["person"], "text": f"{one['text']} {two['text']}"}
+    for name in ("subject", "relation", "answer"):
+        row[name] = [*one[name], *([left + by, right + by] for left, right in two[name])]
+    return row | {"attributes": [*one["attributes"], *two["attributes"]]}
+
+
+def test_answers_listed_out_of_order_keep_their_own_tokens(model, dataset, tokenizer):
+    row = two_sentences(dataset)
+    backwards = row | {"answer": row["answer"][::-1], "attributes": row["attributes"][::-1]}
+    task, same = (Task.from_rows("bio", [one], tokenizer) for one in (row, backwards))
+    assert same.answers.equals(task.answers)
+    assert evaluate(model, same)["log_prob"].tolist() == evaluate(model, task)["log_prob"].tolist()
+
+
+def test_answers_that_overlap_are_refused(dataset, tokenizer):
+    row = two_sentences(dataset)
+    (left, _), (_, right) = row["answer"][:2]
+    with pytest.raises(CircuitsError, match="the answers '.*' and '.*' overlap in '.*': give each characters of its"):
+        Task.from_rows("bio", [row | {"answer": [[left, right], *row["answer"][1:]]}], tokenizer)
+
+
+def digits_apart(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that splits digits, so that the space before a number is a token of its own."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<pad>"])
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+
+
+def test_a_bare_space_before_an_answer_is_the_end_of_its_prompt():
+    text = "Ada Oak was born in 1982 in Paris."
+    tokenizer = digits_apart([text])
+    row = {"person": 0, "attributes": ["year", "city"], "text": text, "subject": [[0, 7]], "relation": [[12, 19]]}
+    task = Task.from_rows("bio", [row | {"answer": [[20, 24], [28, 33]]}], tokenizer)
+    words = tokenizer.convert_ids_to_tokens(task.tokens[0])
+    (year, city) = task.answers.itertuples()
+    assert words[year.start - 1 : year.end] == ["Ġ", "1", "9", "8", "2"]
+    assert task.roles[0, year.start - 1] == Role.OTHER
+    assert "".join(words[city.start : city.end]) == "ĠParis"
+    # the prompt goes on with the answer as greedy decoding finds it, one token after the other
+    huggingface = new_model("tiny-llama", tokenizer)
+    prompt = task.tokens[:, : year.start]
+    told = huggingface.generate(prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False, pad_token_id=0)
+    tokens = task.tokens.clone()
+    tokens[0, year.start : year.end] = told[0, year.start :]
+    assert evaluate(huggingface, replace(task, tokens=tokens))["exact_match"].tolist()[0]
+    tokens[0, year.end - 1] += 1 if tokens[0, year.end - 1] < 2 else -1
+    assert not evaluate(huggingface, replace(task, tokens=tokens))["exact_match"].tolist()[0]

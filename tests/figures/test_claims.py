@@ -1,58 +1,181 @@
+import itertools
 import math
+from dataclasses import replace
 
+import numpy
 import pandas
 import pytest
+from scipy import stats
 
-from circuits.figures import Finding
-from circuits.figures.claims import _accuracy_margin, _agreement, _draw_margin, _sizes, claims_over_seeds
-from circuits.statistics import mean_interval
+from circuits.figures import Finding, findings
+from circuits.figures.claims import (
+    _beyond_draws,
+    _by_question,
+    _compared,
+    _corrected,
+    claims_table,
+    findings_over_seeds,
+    seeds_needed,
+    spearman,
+)
 
-
-def verdict(difference: float, margin: float) -> str:
-    return Finding("1a", "", "", "", difference, margin).verdict
-
-
-def test_a_verdict_needs_a_difference_beyond_chance():
-    assert verdict(0.2, 0.1) == "holds here"
-    assert verdict(-0.2, 0.1) == "does not hold here"
-    assert verdict(0.1, 0.1) == verdict(-0.05, 0.1) == verdict(0.0, 0.0) == "cannot be told"
-    assert verdict(math.nan, 0.0) == "cannot be told"
-
-
-def test_margins_of_accuracies_are_those_of_binomials():
-    # 60 of 100 against 40 of 100: a standard error of √(0.24 / 100 · 2)
-    assert _accuracy_margin(100, 0.6, 0.4) == pytest.approx(1.96 * 0.0692820, abs=1e-5)
-    assert _accuracy_margin(100, 0.0, 1.0) == 0
+NOTHING = ("1a", "claim", "here", "control")
 
 
-def test_margins_of_single_draws_are_wider_than_those_of_their_mean():
-    draws = [0.1, 0.2, 0.3]
-    _, low, high = mean_interval(draws)
-    # Student's t with 2 degrees of freedom is 4.303; the standard deviation of the draws is 0.1
-    assert _draw_margin(low, high, 3) == pytest.approx(4.303 * 0.1 * math.sqrt(1 + 1 / 3), rel=1e-3)
+def verdict(difference: float, low: float, high: float, p_value: float) -> str:
+    return Finding(*NOTHING, difference, low, high, p_value).verdict
 
 
-def test_sizes_differ_from_a_twentieth_on():
-    assert verdict(*_sizes(106, 100)) == "holds here"
-    assert verdict(*_sizes(104, 100)) == verdict(*_sizes(None, 100)) == "cannot be told"
-    assert verdict(*_sizes(100, 106)) == "does not hold here"
+def test_a_verdict_needs_a_small_p_value_and_a_difference_worth_the_name():
+    assert verdict(0.2, 0.1, 0.3, 0.001) == "holds"
+    assert verdict(-0.2, -0.3, -0.1, 0.001) == "does not hold"
+    assert verdict(0.2, -0.1, 0.5, 0.06) == "cannot be told"
+    assert verdict(-0.2, -0.5, 0.1, 0.06) == "cannot be told"
+    # certain, but less than two points
+    assert verdict(0.015, 0.005, 0.03, 0.001) == "cannot be told"
+    # no room for two points in the paper's direction
+    assert verdict(0.005, 0.001, 0.009, 0.001) == verdict(0.0, -0.01, 0.01, 1.0) == "does not hold"
+    assert verdict(math.nan, math.nan, math.nan, math.nan) == "cannot be told"
 
 
-def test_what_ranks_like_ablation_is_read_from_the_rows_of_ablation():
-    scores = pandas.DataFrame({"ablation": [4, 3, 2, 1], "shared_size": [4, 2, 3, 1], "qa_trace": [4, 3, 1, 2]})
-    pairs = scores.corr(method="spearman").rename_axis("metric").reset_index()
-    table = pairs.melt("metric", var_name="other", value_name="spearman").assign(model="mixed", kind="head")
-    found = _agreement({"agreement": table, "shared_heads": pandas.DataFrame({"model": ["mixed"] * 4})})
-    # one pair of neighbours changes places in each: 1 - 6 * 2 / (4 * 15); Shared Size and the trace agree less
-    assert (found.here, found.control) == (
-        "0.80 (unrelated rankings: ± 1.13)",
-        "with the cost of ablation: QA trace 0.80",
-    )
-    assert found.difference == pytest.approx(0.8)
+def test_one_run_gives_no_verdict_on_sizes():
+    assert Finding(*NOTHING, 5.0).verdict == "cannot be told"
+    assert claims_table([Finding(*NOTHING, 5.0)])["verdict"].item().startswith("cannot be told: one run")
 
 
-def test_verdicts_are_counted_over_seeds():
-    seeds = [
-        [Finding("1a", "claim", f"seed {seed}", "", difference, 0.1)] for seed, difference in enumerate((1, -1, 1))
+def answers(right: list[list[float]], **columns: object) -> pandas.DataFrame:
+    """One person for each list."""
+    rows = [
+        {"person": person, "example": 10 * person + place, "attribute": "city", "exact_match": value}
+        for person, values in enumerate(right)
+        for place, value in enumerate(values)
     ]
-    assert claims_over_seeds(seeds).iloc[0].tolist() == ["1a", "claim", "seed 0 · seed 1 · seed 2", "2 of 3", "1 of 3"]
+    return pandas.DataFrame(rows).assign(**columns)
+
+
+def study(mixed: list[list[float]], two: list[list[float]]) -> tuple[dict, dict]:
+    """As far as the step evaluate."""
+    both = {"mixed": mixed, "two_stage": two, "two_stage_gentle": two}
+    means = {name: float(numpy.mean([value for person in right for value in person])) for name, right in both.items()}
+    accuracy = {
+        name: {"bio": 1.0, "qa_id": 1.0, "qa_ood": value, "bio_after_stage_1": 1.0} for name, value in means.items()
+    }
+    table = pandas.concat([answers(right, model=name, split="qa_ood") for name, right in both.items()])
+    return {"accuracy": accuracy}, {"answers": table}
+
+
+def test_all_of_sixty_against_fifty_six_cannot_be_told():
+    # 100 % against 93.3 %: four answers that only one model gives, the exact p-value is 0.125
+    one, other = [[1.0]] * 60, [[0.0]] * 4 + [[1.0]] * 56
+    found = findings(*study(one, other))
+    assert [claim.verdict for claim in found] == ["cannot be told"] * 2
+    assert found[0].p_value == pytest.approx(0.25)  # two claims
+    assert "questions could tell" in found[0].needed
+    assert found[0].low < 0 < found[0].high
+
+
+def test_a_large_difference_is_told():
+    found = findings(*study([[1.0] * 3] * 40, [[0.0] * 3] * 20 + [[1.0] * 3] * 20))
+    assert [claim.verdict for claim in found] == ["holds"] * 2
+    found = findings(*study([[0.0] * 3] * 20 + [[1.0] * 3] * 20, [[1.0] * 3] * 40))
+    assert [claim.verdict for claim in found] == ["does not hold"] * 2
+
+
+def test_answers_of_one_person_count_together():
+    # 30 answers more are right, but of one person
+    alone = findings(*study([[1.0]] * 60, [[0.0]] * 30 + [[1.0]] * 30))
+    together = findings(*study([[1.0] * 30] * 2, [[0.0] * 30, [1.0] * 30]))
+    assert [one[0].verdict for one in (alone, together)] == ["holds", "cannot be told"]
+
+
+def test_pairs_are_of_the_same_questions_whatever_the_order():
+    one = answers([[1.0, 0.0], [1.0, 1.0]])
+    other = answers([[0.0, 0.0], [1.0, 1.0]]).iloc[::-1]
+    found = _compared(_by_question(one), _by_question(other), 0.95)
+    assert found["difference"] == 0.25
+    with pytest.raises(ValueError, match="asked different ones"):
+        _compared(_by_question(one), _by_question(other.iloc[1:]), 0.95)
+
+
+def test_a_difference_from_random_draws_must_be_beyond_single_draws():
+    sure = {"difference": 0.3, "low": 0.25, "high": 0.35, "p_value": 0.0001, "needed": "60 questions"}
+    narrow = _beyond_draws(sure, [0.50, 0.51, 0.49, 0.50, 0.50], 0.95)
+    wide = _beyond_draws(sure, [0.1, 0.9, 0.5, 0.3, 0.7], 0.95)
+    deviation = math.sqrt(0.1) * math.sqrt(1 + 1 / 5)
+    assert wide["p_value"] == pytest.approx(2 * stats.t.sf(0.3 / deviation, 4))
+    assert "random draws" in wide["needed"]
+    assert (narrow["p_value"] < 0.001, wide["low"] < 0 < wide["high"], narrow["low"] > 0.2) == (True, True, True)
+    assert _beyond_draws(sure, [0.5] * 5, 0.95)["p_value"] == 0.0001
+
+
+def test_p_values_of_a_page_are_corrected_together():
+    found = [Finding(*NOTHING, 0.3, 0.1, 0.5, p_value) for p_value in (0.03, 0.02, math.nan)]
+    assert [one.p_value for one in _corrected(found)] == pytest.approx([0.04, 0.04, math.nan], nan_ok=True)
+    found = [Finding(*NOTHING, 0.3, 0.1, 0.5, 0.04)] * 3
+    assert [one.verdict for one in _corrected(found)] == ["cannot be told"] * 3
+
+
+def test_correlations_have_permutation_p_values():
+    one, other = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 3.0, 2.0, 4.0, 6.0, 5.0]
+    found = stats.spearmanr(one, other).statistic
+    orders = [stats.spearmanr(one, order).statistic for order in itertools.permutations(other)]
+    exact = numpy.mean([abs(value) >= abs(found) - 1e-12 for value in orders])
+    correlation, low, high, p_value = spearman(one, other)
+    assert (correlation, p_value) == (pytest.approx(found), pytest.approx(exact))
+    assert -1 < low < correlation < high < 1
+    generator = numpy.random.default_rng(3)
+    one = generator.normal(size=16)
+    other = one + generator.normal(size=16) * 2
+    expected = stats.spearmanr(one, other)
+    correlation, _, _, p_value = spearman(one, other)
+    assert (correlation, p_value) == (pytest.approx(expected.statistic), pytest.approx(expected.pvalue, abs=0.01))
+    assert spearman(range(100), range(100))[3] == pytest.approx(1 / 20_001)
+    assert spearman([1.0] * 5, range(5))[3] == 1
+
+
+def test_unrelated_heads_agree_by_chance_as_often_as_the_p_value_says():
+    generator = numpy.random.default_rng(0)
+    found = [spearman(*generator.normal(size=(2, 16)))[3] for _ in range(200)]
+    assert 0.01 < numpy.mean(numpy.array(found) < 0.05) < 0.10
+
+
+def seeds(*differences: float, smallest: float = 0.05) -> list[list[Finding]]:
+    return [[Finding(*NOTHING, value, smallest=smallest)] for value in differences]
+
+
+def test_several_seeds_are_tested_on_their_differences():
+    (found,) = findings_over_seeds(seeds(0.4, 0.5, 0.45))
+    expected = stats.ttest_1samp([0.4, 0.5, 0.45], 0)
+    interval = expected.confidence_interval(0.95)
+    assert found.difference == pytest.approx(0.45)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert (found.p_value, found.verdict) == (pytest.approx(expected.pvalue), "holds")
+    (found,) = findings_over_seeds(seeds(0.4, -0.1, 0.2))
+    assert found.verdict == "cannot be told"
+    deviation, needed = numpy.std([0.4, -0.1, 0.2], ddof=1), seeds_needed(numpy.std([0.4, -0.1, 0.2], ddof=1), 1 / 6)
+    assert found.needed == f"{needed} seeds could tell"
+    assert deviation > 0
+    assert findings_over_seeds(seeds(-0.4, -0.5, -0.45))[0].verdict == "does not hold"
+    assert findings_over_seeds(seeds(0.4))[0].needed.startswith("one seed")
+    assert findings_over_seeds(seeds(0.4, math.nan))[0].needed == "1 of 2 seeds have no such number"
+
+
+def test_equal_arms_rarely_get_a_verdict_on_sizes():
+    # as in three seeds of the small study: the difference of two sizes has a standard deviation of a tenth of them
+    generator = numpy.random.default_rng(1)
+    found = [findings_over_seeds(seeds(*generator.normal(0, 0.1, size=3)))[0].verdict for _ in range(400)]
+    assert found.count("holds") / len(found) < 0.05
+
+
+def test_so_many_seeds_tell_four_times_in_five():
+    count = seeds_needed(0.1, 0.12)
+    generator = numpy.random.default_rng(2)
+    drawn = generator.normal(0.12, 0.1, size=(2000, count))
+    assert (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.06)
+    assert seeds_needed(1.0, 0.001) is None
+
+
+def test_a_table_shows_interval_p_value_and_what_could_tell():
+    found = Finding(*NOTHING, 0.05, -0.02, 0.12, 0.2, needed="about 400 questions could tell")
+    row = claims_table([found, replace(found, p_value=0.00001)]).iloc[0].tolist()
+    assert row[4:] == ["+5.0% (-2.0% to +12.0%)", "0.2", "cannot be told: about 400 questions could tell"]

@@ -1,4 +1,10 @@
+import re
+import struct
+from dataclasses import replace
+from pathlib import Path
+
 import pandas
+import plotly.graph_objects as go
 import pytest
 import torch
 from choreographer.errors import ChromeNotFoundError
@@ -62,6 +68,22 @@ def test_the_figure_shows_what_it_is_given():
     assert figure.data[1].marker.color == ("#4c78a8", "#f58518")
 
 
+def test_labels_of_one_character_stand_upright_and_the_legend_has_a_row_of_its_own():
+    asked = reading()
+    asked.tokens[-1] = "?"
+    figure = attention_figure([asked])
+    assert list(figure.layout.xaxis.ticktext)[-1] == ""
+    (upright,) = (note for note in figure.layout.annotations if ">?<" in note.text)
+    assert (upright.x, upright.xref, upright.textangle) == (5, "x", None)
+    assert ">?<" in figure.layout.yaxis.ticktext[-1]
+    # under the title and its subtitle, left of where a page shows its toolbar, above the patterns
+    top, height = figure.layout.margin.t, figure.layout.height
+    assert 55 < (1 - figure.layout.legend.y) * height < top - 60
+    assert figure.layout.legend.xanchor == "left"
+    asked = replace(asked, answer=("Rome", -0.5, 1204))
+    assert "has −0.50, rank 1,204" in attention_figure([asked]).layout.xaxis2.title.text
+
+
 def test_a_rectangle_by_hand_replaces_the_found_ones():
     figure = attention_figure([reading()], [Rectangle(0, (4, 4), (0, 1), "copying")])
     (shape,) = figure.layout.shapes
@@ -88,21 +110,51 @@ def test_a_real_reading_is_drawn_and_saved_as_a_page(model, tasks, tmp_path):
     assert "plotly" in page
     assert "<script src" not in page
     assert 'src="http' not in page
+    assert '"displaylogo": false' in page
     save_figure(figure, tmp_path / "pages" / "figure.html", "beside")
     assert (tmp_path / "pages" / "plotly.min.js").stat().st_size > 1_000_000
     assert (tmp_path / "pages" / "figure.html").stat().st_size < 100_000
 
 
-def test_static_images_are_written_by_a_real_browser(tmp_path):
-    begins = {"png": b"\x89PNG", "svg": b"<svg", "pdf": b"%PDF"}
-    files = {ending: tmp_path / f"figure.{ending}" for ending in begins}
+def size_of(image: Path) -> tuple[float, float]:
+    """Width and height that the file itself claims, in pixels of the layout."""
+    content = image.read_bytes()
+    if image.suffix == ".png":
+        assert content.startswith(b"\x89PNG")
+        width, height = struct.unpack(">II", content[16:24])
+        return width / 2, height / 2
+    if image.suffix == ".svg":
+        width, height = re.search(rb'^<svg [^>]*?width="([\d.]+)" height="([\d.]+)"', content).groups()
+        return float(width), float(height)
+    assert content.startswith(b"%PDF")
+    (box,) = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", content)
+    # a page counts 72 points to the inch, a layout 96 pixels
+    return float(box[0]) * 96 / 72, float(box[1]) * 96 / 72
+
+
+def test_every_static_image_has_the_size_of_its_figure(tmp_path):
+    wide = attention_figure([reading(), reading()])
+    sizes = {
+        "attention": (wide, (wide.layout.width, wide.layout.height)),
+        "low": (go.Figure(layout={"width": 420, "height": 240}), (420, 240)),
+        "tall": (go.Figure(layout={"height": 900}), (700, 900)),
+        "unsaid": (go.Figure(), (700, 500)),
+    }
+    assert sizes["attention"][1] == (970, 985)
     try:
-        save_images({file: attention_figure([reading()]) for file in files.values()})
+        save_images(
+            {
+                tmp_path / f"{name}{end}": figure
+                for name, (figure, _) in sizes.items()
+                for end in (".png", ".svg", ".pdf")
+            }
+        )
     except CircuitsError as error:
         assert "needs Chrome or Chromium" in str(error)
         pytest.skip("no browser here")
-    for ending, file in files.items():
-        assert file.read_bytes().startswith(begins[ending])
+    for name, (_, size) in sizes.items():
+        for ending, tolerance in ((".png", 0), (".svg", 0), (".pdf", 1)):
+            assert size_of(tmp_path / f"{name}{ending}") == pytest.approx(size, abs=tolerance), name + ending
 
 
 @pytest.mark.parametrize("error", [ChromeNotFoundError(), RuntimeError("Kaleido requires Google Chrome\n\nto be")])
@@ -131,6 +183,9 @@ def test_charts_show_the_numbers_of_their_tables():
     assert heat.z.tolist() == [[0.0, -1.0], [2.0, 3.0]]
     (part,) = heads_figure(heads[heads["index"] == 1], "effect").data
     assert (list(part.x), list(part.y)) == ([1], [0, 1])
+    assert [list(row) for row in heat.text] == [["0.00", "−1.00"], ["2.00", "3.00"]]
+    (counts,) = heads_figure(heads.assign(effect=heads["effect"] * 1000), "effect", digits=0).data
+    assert counts.text[1][1] == "3,000"
     ablation = pandas.DataFrame(
         {
             "model": ["mixed"] * 4,
@@ -143,6 +198,21 @@ def test_charts_show_the_numbers_of_their_tables():
     bars = {bar.name: bar for bar in ablation_figure(ablation).data}
     assert list(bars["random parameters ablated"].y) == pytest.approx([0.7])
     assert list(bars["random parameters ablated"].error_y.array) == pytest.approx([0.1])
+
+
+@pytest.mark.parametrize(
+    ("heads", "panels", "width"), [(4, 2, 720), (4, 1, 440), (1, 1, 380), (9, 2, 1080), (32, 2, 1080)]
+)
+def test_maps_of_heads_have_numbers_where_cells_have_room(heads, panels, width):
+    table = pandas.DataFrame(
+        [(0, index, panel, 0.5) for panel in range(panels) for index in range(heads)],
+        columns=["layer", "index", "model", "effect"],
+    )
+    figure = heads_figure(table, "effect")
+    assert figure.layout.width == width
+    cell = (figure.layout.xaxis.domain or (0, 1))[1] * (width - 200) / heads
+    assert (figure.data[0].texttemplate is not None) == (cell >= 34)
+    assert (figure.layout.xaxis.dtick == 1) == (cell >= 20)
 
 
 def test_grafts_are_drawn_with_the_chosen_ones_marked():

@@ -66,8 +66,8 @@ def test_agreement_shows_its_table():
     figure = agreement_figure(table, "heads")
     (heat,) = figure.data
     assert [list(row) for row in heat.text] == [
-        ["1.00", "-0.50", "–"],
-        ["-0.50", "1.00", "0.00"],
+        ["1.00", "−0.50", "–"],
+        ["−0.50", "1.00", "0.00"],
         ["–", "0.00", "1.00"],
     ]
     assert list(heat.x) == ["change of weights", "random", "other"]

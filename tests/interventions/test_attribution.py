@@ -90,3 +90,28 @@ def test_what_cannot_be_estimated_is_refused(model, tasks):
         screen_interventions(model, task, [Intervention((Head(0, 0),), "revert")])
     with pytest.raises(CircuitsError, match="the metric exact_match has no useful gradient"):
         screen_interventions(model, task, [Intervention((Head(0, 0),))], metric="exact_match")
+
+
+@pytest.mark.parametrize(
+    ("units", "sentence"),
+    [
+        ((Head(1, 2), Component(1, "attn_out")), r"count L1H2 twice: it acts through L1\.attn_out"),
+        ((Neuron(1, 2), Component(1, "mlp_out")), r"count L1N2 twice: it acts through L1\.mlp_out"),
+        ((Component(1, "mlp_out"), Component(2, "resid_post")), r"count L1\.mlp_out twice"),
+        ((Component(1, "resid_post"), Component(2, "resid_pre")), r"twice: it acts through L"),
+        ((Head(1, 3), KVGroup(1, 1)), r"twice"),
+    ],
+)
+def test_a_unit_and_a_part_of_it_are_refused(model, tasks, units, sentence):
+    groups = model.cfg.n_key_value_heads or model.cfg.n_heads
+    units = tuple(KVGroup(1, 3 * groups // model.cfg.n_heads) if isinstance(one, KVGroup) else one for one in units)
+    task = tasks["qa_ood"].select([0, 3])
+    with pytest.raises(CircuitsError, match=sentence):
+        screen_interventions(model, task, [Intervention(units)])
+
+
+def test_units_beside_one_another_are_estimated_together(model, tasks):
+    task, units = tasks["qa_ood"].select([0, 3]), (Head(1, 2), Neuron(1, 2), Component(2, "mlp_out"))
+    plan = [Intervention(units), *(Intervention((one,)) for one in units)]
+    together, *apart = screen_interventions(model, task, plan)["estimate"]
+    assert together == pytest.approx(sum(apart), abs=1e-5)

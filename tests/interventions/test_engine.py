@@ -1,6 +1,7 @@
 """The engine against hooks written by hand, one example at a time, without padding."""
 
 import copy
+from dataclasses import replace
 from itertools import cycle
 
 import numpy
@@ -607,3 +608,60 @@ def test_what_an_architecture_has_not_is_refused(model, questions):
                 [Intervention((Head(0, 0),), "mean_by_position")],
                 reference=short,
             )
+
+
+def test_what_stands_later_in_the_model_prevails(model, questions):
+    later = Component(1, "attn_out")
+    for units in ((Head(1, 2), later), (later, Head(1, 2))):
+        both, alone_, head = log_probs(model, questions, [Intervention(u) for u in (units, (later,), (Head(1, 2),))])
+        assert both == pytest.approx(alone_, abs=1e-6)
+        assert both != pytest.approx(head, abs=1e-3)
+
+
+def test_a_source_that_is_no_pair_is_refused(model, tasks):
+    target = tasks["qa_ood"].select(range(6))
+    source = pair_people(target, among=tasks["qa_ood"])
+    patch = [Intervention((Head(1, 1),), "patch")]
+    attributes = target.answers["attribute"].tolist()
+    other = next(place for place, attribute in enumerate(attributes) if attribute != attributes[0])
+    order = [other, *(place for place in range(6) if place != other)]
+    with pytest.raises(CircuitsError, match="example 0 of qa_ood is no pair of that of qa_ood: it tells the"):
+        run_interventions(model, target, patch, source=source.select(order))
+    biographies = pair_formats(source, tasks["bio"])
+    with pytest.raises(CircuitsError, match="example 0 of bio is no pair of .*: it is about another person in other"):
+        run_interventions(model, target, patch, source=biographies)
+
+
+def test_the_logit_difference_is_taken_where_the_answers_first_differ(model, tasks):
+    target = tasks["qa_ood"].select(range(6))
+    source = pair_people(target, among=tasks["qa_ood"])
+    long = [
+        i
+        for i in range(6)
+        if min(int(task.answers["end"][i] - task.answers["start"][i]) for task in (target, source)) > 1
+    ]
+    target, source = target.select(long), source.select(long)
+    foils = source.tokens.clone()
+    for ours, theirs in zip(target.answers.itertuples(), source.answers.itertuples(), strict=True):
+        foils[theirs.example, theirs.start] = target.tokens[ours.example, ours.start]
+        if foils[theirs.example, theirs.start + 1] == target.tokens[ours.example, ours.start + 1]:
+            foils[theirs.example, theirs.start + 1] = 5
+    alike = replace(source, tokens=foils)
+    head = Intervention((Head(1, 1),))
+    table = run_interventions(model, target, [head], source=alike, metrics="logit_diff", per_answer=True)
+    clean = (table["logit_diff"] - table["logit_diff_effect"]).tolist()
+    for ours, theirs, found in zip(target.answers.itertuples(), alike.answers.itertuples(), clean, strict=True):
+        logits = model(target.tokens[ours.example, : ours.start + 1][None])[0, -1]
+        one, two = target.tokens[ours.example, ours.start + 1], foils[theirs.example, theirs.start + 1]
+        assert found == pytest.approx(float(logits[one] - logits[two]), abs=1e-3)
+        assert found != 0
+    # one is the beginning of the other: nothing tells them apart
+    ends = source.answers["start"] + 1
+    roles = source.roles.clone()
+    for theirs in source.answers.itertuples():
+        roles[theirs.example, theirs.start + 1 : theirs.end] = Role.OTHER
+    shorter = replace(alike, answers=source.answers.assign(end=ends), roles=roles)
+    with pytest.raises(
+        CircuitsError, match=f"logit_diff cannot tell the answer {target.answers['value'][0]!r} from its"
+    ):
+        run_interventions(model, target, [head], source=shorter, metrics="logit_diff")

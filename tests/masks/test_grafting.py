@@ -237,7 +237,7 @@ def test_a_graft_of_units_touches_nothing_else(models, task):
 
 def test_a_grafted_model_is_an_ordinary_checkpoint(models, task, tmp_path):
     pre, fine_tuned = models
-    mask = unit_mask(fine_tuned, [Head(1, 2), Head(3, 0), Neuron(2, 5)]).random(0)
+    mask = unit_mask(fine_tuned, [Head(1, 2), Head(3, 0), Neuron(2, 5)]).permuted(0)
     with graft(pre, mask, fine_tuned):
         save_model(pre, tmp_path / "grafted")
         logits = pre(task.tokens)
@@ -262,6 +262,11 @@ def test_a_graft_is_saved_and_loaded(models, task, tmp_path):
     assert all(torch.equal(value, loaded.mask.masks[name]) for name, value in found.mask.masks.items())
     assert loaded.mask.provenance == found.mask.provenance
     assert loaded.curve.equals(found.curve)
+    assert loaded.answers.equals(found.answers)
+    assert found.answers["exact_match"].mean() == found.accuracy
+    assert found.answers["fine_tuned"].tolist() == evaluate(models[1], task)["exact_match"].tolist()
+    with graft(models[0], found.mask, models[1]):
+        assert found.answers["exact_match"].tolist() == evaluate(models[0], task)["exact_match"].tolist()
     assert (loaded.size, loaded.accuracy, repr(loaded)) == (found.size, found.accuracy, repr(found))
     (tmp_path / "graft" / "curve.parquet").unlink()
     with pytest.raises(CircuitsError, match="there is no file .*curve"):
@@ -296,7 +301,7 @@ def test_a_graft_at_all_positions_is_a_graft_and_at_none_is_none(distant, task):
 
 def test_a_graft_at_some_positions_is_reading_token_by_token_with_the_weights_of_each(distant, task, tmp_path):
     pre, fine_tuned = distant
-    mask = unit_mask(fine_tuned, units_of_all_kinds(pre)).random(1)
+    mask = unit_mask(fine_tuned, units_of_all_kinds(pre)).permuted(1)
     positions = role_positions(task, [Role.SUBJECT], last=True)
     assert 0.2 < positions.float().mean() < 0.8
     save_model(pre, tmp_path / "pre")

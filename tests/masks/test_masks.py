@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import math
 
 import numpy
 import pandas
@@ -11,6 +12,7 @@ from circuits.masks import (
     FRACTIONS,
     ParameterMask,
     ablate_mask,
+    ablation_means,
     ablation_summary,
     gini,
     graft,
@@ -28,11 +30,11 @@ from circuits.masks import (
 from circuits.masks.packing import PackedTensor, combine, invert, pack
 from circuits.masks.selection import largest
 from circuits.metrics import evaluate
-from circuits.models import fingerprint, load_model, parameters_of
+from circuits.models import fingerprint, identity, load_model, parameters_of, shape_of
 from circuits.statistics import mean_interval
 from circuits.storage import write_tensors
 from circuits.tracing import GradientTrace, trace_gradients
-from circuits.units import Head, KVGroup, Neuron
+from circuits.units import Head, KVGroup, Neuron, with_groups
 from tests.conftest import lively
 
 
@@ -145,7 +147,8 @@ def test_the_curve_holds_what_sharing_says_at_each_fraction(traces):
     assert curve["fraction"].tolist() == [0.001, 0.2]
     for row in curve.to_dict("records"):
         fraction = row.pop("fraction")
-        assert row == sharing(traces, fraction, draws=2, seed=1)
+        # where nothing is shared in neurons there is no Gini over them
+        assert row == pytest.approx(sharing(traces, fraction, draws=2, seed=1), rel=0, abs=0, nan_ok=True)
     assert (FRACTIONS[0], FRACTIONS[-1], len(FRACTIONS)) == (1e-4, 0.2, 14)
 
 
@@ -242,13 +245,14 @@ def test_gini_and_top_share_by_hand():
     values = torch.tensor([0.0, 1.0, 3.0, 4.0])
     pairs = sum(abs(float(a - b)) for a in values for b in values)
     assert gini(values) == pytest.approx(pairs / (2 * 4 * float(values.sum())))
-    assert gini(torch.zeros(3)) == 0
+    assert math.isnan(gini(torch.zeros(3)))
+    assert math.isnan(top_share(torch.zeros(3), 0.1))
     assert top_share(torch.tensor([1.0] * 18 + [5.0, 9.0]), 0.1) == pytest.approx(14 / 32)
 
 
 def test_masks_combine(mask, model):
     everything = ParameterMask({name: torch.ones_like(m) for name, m in mask.masks.items()}, mask.model)
-    other = mask.random(3)
+    other = mask.permuted(3)
     assert (mask | other).size == mask.size + other.size - (mask & other).size
     assert (mask - other).size == mask.size - (mask & other).size
     assert (~mask).size == mask.total - mask.size == (everything - mask).size
@@ -256,12 +260,44 @@ def test_masks_combine(mask, model):
         _ = mask & ParameterMask(mask.masks, "other")
 
 
-def test_random_masks_match_every_tensor(mask):
-    drawn = [mask.random(seed) for seed in (0, 0, 1)]
-    for name, entries in mask.masks.items():
+@pytest.mark.parametrize("draw", ["permuted", "random"])
+def test_random_masks_match_every_tensor(mask, draw):
+    few = mask.control(0)[0] if draw == "random" else mask
+    drawn = [getattr(few, draw)(seed) for seed in (0, 0, 1)]
+    for name, entries in few.masks.items():
         assert int(drawn[0].masks[name].sum()) == int(entries.sum())
     assert all(torch.equal(value, drawn[1].masks[name]) for name, value in drawn[0].masks.items())
     assert any(not torch.equal(value, drawn[2].masks[name]) for name, value in drawn[0].masks.items())
+    assert ((drawn[0] & few).size == 0) == (draw == "random")
+
+
+@pytest.fixture
+def crowded(mask):
+    """A mask that, as in the study, fills most of a tensor."""
+    masks = dict(mask.masks.items())
+    values = masks["blocks.1.attn.W_O"].view(-1)
+    values[: 7 * len(values) // 10] = True
+    return ParameterMask(masks, mask.model)
+
+
+def test_a_control_lies_outside_the_mask_which_is_thinned_to_what_fits(crowded):
+    mask = crowded
+    full = [name for name, packed in mask.packed.items() if 2 * packed.count > packed.total]
+    assert "blocks.1.attn.W_O" in full
+    thinned, control = mask.control(3)
+    for name, entries in mask.masks.items():
+        room = int((~entries).sum())
+        kept, drawn = thinned.masks[name], control.masks[name]
+        assert int(kept.sum()) == int(drawn.sum()) == min(int(entries.sum()), room)
+        assert not (drawn & entries).any()
+        assert not (kept & ~entries).any()
+        assert name in full or torch.equal(kept, entries)
+    assert thinned.provenance["parameters"] == mask.size > thinned.size
+    assert all(torch.equal(value, thinned.masks[name]) for name, value in mask.control(3)[0].masks.items())
+    assert any(not torch.equal(value, thinned.masks[name]) for name, value in mask.control(4)[0].masks.items())
+    with pytest.raises(CircuitsError, match=r"the mask holds .* of the .* entries of .*: outside it there is no room"):
+        mask.random(3)
+    assert thinned.control(0)[0] is thinned
 
 
 def test_every_set_of_a_size_is_as_likely():
@@ -270,11 +306,19 @@ def test_every_set_of_a_size_is_as_likely():
     for mask, sets in ((packed, 6), (few, 4), (most, 4)):
         counts = {}
         for seed in range(300):
-            drawn = tuple(mask.random(seed).masks["w"].tolist())
+            drawn = tuple(mask.permuted(seed).masks["w"].tolist())
             counts[drawn] = counts.get(drawn, 0) + 1
         assert len(counts) == sets
         expected = 300 / sets
         assert sum((count - expected) ** 2 / expected for count in counts.values()) < 20
+    # outside: two of four, and those of the mask that stay
+    two = ParameterMask({"w": torch.arange(6) < 2}, "a")
+    most = ParameterMask({"w": torch.arange(6) < 4}, "a")
+    for draw in (lambda seed: two.random(seed), lambda seed: most.control(seed)[0]):
+        drawn = [tuple(draw(seed).masks["w"].nonzero()[:, 0].tolist()) for seed in range(300)]
+        counts = [drawn.count(pair) for pair in set(drawn)]
+        assert len(counts) == 6
+        assert sum((count - 50) ** 2 / 50 for count in counts) < 20
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.02, 0.11, 0.5, 0.97, 1.0])
@@ -336,7 +380,11 @@ def test_the_parameters_of_units(model):
     groups = cfg.n_key_value_heads or cfg.n_heads
     repeats = cfg.n_heads // groups
     under = "_" if cfg.n_key_value_heads else ""
-    found = unit_mask(model, [Head(1, 3), KVGroup(2, 1), Neuron(0, 17)])
+    found = unit_mask(model, [*with_groups([Head(1, 3)], shape_of(model)), KVGroup(2, 1), Neuron(0, 17)])
+    alone = unit_mask(model, [Head(1, 3), KVGroup(2, 1), Neuron(0, 17)])
+    assert {name for name, packed in (found - alone).packed.items() if packed.count} == {
+        f"blocks.1.attn._{name}" for name in ("W_K", "W_V") if repeats > 1
+    }
     wanted = {name: torch.zeros(value.shape, dtype=torch.bool) for name, value in parameters_of(model).items()}
     for name in ("W_Q", "W_O", "b_Q"):
         if f"blocks.1.attn.{name}" in wanted:
@@ -356,6 +404,7 @@ def test_the_parameters_of_units(model):
     found.check(model)
     everything = [Head(layer, head) for layer in range(4) for head in range(cfg.n_heads)]
     everything += [Neuron(layer, neuron) for layer in range(4) for neuron in range(cfg.d_mlp)]
+    everything += with_groups(everything[: 4 * cfg.n_heads], shape_of(model))
     assert unit_mask(model, everything).size == found.total
     sizes = shared_size(found, KVGroup).set_index("unit")["fraction"]
     assert sizes["L2G1"] == 1
@@ -394,7 +443,7 @@ def test_acting_changes_the_masked_entries_alone_and_restores_every_bit(mask, mo
 
 
 def test_blocks_lie_inside_one_another(mask, model, pre):
-    before, other = state(model), mask.random(5)
+    before, other = state(model), mask.permuted(5)
     with zero(model, mask), revert(model, other, pre):
         for name, entries in other.masks.items():
             value = parameters_of(model)[name]
@@ -450,7 +499,8 @@ def test_a_graft_of_everything_is_the_fine_tuned_model_and_of_nothing_the_old_on
     assert equal(state(pre), before)
 
 
-def test_reverting_equals_changing_a_copy_by_hand(mask, model, pre, tasks):
+def test_reverting_equals_changing_a_copy_by_hand(crowded, model, pre, tasks):
+    mask = crowded
     task = tasks["qa_id"]
     by_hand = copy.deepcopy(model)
     with torch.no_grad():
@@ -464,21 +514,129 @@ def test_reverting_equals_changing_a_copy_by_hand(mask, model, pre, tasks):
         assert row["log_prob"] == pytest.approx(scores["log_prob"].mean(), abs=1e-5)
         assert row["exact_match"] == scores["exact_match"].mean()
     assert len(table[table["condition"] == "random"]) == 2
-    assert table[table["condition"] != "none"]["parameters"].unique().tolist() == [mask.size]
+    sizes = table.groupby("condition")[["parameters", "overlap"]].max()
+    thinned = mask.control("0/0")[0].size
+    assert 0 < thinned < mask.size
+    assert sizes["parameters"].to_dict() == {
+        "none": 0, "shared": mask.size, "shared_thinned": thinned, "random": thinned
+    }  # fmt: skip
+    assert sizes["overlap"].to_dict() == {"none": 0, "shared": mask.size, "shared_thinned": thinned, "random": 0}
 
 
-def test_an_ablation_beside_its_random_draws(mask, model, pre, tasks):
+def test_an_ablation_beside_its_random_draws(crowded, model, pre, tasks):
+    mask = crowded
     table = ablate_mask(model, mask, [tasks["qa_id"], tasks["bio"]], pre, "zero", draws=3)
     summary = ablation_summary(table).set_index("task")
     for task in ("qa_id", "bio"):
         rows = table[table["task"] == task].set_index("condition")
         before, after = rows["exact_match"]["none"], rows["exact_match"]["shared"]
-        drops = (before - rows["exact_match"]["random"]).tolist()
-        expected = [before, after, before - after, *mean_interval(drops), 3]
+        middle, low, high = mean_interval(rows["exact_match"]["random"].tolist())
+        expected = [before, after, before - after, before - middle, before - min(1, high), before - max(0, low), 3]
+        assert summary["thinned_drop"][task] == pytest.approx(before - rows["exact_match"]["shared_thinned"].mean())
+        assert summary["parameters"][task] == mask.size > summary["thinned_parameters"][task]
         columns = ["before", "after", "drop", "random_drop", "random_drop_low", "random_drop_high", "draws"]
         assert summary.loc[task, columns].tolist() == pytest.approx(expected, nan_ok=True)
     both = ablation_summary(pandas.concat([table.assign(model="a"), table.assign(model="b")]))
     assert both[["model", "task"]].values.tolist() == [["a", "qa_id"], ["a", "bio"], ["b", "qa_id"], ["b", "bio"]]
+
+
+def test_an_interval_of_random_drops_holds_nothing_that_no_accuracy_could_be():
+    rows = [("none", 0, 1.0), ("shared", 0, 0.2), ("random", 0, 1.0), ("random", 1, 0.98), ("random", 2, 1.0)]
+    table = pandas.DataFrame(rows, columns=["condition", "draw", "exact_match"]).assign(task="qa_id", parameters=9)
+    (row,) = ablation_summary(table).itertuples()
+    assert mean_interval([1.0, 0.98, 1.0])[2] > 1
+    assert row.random_drop_low == 0 < row.random_drop < row.random_drop_high
+    assert row.thinned_drop == row.drop
+
+
+def test_every_answer_of_an_ablation_is_kept(crowded, model, pre, tasks):
+    mask = crowded
+    chosen = [tasks["qa_id"].select(range(5)), tasks["bio"].select(range(3))]
+    answers = ablate_mask(model, mask, chosen, pre, draws=2, per_answer=True)
+    table = ablate_mask(model, mask, chosen, pre, draws=2)
+    pandas.testing.assert_frame_equal(ablation_means(answers), table)
+    assert len(table) == 6 * 2
+    _, control = mask.control("0/1")
+    with revert(model, control, pre):
+        expected = evaluate(model, chosen[1])
+    rows = answers[(answers["condition"] == "random") & (answers["draw"] == 1) & (answers["task"] == "bio")]
+    columns = ["example", "person", "attribute", "exact_match", "log_prob"]
+    pandas.testing.assert_frame_equal(rows[columns].reset_index(drop=True), expected[columns])
+    with pytest.raises(CircuitsError, match="an ablation needs a task to evaluate"):
+        ablate_mask(model, mask, [], pre)
+
+
+def test_the_random_gini_is_that_of_sets_drawn_from_all_that_units_own(traces, model):
+    shared = shared_parameters(traces, 0.05)
+    report = sharing(traces, 0.05, draws=8)
+    generator = numpy.random.default_rng(1)
+    for kind, prefix in ((Head, ""), (Neuron, "neuron_")):
+        names = [name for name in shared.masks if ("attn" in name) == (kind is Head) and "b_O" not in name]
+        names = [name for name in names if not name.endswith("b_out")]
+        sizes = [shared.masks[name].numel() for name in names]
+        count = int(shared_size(shared, kind)["size"].sum())
+        by_hand = []
+        for _ in range(8):
+            flat = numpy.zeros(sum(sizes), dtype=bool)
+            flat[generator.choice(len(flat), count, replace=False)] = True
+            parts = numpy.split(flat, numpy.cumsum(sizes)[:-1])
+            masks = {name: torch.zeros_like(entries) for name, entries in shared.masks.items()}
+            masks |= {
+                name: torch.from_numpy(part).view(masks[name].shape) for name, part in zip(names, parts, strict=True)
+            }
+            drawn = shared_size(ParameterMask(masks, shared.model), kind)["size"]
+            by_hand.append(gini(torch.tensor(drawn.to_numpy(copy=True))))
+        spread = numpy.std(by_hand) + 0.002
+        assert report[f"random_{prefix}gini"] == pytest.approx(numpy.mean(by_hand), abs=4 * spread)
+        assert report[f"random_{prefix}gini_low"] < report[f"random_{prefix}gini"] < report[f"random_{prefix}gini_high"]
+        assert report[f"{prefix}gini"] > report[f"random_{prefix}gini"]
+
+
+def test_nothing_shared_has_no_gini():
+    rows = torch.zeros(2, 10, 50)
+    one, two = rows.clone(), rows.clone()
+    one[0, 0, :10] = two[1, 0, :10] = 1.0
+    report = sharing(
+        [GradientTrace(task, {"blocks.0.attn.W_Q": values}, {}, 1, {"model": "a"}) for task, values in
+         (("one", one), ("two", two))], 0.01, draws=2
+    )  # fmt: skip
+    assert report["size"] == 0
+    assert math.isnan(report["gini"])
+    assert math.isnan(report["random_gini"])
+
+
+def test_traces_that_cannot_be_compared_are_refused(traces, model, tasks):
+    one, two = traces
+    bio, qa = (tasks[split].select(range(12)) for split in ("bio", "qa_id"))
+    with pytest.raises(CircuitsError, match="two of the traces are of the same examples, of bio: sharing takes"):
+        shared_parameters([one, one])
+    with pytest.raises(CircuitsError, match="two of the traces are of the same examples, of bio: sharing takes"):
+        sharing([one, two, trace_gradients(model, bio)])
+    for name, options in {
+        "statistic": {"statistic": "square"},
+        "loss": {"loss": "all"},
+        "per": {"per": "batch"},
+        "components": {"components": ["attention"]},
+    }.items():
+        with pytest.raises(CircuitsError, match=f"the traces of bio and qa_id were made with different {name}, "):
+            shared_parameters([one, trace_gradients(model, qa, **options)])
+    by_hand = dataclasses.replace(two, gradients=dict(list(two.gradients.items())[1:]))
+    with pytest.raises(CircuitsError, match="of the traces of bio and qa_id only one covers"):
+        shared_parameters([one, by_hand])
+
+
+@pytest.mark.parametrize("act", ["revert", "graft"])
+def test_a_copy_made_inside_a_block_has_a_name_of_its_own(mask, model, pre, act):
+    block = revert(model, mask, pre) if act == "revert" else graft(pre, mask, model)
+    changed, name = (model, fingerprint(model)) if act == "revert" else (pre, fingerprint(pre))
+    with block:
+        copied = copy.deepcopy(changed)
+        assert identity(changed) == name
+    assert identity(changed) == name
+    assert identity(copied) == fingerprint(copied) != name
+    own = ParameterMask(mask.masks, name)
+    with pytest.raises(CircuitsError, match=f"the mask was made for model {name}, not for {fingerprint(copied)}"):
+        own.check(copied)
 
 
 def test_a_mask_of_another_model_is_refused_by_name(mask, model, pre):

@@ -7,8 +7,18 @@ from transformer_lens.pretrained.weight_conversions import convert_llama_weights
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from circuits.errors import CircuitsError
-from circuits.models import HookedTransformer, fingerprint, load_model, load_tokenizer, parameters_of, save_model
+from circuits.models import (
+    HookedTransformer,
+    LeanModel,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    loading,
+    parameters_of,
+    save_model,
+)
 from circuits.models.architectures import architecture_of
+from circuits.training import new_model
 from tests.conftest import lively
 
 
@@ -144,10 +154,10 @@ def test_a_missing_folder_is_refused(tmp_path):
 def test_a_truncated_checkpoint_is_refused(folder):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-    with pytest.raises(CircuitsError, match="the weights in .* are missing or damaged"):
+    with pytest.raises(CircuitsError, match="the weights in .* are damaged"):
         load_model(folder)
     weights.unlink()
-    with pytest.raises(CircuitsError, match="the weights in .* are missing or damaged"):
+    with pytest.raises(CircuitsError, match="the weights in .* are missing"):
         load_model(folder)
 
 
@@ -168,7 +178,7 @@ def test_weights_that_do_not_fit_the_config_are_refused(folder):
 
 def test_a_damaged_config_is_refused(folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(CircuitsError, match=r"config\.json cannot be read"):
+    with pytest.raises(CircuitsError, match=r"config\.json is not a JSON file"):
         load_model(folder)
 
 
@@ -208,3 +218,56 @@ def test_a_folder_is_not_half_written_when_saving_fails(model, tmp_path, monkeyp
     with pytest.raises(OSError, match="no space left"):
         save_model(model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def departing(path, monkeypatch):
+    """Spoil one of the ways that numbers are computed in, and no other."""
+    if path == "hooked model":
+        real = HookedTransformer.run_with_cache
+
+        def run(model, *args, **kwargs):
+            with torch.no_grad():
+                weight = model.blocks[2].attn.W_O
+                before = weight.clone()
+                weight.mul_(-1)
+                try:
+                    return real(model, *args, **kwargs)
+                finally:
+                    weight.copy_(before)
+
+        monkeypatch.setattr(HookedTransformer, "run_with_cache", run)
+    elif path == "lean model":
+        # a layer's queries and keys without their positions
+        monkeypatch.setattr(LeanModel, "rotate", lambda self, x, angles: x)  # noqa: ARG005
+    else:
+        real_tensors = loading.checkpoint_tensors
+
+        def tensors(*args):
+            outputs = ("layers.2.self_attn.o_proj.weight", "layers.2.attention.dense.weight")
+            return {name: -x if name.endswith(outputs) else x for name, x in real_tensors(*args).items()}
+
+        monkeypatch.setattr(loading, "checkpoint_tensors", tensors)
+
+
+@pytest.mark.parametrize(("path", "layer"), [("hooked model", 2), ("lean model", 0), ("Hugging Face view", 2)])
+def test_parity_is_checked_on_every_path_that_numbers_take(huggingface, monkeypatch, path, layer):
+    departing(path, monkeypatch)
+    with pytest.raises(CircuitsError, match=rf"the {path}'s logits differ .* they first depart at layer {layer}"):
+        load_model(huggingface)
+
+
+def test_the_lean_model_has_the_streams_of_the_hooked_one(model, bio):
+    _, cache = model.run_with_cache(bio.tokens)
+    *before, last = LeanModel(model).streams(bio.tokens)
+    for layer, stream in enumerate(before):
+        assert torch.allclose(stream, cache[f"blocks.{layer}.hook_resid_pre"], atol=1e-4)
+    assert torch.allclose(last, cache[f"blocks.{len(before) - 1}.hook_resid_post"], atol=1e-4)
+
+
+def test_a_model_in_memory_with_hooks_is_refused(family, tokenizer):
+    huggingface = new_model(f"tiny-{family}", tokenizer)
+    handle = huggingface.get_input_embeddings().register_full_backward_hook(lambda *_: None)
+    with pytest.raises(CircuitsError, match="a function is hooked into the model at .*embed.*: it would"):
+        load_model(huggingface)
+    handle.remove()
+    load_model(huggingface)

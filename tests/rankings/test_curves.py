@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import pandas
@@ -7,20 +8,22 @@ import torch
 
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
-from circuits.interventions import ablate_heads, mean_head_outputs
+from circuits.interventions import Intervention, ablate_heads, mean_head_outputs, run_interventions
+from circuits.masks import covered_parameters, revert, unit_mask
 from circuits.metrics import evaluate
-from circuits.models import parameters_of
+from circuits.models import parameters_of, shape_of
 from circuits.rankings import (
     RESTS,
     Evidence,
     critical_curve,
+    curve_means,
     curve_summary,
     default_counts,
     rank_units,
     sufficient_curve,
 )
 from circuits.statistics import mean_interval
-from circuits.units import Head, Neuron
+from circuits.units import Head, KVGroup, Neuron, with_groups
 
 ATTENTION = ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V", "_W_K", "_b_K", "_W_V", "_b_V", "W_O")
 
@@ -207,7 +210,74 @@ def test_counts_are_dense_first_and_end_at_all():
     assert default_counts(32) == list(range(33))
     counts = default_counts(1408)
     assert counts == sorted(set(counts))
-    assert (counts[:6], counts[-2:], len(counts)) == ([0, 1, 2, 3, 4, 6], [1024, 1408], 22)
+    assert counts == [0, 1, 2, 4, 8, 16, 32, 64, 128, *(round(140.8 * part) for part in range(1, 11))]
+    assert default_counts(270, halvings=4) == [0, 17, 27, 54, 81, 108, 135, 162, 189, 216, 243, 270]
+    for units in (33, 270, 46080):
+        for halvings in (None, 2, 4):
+            counts = default_counts(units, halvings=halvings)
+            assert max(after - before for before, after in itertools.pairwise(counts)) <= units / 10 + 1
+            assert (counts[0], counts[-1]) == (0, units)
+
+
+def test_an_accuracy_of_just_enough_answers_is_enough():
+    # 19 is 95 % of 20, whatever floats make of it
+    enough, whole = 19 / 53, 20 / 53
+    assert enough < 0.95 * whole
+    curve = made_up("sufficient", [0.0, 0.1 * whole, enough, whole, whole]).assign(fine_tuned=whole)
+    (row,) = curve_summary(curve).itertuples()
+    assert row.n95 == 2
+    # and three of six answers are not less than half
+    half = math.nextafter(0.3, 0)
+    (row,) = curve_summary(made_up("revert", [0.6, half, 0.2, 0.0, 0.0]).assign(fine_tuned=0.6)).itertuples()
+    assert row.n50 == 2
+
+
+def test_every_answer_of_a_curve_is_kept(model, pre, recalled, tasks, rankings):
+    scored = [recalled, tasks["bio"].select(range(4))]
+    for curve, options in ((sufficient_curve, (pre, model, scored)), (critical_curve, (model, scored, pre))):
+        answers = curve(rankings, *options, counts=[0, 2, 15], per_answer=True)
+        table = curve(rankings, *options, counts=[0, 2, 15])
+        pandas.testing.assert_frame_equal(curve_means(answers), table)
+        assert len(answers) == 3 * 3 * sum(len(task.answers) for task in scored)
+        row = table[(table["n"] == 2) & (table["task"] == "bio")].iloc[0]
+        start, source = (pre, model) if curve is sufficient_curve else (model, pre)
+        expected = evaluate(grafted_by_hand(start, source, top(rankings, row), curve is sufficient_curve), scored[1])
+        rows = answers[(answers["n"] == 2) & (answers["task"] == "bio") & (answers["metric"] == "change")]
+        names = ["example", "person", "attribute", "exact_match"]
+        pandas.testing.assert_frame_equal(rows[names].reset_index(drop=True), expected[names])
+        assert rows["fine_tuned"].tolist() == evaluate(model, scored[1])["exact_match"].tolist()
+        assert rows["pre"].tolist() == evaluate(pre, scored[1])["exact_match"].tolist()
+
+
+def test_heads_bring_their_groups_or_do_not_and_the_curve_says_so(model, pre, recalled, rankings):
+    shape = shape_of(model)
+    grouped = shape.n_heads > shape.n_key_value_heads
+    for groups in (True, False):
+        curve = critical_curve(rankings, model, [recalled], pre, counts=[0, 1, 3, 16], groups=groups)
+        for row in curve[curve["draw"] == 0].itertuples():
+            heads = [Head(*unit) for unit in top(rankings, row)]
+            units = with_groups(heads, shape) if groups else heads
+            assert row.groups == sum(isinstance(unit, KVGroup) for unit in units)
+            mask = unit_mask(model, units)
+            with revert(model, mask, pre):
+                assert agrees(row, model, recalled)
+            total = sum(value.numel() for value in covered_parameters(model).values())
+            assert row.fraction == pytest.approx(mask.size / total)
+        assert (curve["groups"].max() > 0) == (grouped and groups)
+        ends = sufficient_curve(rankings, pre, model, [recalled], [16], groups=groups)
+        assert (ends["exact_match"] == 1).all()
+    assert (critical_curve(rankings, model, [recalled], mode="zero", counts=[0, 9])["groups"] == 0).all()
+
+
+def test_reverting_means_the_same_in_the_engine_and_in_masks(model, pre, tasks):
+    questions, head = tasks["qa_id"].select(range(6)), Head(0, 0)
+    for units in ([head], with_groups([head], shape_of(model))):
+        found = run_interventions(
+            model, questions, [Intervention(tuple(units), "revert")], metrics=["log_prob"], pre=pre
+        )
+        with revert(model, unit_mask(model, units), pre):
+            expected = evaluate(model, questions)["log_prob"].mean()
+        assert found["log_prob"].iloc[0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_bad_input_is_refused(model, pre, recalled, rankings):

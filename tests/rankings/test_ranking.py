@@ -20,7 +20,7 @@ def evidence(model, pre, tasks) -> Evidence:
     bio, qa = tasks["bio"].select(range(8)), tasks["qa_id"].select(range(6))
     traces = {"bio": trace_gradients(model, bio), "qa": trace_gradients(model, qa)}
     shared = shared_parameters(list(traces.values()), 0.05)
-    return Evidence(model, pre, traces, shared, shared.random(1), qa)
+    return Evidence(model, pre, traces, shared, shared.permuted(1), qa)
 
 
 def by_unit(table: pandas.DataFrame) -> dict[str, float]:

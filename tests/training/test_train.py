@@ -1,4 +1,5 @@
 import importlib
+import json
 import os
 import signal
 from dataclasses import replace
@@ -10,11 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from circuits.datasets import DatasetSettings, dataset_of, make_dataset, word_tokenizer
+from circuits.datasets import DatasetSettings, Task, dataset_of, make_dataset, word_tokenizer
 from circuits.errors import CircuitsError
-from circuits.models import load_huggingface, load_tokenizer
+from circuits.masks import ablate_mask, graft, graft_at, graft_by_score, revert, unit_mask
+from circuits.models import fingerprint, load_huggingface, load_model, load_tokenizer
+from circuits.rankings import Evidence, critical_curve, rank_units, sufficient_curve
 from circuits.training import Job, Optimisation, new_model, stages, train, train_side_by_side
 from circuits.training.train import _IGNORED, _Collator, _TokenisedRows, compact_loss
+from circuits.units import Head
 from tests.processes import ended, forked, needs_fork, running, wait_for
 
 # the package's attribute of this name is the function
@@ -160,6 +164,37 @@ def test_training_from_a_checkpoint_starts_there(few, tmp_path):
     (first,) = train("bio-only", few, tmp_path / "one", "tiny-pythia", SMALL)
     train("mixed", few, tmp_path / "two", first, SMALL)
     assert same(weights(tmp_path / "two" / "pre"), weights(first))
+
+
+def test_another_start_than_the_one_trained_from_is_refused(few, tmp_path):
+    (first,) = train("mixed", few, tmp_path / "one", "tiny-llama", SMALL)
+    (other,) = train("mixed", few, tmp_path / "two", "tiny-llama", SMALL, seed=1)
+    tuned, pre, wrong = (load_model(path) for path in (first, first.parent / "pre", other.parent / "pre"))
+    facts = json.loads((first / "circuits.json").read_text())
+    assert facts["start_fingerprint"] == fingerprint(pre)
+    mask, task = unit_mask(tuned, [Head(0, 0)]), Task.from_dataset(few, "qa_id", tuned.tokenizer)
+    ranking = rank_units(Evidence(tuned, pre), Head, ["change"])
+    refused = f"one/mixed was trained from model {fingerprint(pre)}, and .*two/pre is {fingerprint(wrong)}: give the"
+    for act in (
+        lambda start, **options: revert(tuned, mask, start, **options),
+        lambda start, **options: graft(start, mask, tuned, **options),
+        lambda start, **options: graft_at(start, mask, tuned, task, task.answer_mask, **options),
+        lambda start, **options: ablate_mask(tuned, mask, [task], start, draws=1, **options),
+        lambda start, **options: sufficient_curve(ranking, start, tuned, [task], [0], **options),
+        lambda start, **options: critical_curve(ranking, tuned, [task], start, counts=[0], **options),
+        lambda start, **options: rank_units(Evidence(tuned, start, **options), Head, ["change"]),
+    ):
+        act(pre)
+        act(wrong, check_start=False)
+        with pytest.raises(CircuitsError, match=refused):
+            act(wrong)
+    with pytest.raises(CircuitsError, match=refused):
+        graft_by_score(wrong, tuned, task)
+    # a finished stage of an earlier version, which says nothing, is taken on trust, and not made again
+    del facts["start_fingerprint"]
+    (first / "circuits.json").write_text(json.dumps(facts))
+    assert train("mixed", few, tmp_path / "one", "tiny-llama", SMALL) == [first]
+    revert(tuned, mask, wrong)
 
 
 def test_the_same_seed_gives_the_same_weights_side_by_side_or_alone(few, tmp_path):

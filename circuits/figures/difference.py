@@ -1,0 +1,65 @@
+"""Where two checkpoints differ, as heat maps."""
+
+import plotly.graph_objects as go
+from pandas import DataFrame
+from plotly.subplots import make_subplots
+
+from circuits.errors import CircuitsError
+
+_TITLES = {
+    "relative": "norm of the change / norm before",
+    "norm": "norm of the change",
+    "changed": "fraction of entries that changed",
+}
+
+
+def difference_figure(table: DataFrame, value: str = "relative") -> go.Figure:
+    """Heat maps of a difference: layers × components, layers × heads and, where there are some, layers × groups.
+
+    Args:
+        table: from `circuits.models.difference`.
+        value: ``relative``, ``norm`` or ``changed``.
+
+    Raises:
+        CircuitsError: there is no such value, or the table is another one.
+    """
+    if value not in _TITLES:
+        raise CircuitsError(f"there is no value {value!r}: choose from {', '.join(_TITLES)}")
+    missing = {"unit", "kind", "layer", "index", "component", value} - set(table)
+    if missing:
+        raise CircuitsError(f"the table has no column {min(missing)}: it is no difference of two checkpoints")
+    panels = {
+        "components": (table[(table["kind"] == "component") & table["layer"].notna()], "component"),
+        "heads": (table[table["kind"] == "head"], "index"),
+        "key/value groups": (table[table["kind"] == "group"], "index"),
+    }
+    panels = {name: panel for name, panel in panels.items() if len(panel[0])}
+    figure = make_subplots(cols=len(panels), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=list(panels))
+    for column, (rows, across) in enumerate(panels.values(), start=1):
+        grid = rows.pivot(index="layer", columns=across, values=value)
+        names = rows.pivot(index="layer", columns=across, values="unit")
+        figure.add_trace(
+            go.Heatmap(
+                z=grid.to_numpy(dtype=float),
+                x=[str(name) for name in grid.columns],
+                y=[int(layer) for layer in grid.index],
+                coloraxis="coloraxis",
+                xgap=1,
+                ygap=1,
+                customdata=names.to_numpy(),
+                hovertemplate="%{customdata}: %{z:.4g}<extra></extra>",
+            ),
+            row=1,
+            col=column,
+        )
+        figure.update_xaxes(type="category", row=1, col=column)
+    layers = int(table["layer"].max()) + 1
+    figure.update_yaxes(autorange="reversed", dtick=1 if layers <= 16 else 4)
+    figure.update_yaxes(title="layer", col=1)
+    figure.update_layout(
+        template="plotly_white",
+        coloraxis={"colorscale": "Blues", "cmin": 0, "colorbar": {"title": _TITLES[value], "title_side": "right"}},
+        height=max(320, 26 * layers + 160),
+        margin={"t": 60, "b": 60},
+    )
+    return figure

@@ -1,0 +1,185 @@
+"""Where two checkpoints of one model differ.
+
+1. Both configs must describe the same model: architecture, sizes, vocabulary; so must the tokenizers' words.
+2. One tensor after another is read from both folders, whatever it is stored as, in float32: Δ = tuned − base. An
+   adapter is merged first, which takes the memory of its whole model.
+3. Each parameter's Σ Δ², Σ base² and its entries, all and changed, are added up by the unit that owns them, by
+   component and layer, and over the model. Tied embeddings count once.
+4. For each of these: the norm of Δ, that norm as a share of the base's, and the fraction of entries that changed.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from circuits.errors import CircuitsError
+from circuits.models.architectures import ParameterSource, architecture_of
+from circuits.models.fingerprints import fingerprint_of
+from circuits.models.folder import is_adapter, weights_of
+from circuits.models.huggingface import has_tokenizer, load_config, load_huggingface, load_tokenizer, model_folder
+from circuits.units import TIED, Head, KVGroup, Neuron, component_of, layer_of, layout_of
+
+KINDS: tuple[str, ...] = ("model", "layer", "component", *(kind.NOUN for kind in (Head, KVGroup, Neuron)))
+
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+)
+
+
+class _Parameters(Mapping[str, Tensor]):
+    """The parameters of a folder by their hooked names, each read when it is asked for."""
+
+    def __init__(self, folder: Path, config: PreTrainedConfig) -> None:
+        self.rows: dict[str, ParameterSource] = {row.hooked: row for row in architecture_of(config).sources(config)}
+        self.tied = bool(config.tie_word_embeddings)
+        embedding, unembedding = (self.rows[name].checkpoint for name in TIED)
+        self.names = {unembedding: embedding} if self.tied else {}
+        stored: Any = None if is_adapter(folder) else weights_of(folder)
+        if stored is None or any(self.stored_as(row) not in stored for row in self.rows.values()):
+            # merged, or under names that only transformers knows
+            model = load_huggingface(folder)
+            self.tied = bool(model.config.tie_word_embeddings)
+            stored, self.names = dict(model.named_parameters(remove_duplicate=False)), {}
+        self.stored = stored
+
+    def stored_as(self, row: ParameterSource) -> str:
+        return self.names.get(row.checkpoint, row.checkpoint)
+
+    def __getitem__(self, hooked: str) -> Tensor:
+        row = self.rows[hooked]
+        return row.to_hooked(self.stored[self.stored_as(row)].detach().float())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@torch.no_grad()
+def difference(base: str | Path, tuned: str | Path) -> pandas.DataFrame:
+    """How far every layer, component, head, key/value group and neuron lies from where it was before fine-tuning.
+
+    Args:
+        base: folder of the checkpoint before.
+        tuned: folder of the checkpoint after, or of an adapter.
+
+    Returns:
+        One row for the ``kind`` model, for each layer, each component of a layer (and of none: embeddings, the final
+        norm), each head with the parameters it alone owns, each key/value group, and each neuron. Columns ``unit``, its
+        name; ``kind``; ``layer`` and ``index``, missing where there is none; ``component``; ``parameters``; ``norm`` of
+        the change, ``relative`` to the norm before (NaN where that is 0), and ``changed``, the fraction of entries that
+        are not what they were. Its ``attrs`` hold both fingerprints.
+
+    Raises:
+        CircuitsError: a folder cannot be read, or the two are not of one model.
+
+    Source:
+        docs/method.md, section 5: |Δθ| of units.
+    """
+    configs = [load_config(folder) for folder in (base, tuned)]
+    _check_sizes([str(base), str(tuned)], configs)
+    before, after = (_Parameters(Path(folder), config) for folder, config in zip((base, tuned), configs, strict=True))
+    _check_words(base, tuned)
+    sums: dict[tuple[str, int | None, str | None], Tensor] = {}
+    for name in before:
+        if name == TIED[1] and before.tied and after.tied:
+            continue
+        old, new = before[name], after[name]
+        if old.shape != new.shape:
+            raise CircuitsError(f"{name} has the shape {tuple(old.shape)} in {base} and {tuple(new.shape)} in {tuned}")
+        layer, component, layout = layer_of(name), component_of(name), layout_of(name)
+        owned = _measures(old, new, layout.axis if layout.unit else None)
+        if not bool(torch.isfinite(owned).all()):
+            raise CircuitsError(f"{name} holds numbers that are not finite in {base} or {tuned}")
+        if layout.unit is not None:
+            _add(sums, (layout.unit.NOUN, layer, component), owned)
+        whole = owned.sum(1, keepdim=True)
+        _add(sums, ("component", layer, component), whole)
+        _add(sums, ("model", None, None), whole)
+        if layer is not None:
+            _add(sums, ("layer", layer, None), whole)
+    table = pandas.concat([_rows(*key, values) for key, values in sums.items()], ignore_index=True)
+    table["kind"] = pandas.Categorical(table["kind"], KINDS, ordered=True)
+    table = table.sort_values(["kind", "layer", "index"], kind="stable", ignore_index=True)
+    table["kind"] = table["kind"].astype(str)
+    table.attrs = {
+        side: fingerprint_of(config, tuple(values.rows.values()), values)
+        for side, config, values in zip(("base", "tuned"), configs, (before, after), strict=True)
+    }
+    return table
+
+
+def _measures(old: Tensor, new: Tensor, axis: int | None) -> Tensor:
+    """Σ Δ², Σ base², how many entries changed and how many there are: a column for each unit along the axis."""
+    units = 1 if axis is None else old.shape[axis]
+
+    def by_unit(values: Tensor) -> Tensor:
+        placed = values if axis is None else values.movedim(axis, 0)
+        return placed.reshape(units, -1).sum(1, dtype=torch.float64)
+
+    entries = torch.full((units,), old.numel() / units, dtype=torch.float64)
+    return torch.stack([by_unit((new - old).square_()), by_unit(old.square()), by_unit(new != old), entries])
+
+
+def _add(sums: dict[tuple[Any, ...], Tensor], key: tuple[Any, ...], values: Tensor) -> None:
+    sums[key] = sums[key] + values if key in sums else values
+
+
+def _rows(kind: str, layer: int | None, component: str | None, values: Tensor) -> pandas.DataFrame:
+    change, old, changed, entries = values
+    place = "" if layer is None else f"L{layer}"
+    letters = {one.NOUN: one.LETTER for one in (Head, KVGroup, Neuron)}
+    if kind in letters:
+        units = [f"{place}{letters[kind]}{index}" for index in range(values.shape[1])]
+    else:
+        units = [{"model": "model", "layer": place}.get(kind, f"{place}.{component}".strip("."))]
+    ratio = torch.where(old > 0, change / old, math.nan).sqrt()
+    return pandas.DataFrame(
+        {
+            "unit": units,
+            "kind": kind,
+            "layer": pandas.array([layer] * len(units), dtype="Int64"),
+            "index": pandas.array(list(range(len(units))) if kind in letters else [None], dtype="Int64"),
+            "component": component,
+            "parameters": entries.long().numpy(),
+            "norm": change.sqrt().numpy(),
+            "relative": ratio.numpy(),
+            "changed": (changed / entries).numpy(),
+        }
+    )
+
+
+def _check_sizes(names: list[str], configs: list[PreTrainedConfig]) -> None:
+    one, two = names
+    kinds = [architecture_of(config).name for config in configs]
+    if kinds[0] != kinds[1]:
+        raise CircuitsError(f"{one} is a {kinds[0]} and {two} a {kinds[1]}: compare checkpoints of one model")
+    for key in (*_SIZES, "vocab_size"):
+        values = [getattr(config, key, None) for config in configs]
+        if values[0] != values[1]:
+            raise CircuitsError(
+                f"{one} and {two} are not of one model: {key} is {values[0]} in the first and {values[1]} in the second"
+            )
+
+
+def _check_words(base: str | Path, tuned: str | Path) -> None:
+    if not all(has_tokenizer(place) or has_tokenizer(model_folder(place)) for place in (base, tuned)):
+        return
+    one, two = (load_tokenizer(place).get_vocab() for place in (base, tuned))
+    if one != two:
+        word = min(set(one.items()) ^ set(two.items()))[0]
+        raise CircuitsError(
+            f"{base} and {tuned} are not of one model: their tokenizers have other words, {word!r} among them"
+        )

@@ -1,0 +1,298 @@
+"""No public function ignores a function that a user hooked into the model."""
+
+import importlib
+import inspect
+from dataclasses import replace
+
+import numpy
+import pandas
+import pytest
+import torch
+
+from circuits.errors import CircuitsError
+from circuits.interventions import (
+    Engine,
+    Intervention,
+    ablate_heads,
+    mean_head_outputs,
+    pair_people,
+    patch_heads,
+    patched_outputs,
+    replace_heads,
+    run_interventions,
+    screen_interventions,
+    single,
+)
+from circuits.masks import (
+    ablate_mask,
+    graft,
+    graft_at,
+    graft_by_optimisation,
+    graft_by_score,
+    mean,
+    revert,
+    unit_mask,
+    zero,
+)
+from circuits.metrics import evaluate
+from circuits.models import (
+    HookPoints,
+    LeanModel,
+    answer_logits,
+    capture,
+    editing,
+    embed,
+    final_residual,
+    hooked,
+    huggingface_view,
+    load_model,
+    parameters_of,
+    positional_weights,
+    run_layer,
+    unembed,
+)
+from circuits.rankings import (
+    Evidence,
+    attention_scores,
+    critical_curve,
+    induction_scores,
+    rank_units,
+    read_head,
+    sufficient_curve,
+)
+from circuits.sweeps import sweep_heads, sweep_patches
+from circuits.tracing import example_losses, trace_checkpoints, trace_gradients
+from circuits.units import Head
+from tests.conftest import lively
+from tests.test_public_names import PACKAGES
+
+HEAD, OTHER = Head(1, 2), Head(3, 1)
+
+#: These do not run a model: they read its parameters, its settings or its tokenizer.
+NEVER_RUN = {
+    *("checkpoint_of", "covered_parameters", "editing", "facts_of", "fingerprint", "head_output", "identity"),
+    *("parameters_of", "positional_parameters", "save_model", "shape_of", "token_texts", "unit_mask"),
+    *("arithmetic", "projections_of", "watching", "refuse_hooks", "lending", "load_model", "HookedTransformer"),
+}
+
+
+def without_head(z, hook):
+    """What a user hooks in."""
+    z = z.clone()
+    z[:, :, HEAD.index] = 0
+    return z
+
+
+class Case:
+    """A model, what it was before, and what functions are called with."""
+
+    def __init__(self, model, pre, tasks, tmp_path) -> None:
+        self.model, self.pre, self.tmp = model, pre, tmp_path
+        self.task = tasks["qa_id"].select(range(6))
+        self.bio = tasks["bio"].select(range(6))
+        self.source = pair_people(self.task, among=tasks["qa_id"])
+        self.mask = unit_mask(model, [OTHER])
+        self.answered = said_by(pre, self.task)
+        self.ranking = pandas.DataFrame({"unit": [str(OTHER), "L0H0"]})
+
+    def within(self, context) -> torch.Tensor:
+        """The model's answers inside a block that another function opens."""
+        with context:
+            return numbers(answer_logits(self.model, self.task))
+
+
+@torch.no_grad()
+def said_by(model, task):
+    """The task with what a model answers for the truth, so that it gets everything right."""
+    tokens = task.tokens.clone()
+    for answer in task.answers.itertuples():
+        for place in range(answer.start, answer.end):
+            tokens[answer.example, place] = model(tokens[answer.example, :place][None])[0, -1].argmax()
+    return replace(task, tokens=tokens)
+
+
+def numbers(found) -> numpy.ndarray:
+    if isinstance(found, pandas.DataFrame):
+        return found.select_dtypes("number").to_numpy(dtype=float)
+    return numpy.asarray(found.detach().double() if isinstance(found, torch.Tensor) else found, dtype=float)
+
+
+#: What does not pass the layer of the hook.
+ELSEWHERE = {"embed", "unembed"}
+
+#: Searches that graft other values into the weights that stand for the hook below: only that it acts can be told.
+SEARCHES = {"graft_by_optimisation", "graft_by_score"}
+
+#: Every public function that takes a model, and a number of its own that depends on what the model computes.
+CALLS = {
+    "Engine": lambda c: Engine(c.model, c.task, single([OTHER])).run()[1]["log_prob"],
+    "Evidence": lambda c: rank_units(Evidence(c.model, task=c.task), Head, ["ablation"]),
+    "LeanModel": lambda c: LeanModel(c.model).streams(c.task.tokens)[-1],
+    "ablate_heads": lambda c: c.within(ablate_heads(c.model, [OTHER])),
+    "ablate_mask": lambda c: ablate_mask(c.model, c.mask, [c.task], mode="zero", draws=1),
+    "answer_logits": lambda c: answer_logits(c.model, c.task),
+    "attention_scores": lambda c: attention_scores(c.model, {"qa": c.task}),
+    "capture": lambda c: capture(c.model, c.task.tokens, [HookPoints(2).z])[HookPoints(2).z],
+    "critical_curve": lambda c: critical_curve(c.ranking, c.model, [c.task], mode="mean"),
+    "embed": lambda c: embed(c.model, c.task.tokens),
+    "evaluate": lambda c: evaluate(c.model, c.task),
+    "example_losses": lambda c: example_losses(c.model, c.task),
+    "final_residual": lambda c: final_residual(c.model, c.task.tokens),
+    "graft": lambda c: c.within(graft(c.model, unit_mask(c.pre, [OTHER]), c.pre)),
+    "graft_at": lambda c: c.within(
+        graft_at(c.model, unit_mask(c.pre, [OTHER]), c.pre, c.task, torch.ones_like(c.task.tokens, dtype=torch.bool))
+    ),
+    "graft_by_optimisation": lambda c: graft_by_optimisation(c.model, c.pre, c.answered, keep=0.3, steps=1).curve,
+    "graft_by_score": lambda c: graft_by_score(c.model, c.pre, c.answered, "gradient_x_change", keep=0.3).curve,
+    "hooked": lambda c: c.within(hooked(c.model, {HookPoints(3).z: lambda z, hook: 0 * z})),  # noqa: ARG005
+    "huggingface_view": lambda c: _viewed(c),
+    "induction_scores": lambda c: induction_scores(c.model),
+    "mean": lambda c: c.within(mean(c.model, c.mask)),
+    "mean_head_outputs": lambda c: mean_head_outputs(c.model, c.task),
+    "patch_heads": lambda c: c.within(patch_heads(c.model, [OTHER], c.source, c.task)),
+    "patched_outputs": lambda c: patched_outputs(c.model, c.source, c.task)[2, 0, 0],
+    "positional_weights": lambda c: c.within(
+        positional_weights(
+            c.model,
+            {"blocks.3.attn.W_O": parameters_of(c.pre)["blocks.3.attn.W_O"].detach()},
+            lambda tokens: torch.ones_like(tokens, dtype=torch.bool),
+        )
+    ),
+    "read_head": lambda c: read_head(c.model, OTHER, c.task, 0).pattern,
+    "replace_heads": lambda c: c.within(replace_heads(c.model, {OTHER: torch.zeros(1)})),
+    "revert": lambda c: c.within(revert(c.model, c.mask, c.pre)),
+    "run_interventions": lambda c: run_interventions(c.model, c.task, [Intervention((OTHER,))]),
+    "run_layer": lambda c: run_layer(c.model, HEAD.layer, embed(c.model, c.task.tokens)),
+    "screen_interventions": lambda c: screen_interventions(c.model, c.task, [Intervention((OTHER,))]),
+    "sufficient_curve": lambda c: sufficient_curve(c.ranking, c.model, c.pre, [c.task], rest="pre"),
+    "sweep_heads": lambda c: sweep_heads(c.model, [c.task], heads=[OTHER]),
+    "sweep_patches": lambda c: sweep_patches(c.model, c.source, c.task, heads=[OTHER]),
+    "trace_checkpoints": lambda c: trace_checkpoints([c.model], c.task).hook_points["head.gradient_norm"],
+    "trace_gradients": lambda c: _traced(c),
+    "unembed": lambda c: unembed(c.model, embed(c.model, c.task.tokens)),
+    "zero": lambda c: c.within(zero(c.model, c.mask)),
+}
+
+
+def _viewed(case):
+    with huggingface_view(case.model) as view:
+        return view(case.task.tokens).logits
+
+
+def _traced(case):
+    """A second call reads what the first one saved."""
+    return trace_gradients(case.model, case.task, out=case.tmp / "trace.safetensors").hook_points["head.gradient_norm"]
+
+
+def takes_a_model(function) -> bool:
+    if not callable(function) or (isinstance(function, type) and issubclass(function, Exception)):
+        return False
+    try:
+        annotations = [str(parameter.annotation) for parameter in inspect.signature(function).parameters.values()]
+    except ValueError:
+        return False
+    return any(kind in text for text in annotations for kind in ("HookedTransformer", "nn.modules", "PreTrainedModel"))
+
+
+def test_every_public_function_that_takes_a_model_is_here():
+    found = set()
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        names = (name for name in getattr(module, "__all__", []) if takes_a_model(getattr(module, name)))
+        found |= set(names)
+    assert found == CALLS.keys() | NEVER_RUN
+
+
+@pytest.fixture(scope="module")
+def case(tasks, tokenizer, tmp_path_factory):
+    before, model = (load_model(lively("pythia", seed), tokenizer=tokenizer) for seed in (1, 0))
+    return Case(model, before, tasks, tmp_path_factory.mktemp("hooks"))
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_a_hook_is_honoured_or_refused(case, name):
+    call = CALLS[name]
+    clean = numbers(call(case))
+    with hooked(case.model, {HookPoints(HEAD.layer).z: without_head}):
+        try:
+            found = numbers(call(case))
+        except CircuitsError as error:
+            assert "hooked into the model at blocks.1.attn.hook_z" in str(error)
+            return
+    if name in ELSEWHERE:
+        assert numpy.array_equal(found, clean)
+        return
+    assert found.shape != clean.shape or not numpy.allclose(found, clean, atol=1e-6, equal_nan=True)
+    if name in SEARCHES:
+        return
+    # a head whose values are zero puts out zero
+    weights = [parameters_of(case.model)[f"blocks.{HEAD.layer}.attn.{which}_V"] for which in "Wb"]
+    before = [weight.detach().clone() for weight in weights]
+    try:
+        with editing(case.model), torch.no_grad():
+            for weight in weights:
+                weight[HEAD.index] = 0
+            assert numpy.allclose(found, numbers(call(case)), atol=1e-4, equal_nan=True)
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, before, strict=True):
+                weight.copy_(value)
+
+
+@pytest.mark.parametrize("name", ["Engine", "LeanModel", "huggingface_view", "trace_gradients", "screen_interventions"])
+def test_hooks_of_every_sort_are_refused(case, name):
+    point, model = HookPoints(2).post, case.model
+    module = model.get_submodule("blocks.2.mlp")
+
+    def act(value, hook=None):
+        return None
+
+    def backward():
+        model.add_hook(point, act, dir="bwd")
+
+    def permanent():
+        model.add_perma_hook(point, act)
+
+    for hook, where in ((backward, point), (permanent, point)):
+        hook()
+        try:
+            with pytest.raises(CircuitsError, match=f"hooked into the model at {where}: it would have no effect here"):
+                CALLS[name](case)
+        finally:
+            model.reset_hooks(including_permanent=True)
+    for register in (
+        module.register_forward_pre_hook,
+        module.register_forward_hook,
+        module.register_full_backward_hook,
+    ):
+        handle = register(act)
+        try:
+            with pytest.raises(CircuitsError, match=r"hooked into the model at blocks\.2\.mlp: it would"):
+                CALLS[name](case)
+        finally:
+            handle.remove()
+
+
+def test_a_hook_behind_the_last_layer_is_refused_where_positions_are_chosen(case):
+    sentence = r"at ln_final\.hook_normalized: it would not see the positions"
+    behind = hooked(case.model, {"ln_final.hook_normalized": lambda x, hook: x})  # noqa: ARG005
+    with behind, pytest.raises(CircuitsError, match=sentence):
+        evaluate(case.model, case.task)
+
+
+@pytest.mark.parametrize("first", ["graft", "ablation"])
+def test_an_ablation_acts_on_a_graft_at_positions_whichever_came_first(case, first):
+    everywhere = torch.ones_like(case.task.tokens, dtype=torch.bool)
+
+    def grafted():
+        return graft_at(case.model, unit_mask(case.pre, [HEAD, OTHER]), case.pre, case.task, everywhere)
+
+    def ablated():
+        return ablate_heads(case.model, [HEAD])
+
+    outer, inner = (grafted, ablated) if first == "graft" else (ablated, grafted)
+    with outer(), inner():
+        found = evaluate(case.model, case.task)["log_prob"]
+    with graft(case.model, unit_mask(case.pre, [HEAD, OTHER]), case.pre), ablated():
+        expected = evaluate(case.model, case.task)["log_prob"]
+    assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
