@@ -575,7 +575,11 @@ def test_a_graft_by_command_is_an_ordinary_checkpoint(study, tmp_path):
         assert fingerprint(model) == fingerprint(before)
     assert "qa_id" in call("evaluate", out / "model", "--split", "qa_id").stdout
     assert call("graft", mixed, "--pre", pre, "--by", "change", "--no-model", "--out", tmp_path / "two").returncode == 0
-    assert {path.name for path in (tmp_path / "two").iterdir()} == {"mask.safetensors", "curve.parquet"}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {
+        "answers.parquet",
+        "curve.parquet",
+        "mask.safetensors",
+    }
 
 
 def test_a_finished_study_is_not_done_again_and_another_one_is_refused(study):
