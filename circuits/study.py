@@ -496,7 +496,10 @@ class _Study:
             wide = long.pivot(
                 index=["layer", "index", "head", "mode"],
                 columns="task",
-                values=["exact_match", "exact_match_effect", "log_prob", "log_prob_effect"],
+                values=[
+                    *("exact_match", "exact_match_effect", "log_prob", "log_prob_effect"),
+                    *("log_prob_effect_low", "log_prob_effect_high", "log_prob_effect_p", "log_prob_effect_q"),
+                ],
             )
             wide.columns = [f"{metric}.{task}" for metric, task in wide.columns]
             tables.append(wide.reset_index().rename(columns={"head": "unit", "index": "head"}).assign(model=name))

@@ -14,6 +14,7 @@ from circuits.figures.study_page import (
     controls_table,
     everything_else,
     grafts_table,
+    heads_in_words,
     rankings_table,
     recall_table,
     study_figures,
@@ -127,7 +128,7 @@ def write_results_page(
             *shown("critical_heads_mixed", "critical_neurons_mixed", "agreement_heads_mixed"),
         ]
     if "heads" in tables:
-        parts += ["## Every head ablated", *shown("heads_zero")]
+        parts += ["## Every head ablated", heads_in_words(tables["heads"]), *shown("heads_zero")]
     parts += _making(summary)
     with atomic_file(path) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

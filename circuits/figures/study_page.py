@@ -130,6 +130,19 @@ def controls_table(shared: pandas.DataFrame) -> pandas.DataFrame:
     return table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
 
 
+def heads_in_words(heads: pandas.DataFrame) -> str:
+    """How many heads matter beyond chance, when so many are looked at."""
+    rows = heads[heads["mode"] == "zero"]
+    each = []
+    for model, part in rows.groupby("model", sort=False):
+        told = part[part["log_prob_effect_q.qa_id"] < 0.05]
+        each.append(f"{len(told)} of {len(part)} heads ({LABELS[str(model)]})")
+    return (
+        f"It differs from none for {' and '.join(each)}: a paired test over people, with p-values corrected for the "
+        "number of heads (Benjamini–Hochberg, 5 %)."
+    )
+
+
 def controls_in_words(ablation: pandas.DataFrame, draws: int) -> str:
     """What the random controls of an ablation hold of the mask, and what was thinned."""
     random = ablation[ablation["condition"] == "random"]
@@ -317,7 +330,10 @@ def write_study_report(
         ),
         Section(
             "Every head ablated",
-            ["Change of the answer's log-probability (QA-ID, nats) with one head's output set to zero."],
+            [
+                "Change of the answer's log-probability (QA-ID, nats) with one head's output set to zero. "
+                f"{heads_in_words(tables['heads'])}",
+            ],
             None,
             figures["heads_zero"],
         ),
