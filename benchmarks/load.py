@@ -1,7 +1,7 @@
 """Loading a model against ``AutoModelForCausalLM.from_pretrained``, on SmolLM2-135M in float32.
 
-Run with ``python -m benchmarks.load``. Each loading happens in a process of its own that has imported all it needs, taken
-in turns, with the files in the page cache; the least seconds of several turns count.
+Run with ``python -m benchmarks.load``. Each loading happens in a process of its own that has imported all it needs,
+taken in turns, with the files in the page cache; the least seconds of several turns count.
 
 - time over transformers: all of `load_model` (files judged, weights, hooked model, tokenizer, three forward passes of
   the parity check) against the bare ``from_pretrained`` with the tokenizer;
@@ -18,7 +18,7 @@ from benchmarks.smollm2 import smollm2
 from circuits.storage import provenance, read_json, write_json
 
 OUT = Path("runs/bench/load.json")
-TURNS = 5
+TURNS = 3
 
 _ONE = """
 import json, resource, sys, time

@@ -73,8 +73,8 @@ def test_import_is_quick():
 
 
 COMMANDS = (
-    "data", "train", "evaluate", "trace", "share", "ablate", "graft", "rank", "patch", "sweep", "attention", "study",
-    "report",
+    "info", "diff", "data", "train", "evaluate", "trace", "share", "ablate", "graft", "rank", "patch", "sweep",
+    "attention", "study", "report",
 )  # fmt: skip
 
 
@@ -652,3 +652,35 @@ def test_long_curves_are_measured_at_doublings_or_halvings():
     assert _counts(32, 2) == list(range(33))
     assert _counts(270, None) == [0, 16, 32, 64, 128, 256, 270]
     assert _counts(270, 3) == [0, 34, 68, 135, 270]
+
+
+def test_diff_and_info_say_where_checkpoints_differ_and_what_one_is(tmp_path):
+    model = load_model(lively("llama"), tokenizer=word_tokenizer())
+    save_model(model, tmp_path / "base")
+    with torch.no_grad():
+        model.blocks[2].attn.W_Q[1] *= 2
+    save_model(model, tmp_path / "tuned", {"start": "base"})
+    ended = call("diff", tmp_path / "base", tmp_path / "tuned", "--out", tmp_path / "out")
+    assert ended.returncode == 0
+    assert "L2H1" in ended.stdout
+    heads = pandas.read_parquet(tmp_path / "out" / "heads.parquet")
+    assert heads.loc[heads["norm"] > 0, "unit"].tolist() == ["L2H1"]
+    assert heads.attrs["fingerprints"]["tuned"] == fingerprint(model)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "difference.html",
+        *(f"{kind}s.parquet" for kind in ("model", "layer", "component", "head", "group", "neuron")),
+    }
+    lively("pythia").save_pretrained(tmp_path / "other")
+    refused(call("diff", tmp_path / "base", tmp_path / "other", "--out", tmp_path / "no"), "checkpoints of one model")
+    assert not (tmp_path / "no").exists()
+    told = call("info", tmp_path / "tuned").stdout
+    for fact in (
+        "LlamaForCausalLM",
+        fingerprint(model),
+        "797,440",
+        "tied",
+        "<s>",
+        "parity hookable",
+        "made with start",
+    ):
+        assert fact in told
