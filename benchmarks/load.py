@@ -18,7 +18,7 @@ from benchmarks.smollm2 import smollm2
 from circuits.storage import provenance, read_json, write_json
 
 OUT = Path("runs/bench/load.json")
-TURNS = 5
+TURNS = 3
 
 _ONE = """
 import json, resource, sys, time

@@ -74,8 +74,8 @@ def test_import_is_quick():
 
 
 COMMANDS = (
-    "data", "train", "evaluate", "trace", "share", "ablate", "graft", "rank", "patch", "sweep", "attention", "study",
-    "report",
+    "info", "diff", "data", "train", "evaluate", "trace", "share", "ablate", "graft", "rank", "patch", "sweep",
+    "attention", "study", "report",
 )  # fmt: skip
 
 
@@ -748,3 +748,35 @@ def test_a_model_brings_its_own_defaults(pretrained, tmp_path, monkeypatch):
     }.items():
         with pytest.raises(CircuitsError, match=sentence):
             replace(PRETRAINED_STUDY, **{change: 0})
+
+
+def test_diff_and_info_say_where_checkpoints_differ_and_what_one_is(tmp_path):
+    model = load_model(lively("llama"), tokenizer=word_tokenizer())
+    save_model(model, tmp_path / "base")
+    with torch.no_grad():
+        model.blocks[2].attn.W_Q[1] *= 2
+    save_model(model, tmp_path / "tuned", {"start": "base"})
+    ended = call("diff", tmp_path / "base", tmp_path / "tuned", "--out", tmp_path / "out")
+    assert ended.returncode == 0
+    assert "L2H1" in ended.stdout
+    heads = pandas.read_parquet(tmp_path / "out" / "heads.parquet")
+    assert heads.loc[heads["norm"] > 0, "unit"].tolist() == ["L2H1"]
+    assert heads.attrs["fingerprints"]["tuned"] == fingerprint(model)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "difference.html",
+        *(f"{kind}s.parquet" for kind in ("model", "layer", "component", "head", "group", "neuron")),
+    }
+    lively("pythia").save_pretrained(tmp_path / "other")
+    refused(call("diff", tmp_path / "base", tmp_path / "other", "--out", tmp_path / "no"), "checkpoints of one model")
+    assert not (tmp_path / "no").exists()
+    told = call("info", tmp_path / "tuned").stdout
+    for fact in (
+        "LlamaForCausalLM",
+        fingerprint(model),
+        "797,440",
+        "tied",
+        "<s>",
+        "parity hooked model",
+        "made with start",
+    ):
+        assert fact in told

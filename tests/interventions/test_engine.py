@@ -661,7 +661,5 @@ def test_the_logit_difference_is_taken_where_the_answers_first_differ(model, tas
     for theirs in source.answers.itertuples():
         roles[theirs.example, theirs.start + 1 : theirs.end] = Role.OTHER
     shorter = replace(alike, answers=source.answers.assign(end=ends), roles=roles)
-    with pytest.raises(
-        CircuitsError, match=f"cannot tell the answer {target.answers['value'][0]!r} from its"
-    ):
+    with pytest.raises(CircuitsError, match=f"cannot tell the answer {target.answers['value'][0]!r} from its"):
         run_interventions(model, target, [head], source=shorter, metrics="logit_diff")

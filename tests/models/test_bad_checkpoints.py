@@ -196,7 +196,7 @@ BAD = {
     "index names another file": (
         "shards",
         lambda f: index(f, lambda names: names.update({Q: "other.safetensors"})),
-        "its index names other.safetensors, which is not there",
+        "names other.safetensors, which is not there",
     ),
     "index names a file above the folder": (
         "shards",

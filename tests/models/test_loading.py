@@ -271,3 +271,26 @@ def test_a_model_in_memory_with_hooks_is_refused(family, tokenizer):
         load_model(huggingface)
     handle.remove()
     load_model(huggingface)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_round_trip_in_shards_is_exact_and_keeps_the_dtype(folder, tmp_path, dtype):
+    save_model(load_model(folder, dtype), tmp_path / "first", max_shard_size="1MB")
+    save_model(load_model(tmp_path / "first", dtype), tmp_path / "second")
+    assert len(list((tmp_path / "first").glob("model-*.safetensors"))) > 1
+    one: dict[str, torch.Tensor] = {}
+    for file in (tmp_path / "first").glob("*.safetensors"):
+        one |= load_file(file)
+    two = load_file(tmp_path / "second" / "model.safetensors")
+    assert one.keys() == two.keys() == load_file(folder / "model.safetensors").keys()
+    for name, value in two.items():
+        assert value.dtype == getattr(torch, dtype)
+        assert torch.equal(one[name], value)
+    assert json.loads((tmp_path / "second" / "config.json").read_text())["dtype"] == dtype
+
+
+def test_the_parity_that_was_measured_is_kept(folder):
+    parity = load_model(folder).checkpoint.parity
+    assert parity.tokens == 12
+    assert parity.differences.keys() == {"hooked model", "lean model", "Hugging Face view"}
+    assert all(0 <= difference <= parity.allowed for difference in parity.differences.values())
