@@ -117,12 +117,12 @@ def head_width(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def decoder_layout(config: Any, rotary: Callable[[Any], Any], **others: Any) -> Layout:
+def decoder_layout(config: Any, rotary_class: Callable[[Any], Any], **others: Any) -> Layout:
     """The layout of a model whose config names things as Llama's does.
 
     Args:
         config: the Hugging Face config.
-        rotary: the rotary embedding class of the Hugging Face model.
+        rotary_class: the rotary embedding class of the Hugging Face model.
         **others: what is different, or what a `Layout` has besides.
     """
     count = config.num_hidden_layers
@@ -136,7 +136,7 @@ def decoder_layout(config: Any, rotary: Callable[[Any], Any], **others: Any) -> 
         "d_vocab": config.vocab_size,
         "n_ctx": config.max_position_embeddings,
         "norm": "RMS",
-        "rotary": [Rotary(rotary, config)] * count,
+        "rotary": [Rotary(rotary_class, config)] * count,
         "windows": [None] * count,
         "score_scales": [head_width(config) ** -0.5] * count,
         "tied": config.tie_word_embeddings,

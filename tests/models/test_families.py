@@ -234,7 +234,10 @@ def test_tapped_gradients_are_autograds(reference, lean):
     with torch.enable_grad():
 
         def receive(use):
-            use.written.register_hook(lambda gradient: found.__getitem__(use.tensor).add_(by_example(use, gradient)))
+            def add(gradient):
+                found[use.tensor] += by_example(use, gradient)
+
+            use.written.register_hook(add)
 
         taps = dict.fromkeys(found, receive)
         logits = detached.unembed(detached.run(tokens, taps=taps), taps)
