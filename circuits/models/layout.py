@@ -155,5 +155,7 @@ def windows_by_type(config: Any) -> list[int | None]:
         CircuitsError: there is another type of layer than full and sliding attention.
     """
     for kind in set(config.layer_types) - {"full_attention", "sliding_attention"}:
-        raise CircuitsError(f"config.json has layers of the type {kind!r}: full_attention and sliding_attention are supported")
+        raise CircuitsError(
+            f"config.json has layers of the type {kind!r}: full_attention and sliding_attention are supported"
+        )
     return [config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types]

@@ -1,15 +1,15 @@
 """The arithmetic of a model: the one forward that all our numbers come from, over the checkpoint's own tensors.
 
-1. Weights are views of the checkpoint's tensors, as the family's rows say; nothing is copied, so that a tensor changed in
-   place is seen at once. Parts of a fused tensor are computed by one product and split afterwards. Where another number
-   acts than the one stored (Gemma's 1 + w and √d · W_E), the arithmetic says so.
+1. Weights are views of the checkpoint's tensors, as the family's rows say; nothing is copied, so that a tensor changed
+   in place is seen at once. Parts of a fused tensor are computed by one product and split afterwards. Where another
+   number acts than the one stored (Gemma's 1 + w and √d · W_E), the arithmetic says so.
 2. A layer is a few matrix products on ``[..., d_model]``, whatever the leading axes mean. Only attention needs to know
-   which tokens see which. `LeanModel.run` is the arrangement for whole batches, ``[batch, pos]``, padded on the right: a
-   token sees no later one, so that padding needs no mask.
+   which tokens see which. `LeanModel.run` is the arrangement for whole batches, ``[batch, pos]``, padded on the right:
+   a token sees no later one, so that padding needs no mask.
 3. Activations are read or changed at sites, in the order in which they are computed, each a layer and a name:
    ``resid_pre``; ``q``, ``k``, ``v``; ``pattern``; ``z``; ``attn_out``; ``resid_mid``, unless the layer is parallel;
-   ``post``; ``mlp_out``; ``resid_post``. They mean what TransformerLens' hooks of these names mean: queries and keys are
-   those before query/key norms and rotation, what attention and MLP write is that after a post-norm.
+   ``post``; ``mlp_out``; ``resid_post``. They mean what TransformerLens' hooks of these names mean: queries and keys
+   are those before query/key norms and rotation, what attention and MLP write is that after a post-norm.
 4. For the gradients of single examples, each use of a checkpoint tensor can be tapped: what its module read and what it
    wrote. A weight's gradient is Σ over positions of ∂L/∂y ⊗ x, a bias's Σ ∂L/∂y, a norm's scale's Σ ∂L/∂y ⊙ x̂, x̂ the
    normalised input, and the row of a token in the embedding has the sum of ∂L/∂y where it stands.
@@ -34,8 +34,8 @@ Site = tuple[int, str]
 #: The names of the sites of a layer, in the order in which they are computed.
 SITES: tuple[str, ...] = tuple("resid_pre q k v pattern z attn_out resid_mid post mlp_out resid_post".split())
 
-#: Site → what is done there: given the activation, and what it was computed from where that is a projection's input, the
-#: activation that goes on.
+#: Site → what is done there: given the activation, and the input of the projection that it comes from (None where there
+#: is none), the activation that goes on.
 Visits = Mapping[Site, Callable[[Tensor, Tensor | None], Tensor]]
 
 
@@ -115,7 +115,9 @@ class Fused:
     whole: Linear
     pieces: tuple[tuple[int, int, int, int], ...]
 
-    def __call__(self, x: Float[Tensor, "... inputs"], taps: Taps = _UNTAPPED) -> list[Float[Tensor, "... heads width"]]:
+    def __call__(
+        self, x: Float[Tensor, "... inputs"], taps: Taps = _UNTAPPED
+    ) -> list[Float[Tensor, "... heads width"]]:
         """One product, and views of its parts."""
         written, found = self.whole(x, taps), []
         for first, stride, count, width in self.pieces:
@@ -156,7 +158,8 @@ class Norm:
         x = x.float() if x.dtype.itemsize < 4 else x
         if self.centred:
             return functional.layer_norm(x, x.shape[-1:], eps=self.eps)
-        return functional.rms_norm(x, x.shape[-1:], eps=self.eps)
+        unit: Tensor = functional.rms_norm(x, x.shape[-1:], eps=self.eps)
+        return unit
 
     def _apply(self, x: Tensor) -> Tensor:
         weight, shape, scale = self.weight, self.weight.shape, self.rows[0]
@@ -172,7 +175,7 @@ class Norm:
             return functional.rms_norm(x, shape, weight, self.eps)
         # torch's own takes twice as long here
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        unit = x * (length.square() / x.shape[-1] + self.eps).rsqrt()
+        unit: Tensor = x * (length.square() / x.shape[-1] + self.eps).rsqrt()
         return unit * weight if torch.is_grad_enabled() else unit.mul_(weight)
 
 
@@ -247,15 +250,13 @@ class LeanLayer:
     def _normed_heads(self, norm: Norm | None, x: Tensor, taps: Taps) -> Tensor:
         if norm is None:
             return x
-        return norm(x, taps) if self.heads_apart else norm(x.flatten(-2), taps).view(x.shape)
+        return norm(x, taps) if self.heads_apart else norm(x.flatten(-2), taps).unflatten(-1, x.shape[-2:])
 
     def capped(self, scores: Tensor) -> Tensor:
         """Attention scores, given scaled ones."""
         return scores if self.score_cap is None else (scores / self.score_cap).tanh() * self.score_cap
 
-    def attention_out(
-        self, z: Float[Tensor, "... features"], taps: Taps = _UNTAPPED
-    ) -> Float[Tensor, "... d_model"]:
+    def attention_out(self, z: Float[Tensor, "... features"], taps: Taps = _UNTAPPED) -> Float[Tensor, "... d_model"]:
         """What attention adds to the stream, given its heads' outputs."""
         written = self.o(z, taps)
         return written if self.post_norm1 is None else self.post_norm1(written, taps)
@@ -338,7 +339,11 @@ class LeanModel:
         layout = self.layout
         d, heads, groups = layout.d_model, (layout.n_heads, layout.d_head), (layout.n_groups, layout.d_head)
         shapes = {
-            **{"embed.W_E": (layout.d_vocab, d), "unembed.W_U": (d, layout.d_vocab), "pos_embed.W_pos": (layout.n_ctx, d)},
+            **{
+                "embed.W_E": (layout.d_vocab, d),
+                "unembed.W_U": (d, layout.d_vocab),
+                "pos_embed.W_pos": (layout.n_ctx, d),
+            },
             **{"attn.W_Q": (heads[0], d, heads[1]), "attn.W_O": (*heads, d), "attn.b_Q": heads},
             **{f"attn.W_{letter}": (groups[0], d, groups[1]) for letter in "KV"},
             **{f"attn.b_{letter}": groups for letter in "KV"},
@@ -362,7 +367,9 @@ class LeanModel:
         rows = tuple(self._rows[each] for each in (name, bias) if each in self._rows)
         for row in rows:
             if not row.acts_as_stored:
-                raise CircuitsError(f"{row.name} acts as stored: only scales and the embedding can have factor or offset")
+                raise CircuitsError(
+                    f"{row.name} acts as stored: only scales and the embedding can have factor or offset"
+                )
         weight = _outputs_first(name, self._stored(name))
         return Linear(weight, self._stored(bias) if len(rows) > 1 else None, rows)
 
@@ -372,7 +379,8 @@ class LeanModel:
         assert weight is not None
         return Norm(weight, bias, self.layout.eps, self.layout.norm == "LN", rows)
 
-    def _fused(self, names: Sequence[str], biases: Sequence[str]) -> Fused | None:
+    def _fused(self, names: Sequence[str]) -> Fused | None:
+        """Projections whose weights are parts of one tensor; None if they are not."""
         rows = [self._rows[name] for name in names]
         if len({row.tensor for row in rows}) > 1:
             return None
@@ -387,7 +395,7 @@ class LeanModel:
             first = where.flatten()
             stride = int(first[width] - first[0]) if heads > 1 else width
             pieces.append((int(first[0]), stride, heads, width))
-        found = [rows[0], *(self._rows[name] for name in biases[:1] if name in self._rows)]
+        found = [rows[0], *(self._rows[bias] for bias in [names[0].replace(".W_", ".b_")] if bias in self._rows)]
         bias = self._tensors[found[1].tensor] if len(found) > 1 else None
         return Fused(Linear(tensor.T if rows[0].inputs_first else tensor, bias, tuple(found)), tuple(pieces))
 
@@ -395,31 +403,30 @@ class LeanModel:
         layout, at = self.layout, f"blocks.{layer}."
         # where norms stand only behind, they have the names of those that stand before
         behind = ("ln1_post", "ln2_post") if layout.pre_norms else ("ln1", "ln2")
-        norms = [
-            *(self._norm(at + name) if layout.pre_norms else None for name in ("ln1", "ln2")),
-            *(self._norm(at + name) if layout.post_norms else None for name in behind),
-            *(self._norm(f"{at}attn.{name}_norm") if layout.head_norms else None for name in "qk"),
-        ]
-        names = [(f"{at}attn.W_{letter}", f"{at}attn.b_{letter}") for letter in "QKVO"]
+        stored = {letter: self._linear(f"{at}attn.W_{letter}", f"{at}attn.b_{letter}") for letter in "QKVO"}
         gate, up, down = ((f"{at}mlp.W_{name}", f"{at}mlp.b_{name}") for name in ("gate", "in", "out"))
-        q, k, v, o = (self._linear(*pair) for pair in names)
         return LeanLayer(
-            *norms,
-            q,
-            k,
-            v,
-            self._fused([pair[0] for pair in names[:3]], [pair[1] for pair in names[:3]]),
-            o,
-            self._linear(*gate) if layout.gated else None,
-            self._linear(*up),
-            self._fused([gate[0], up[0]], [gate[1], up[1]]) if layout.gated else None,
-            self._linear(*down),
-            _activation(layout.activation),
-            layout.head_norms == "head",
-            layout.d_head,
-            layout.windows[layer],
-            layout.score_scales[layer],
-            layout.score_cap,
+            norm1=self._norm(f"{at}ln1") if layout.pre_norms else None,
+            norm2=self._norm(f"{at}ln2") if layout.pre_norms else None,
+            post_norm1=self._norm(at + behind[0]) if layout.post_norms else None,
+            post_norm2=self._norm(at + behind[1]) if layout.post_norms else None,
+            query_norm=self._norm(f"{at}attn.q_norm") if layout.head_norms else None,
+            key_norm=self._norm(f"{at}attn.k_norm") if layout.head_norms else None,
+            q=stored["Q"],
+            k=stored["K"],
+            v=stored["V"],
+            qkv=self._fused([f"{at}attn.W_{letter}" for letter in "QKV"]),
+            o=stored["O"],
+            gate=self._linear(*gate) if layout.gated else None,
+            up=self._linear(*up),
+            gate_up=self._fused([gate[0], up[0]]) if layout.gated else None,
+            down=self._linear(*down),
+            activation=_activation(layout.activation),
+            heads_apart=layout.head_norms == "head",
+            d_head=layout.d_head,
+            window=layout.windows[layer],
+            score_scale=layout.score_scales[layer],
+            score_cap=layout.score_cap,
         )
 
     def embed(
@@ -445,7 +452,9 @@ class LeanModel:
         if positions is None:
             positions = torch.arange(tokens.shape[-1])
         if len(positions) and int(positions.max()) >= self.layout.n_ctx:
-            raise CircuitsError(f"a prompt has {int(positions.max()) + 1} tokens, the model {self.layout.n_ctx} positions")
+            raise CircuitsError(
+                f"a prompt has {int(positions.max()) + 1} tokens, the model {self.layout.n_ctx} positions"
+            )
         positions = positions.to(self.device).expand(tokens.shape) if taps else positions.to(self.device)
         return stream + self._looked_up("pos_embed.W_pos", self.positions, positions, taps)
 
@@ -472,7 +481,9 @@ class LeanModel:
             found[id(rotary)] = (kept[0][where], kept[1][where])
         return [found[id(rotary)] for rotary in self.layout.rotary]
 
-    def rotate(self, x: Float[Tensor, "... token heads d_head"], angles: Angles) -> Float[Tensor, "... token heads d_head"]:
+    def rotate(
+        self, x: Float[Tensor, "... token heads d_head"], angles: Angles
+    ) -> Float[Tensor, "... token heads d_head"]:
         """Queries or keys with their positions in them."""
         if angles is None:
             return x
@@ -520,8 +531,8 @@ class LeanModel:
         pattern = scores.softmax(-1, dtype=wide).to(self.dtype)
         if look is not None:
             pattern = look(pattern.flatten(1, 2), None).unflatten(1, (groups, -1))
-        z = pattern.flatten(2, 3) @ v.transpose(1, 2)
-        return z.unflatten(2, (-1, length)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+        mixed: Tensor = (pattern.flatten(2, 3) @ v.transpose(1, 2)).unflatten(2, (-1, length))
+        return mixed.permute(0, 3, 1, 2, 4).flatten(2, 3)
 
     def layer(
         self,

@@ -1,16 +1,17 @@
 """The table of a model family: which tensor of a checkpoint is which parameter, and whose it is.
 
-1. Every parameter, under TransformerLens' name, is a rearrangement of a checkpoint tensor or of one part of a fused one:
-   a view of it. One `Row` says which, as an einops pattern.
+1. Every parameter, under TransformerLens' name, is a rearrangement of a checkpoint tensor or of one part of a fused
+   one: a view of it. One `Row` says which, as an einops pattern.
 2. Where the checkpoint stores something else than what acts, the row says what acts: factor · stored + offset.
 3. The row also says what the parameter is for: the kind of its gradient, the component it is counted by, and the units
-   that own slices of it. Keys and values always belong to key/value groups, of one head each where heads are not grouped.
+   that own slices of it. Keys and values always belong to key/value groups, of one head each where heads are not
+   grouped.
 4. What families have in common is written once, below.
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,9 @@ from circuits.units import Head, KVGroup, Neuron
 
 #: How the gradient of a tensor follows from what its module reads and writes.
 Kind = Literal["weight", "bias", "scale", "embedding", "unembedding", "position"]
+
+#: A kind of unit that parameters belong to.
+Owner = type[Head] | type[KVGroup] | type[Neuron]
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Row:
     part: int | None = None
     rows: tuple[int, int] | None = None
     inputs_first: bool = False
-    owner: type[Head] | type[KVGroup] | type[Neuron] | None = None
+    owner: Owner | None = None
     axis: int = 0
     factor: float = 1.0
     offset: float = 0.0
@@ -136,67 +140,75 @@ def embedding_rows(embedding: str, unembedding: str, *, tied: bool, factor: floa
     ]
 
 
-def attention_rows(
-    layer: int,
-    query: str,
-    key: str,
-    value: str,
-    output: str,
+def linear_rows(
+    name: str,
+    module: str,
+    weight: str,
+    bias: str | None,
     *,
-    heads: int,
-    groups: int,
-    bias: bool = False,
-    output_bias: bool = False,
+    owner: Owner | None,
+    axis: int = 0,
+    sizes: tuple[tuple[str, int], ...] = (),
+    part: int | None = None,
+    inputs_first: bool = False,
 ) -> list[Row]:
-    """Query, key, value and output projections, each a tensor ``[out, in]``, given their modules' names."""
-    rows = []
-    for letter, module, count, owner in (("Q", query, heads, Head), ("K", key, groups, KVGroup), ("V", value, groups, KVGroup)):
-        sizes, name = (("head", count),), f"blocks.{layer}.attn."
-        row = Row(
-            f"{name}W_{letter}", f"{module}.weight", "(head d) m -> head m d", "weight", "attention", sizes, owner=owner
-        )
-        rows.append(row)
-        if bias:
-            flat = {"name": f"{name}b_{letter}", "tensor": f"{module}.bias", "pattern": "(head d) -> head d"}
-            rows.append(replace(row, kind="bias", **flat))
-    return rows + output_rows(layer, output, heads=heads, bias=output_bias)
+    """The weight of a projection, and its bias if a pattern for it is given.
 
-
-def output_rows(layer: int, module: str, *, heads: int, bias: bool = False) -> list[Row]:
-    """The output projection of attention, a tensor ``[out, in]``."""
-    name, sizes = f"blocks.{layer}.attn.", (("head", heads),)
+    Biases that are added to the residual stream belong to no unit.
+    """
+    component = "attention" if ".attn." in name else "mlp"
     rows = [
-        Row(f"{name}W_O", f"{module}.weight", "m (head d) -> head d m", "weight", "attention", sizes, owner=Head),
-        Row(f"{name}b_O", f"{module}.bias", "m -> m", "bias", "attention"),
-    ]
-    return rows if bias else rows[:1]
-
-
-def mlp_rows(
-    layer: int, up: str, down: str, *, gate: str | None = None, bias: bool = False, inputs_first: bool = False
-) -> list[Row]:
-    """The projections of an MLP, given their modules' names; ``gate`` if it is a gated one."""
-    rows = []
-    into, out = ("m n -> m n", "n m -> n m") if inputs_first else ("n m -> m n", "m n -> n m")
-    for name, module in (("gate", gate), ("in", up), ("out", down)):
-        if module is None:
-            continue
-        inward = name != "out"
-        row = Row(
-            f"blocks.{layer}.mlp.W_{name}",
+        Row(
+            name,
             f"{module}.weight",
-            into if inward else out,
+            weight,
             "weight",
-            "mlp",
+            component,
+            sizes=sizes,
+            part=part,
             inputs_first=inputs_first,
-            owner=Neuron,
-            axis=1 if inward else 0,
+            owner=owner,
+            axis=axis,
         )
-        rows.append(row)
-        if bias:
-            name = f"blocks.{layer}.mlp.b_{name}"
-            owner = Neuron if inward else None
-            rows.append(Row(name, f"{module}.bias", "n -> n", "bias", "mlp", owner=owner))
+    ]
+    if bias is not None:
+        whose = None if name.endswith(("W_O", "W_out")) else owner
+        name, tensor = name.replace(".W_", ".b_"), f"{module}.bias"
+        # only axes that the pattern has may be given sizes
+        sizes = tuple(size for size in sizes if size[0] in bias)
+        rows.append(Row(name, tensor, bias, "bias", component, sizes=sizes, part=part, owner=whose))
+    return rows
+
+
+#: The units that own slices of attention's projections.
+OWNERS: Mapping[str, Owner] = {"Q": Head, "K": KVGroup, "V": KVGroup, "O": Head}
+
+
+def attention_rows(
+    layer: int, modules: Mapping[str, str], *, heads: int, groups: int, bias: bool = False, output_bias: bool = False
+) -> list[Row]:
+    """Attention's projections, each a tensor ``[out, in]``; ``modules`` are those of some of Q, K, V and O."""
+    rows = []
+    for letter, module in modules.items():
+        owner, name = OWNERS[letter], f"blocks.{layer}.attn.W_{letter}"
+        sizes = (("head", heads if owner is Head else groups),)
+        if letter == "O":
+            vector = "m -> m" if output_bias else None
+            rows += linear_rows(name, module, "m (head d) -> head d m", vector, owner=owner, sizes=sizes)
+        else:
+            vector = "(head d) -> head d" if bias else None
+            rows += linear_rows(name, module, "(head d) m -> head m d", vector, owner=owner, sizes=sizes)
+    return rows
+
+
+def mlp_rows(layer: int, modules: Mapping[str, str], *, bias: bool = False, inputs_first: bool = False) -> list[Row]:
+    """An MLP's projections; ``modules`` are those of ``in``, ``out`` and, if it is a gated one, ``gate``."""
+    inward, outward = ("m n -> m n", "n m -> n m") if inputs_first else ("n m -> m n", "m n -> n m")
+    rows = []
+    for part, module in modules.items():
+        weight, axis = (outward, 0) if part == "out" else (inward, 1)
+        name, vector = f"blocks.{layer}.mlp.W_{part}", "n -> n" if bias else None
+        rows += linear_rows(name, module, weight, vector, owner=Neuron, axis=axis, inputs_first=inputs_first)
     return rows
 
 
@@ -232,15 +244,14 @@ def decoder_rows(
         module, attention = f"model.layers.{layer}.", f"model.layers.{layer}.self_attn."
         rows += attention_rows(
             layer,
-            *(f"{attention}{letter}_proj" for letter in "qkvo"),
+            {letter: f"{attention}{letter.lower()}_proj" for letter in "QKVO"},
             heads=config.num_attention_heads,
             groups=config.num_key_value_heads,
             bias=bias,
             output_bias=output_bias,
         )
-        names = (f"{module}mlp.{name}_proj" for name in ("up", "down", "gate"))
-        up, down, gate = names
-        rows += mlp_rows(layer, up, down, gate=gate, bias=mlp_bias)
+        mlp = {"in": "up", "gate": "gate", "out": "down"}
+        rows += mlp_rows(layer, {part: f"{module}mlp.{name}_proj" for part, name in mlp.items()}, bias=mlp_bias)
         for name, tensor in norms.items():
             rows += norm_rows(f"blocks.{layer}.{name}", f"{module}{tensor}", offset=offset)
     return [*rows, *norm_rows("ln_final", "model.norm", offset=offset), unembedding]

@@ -1,4 +1,6 @@
-"""Every family: a small random model with all its peculiarities gives Hugging Face's numbers, and its rows account for it."""
+"""Every family: a small random model with all its peculiarities gives Hugging Face's numbers, and its rows cover it."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,10 +79,15 @@ def random_model(name: str, **changes):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     model.config.architectures = [type(model).__name__]
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            is_norm = "norm" in key or "ln_" in key
-            parameter += (0.3 if is_norm or parameter.dim() < 2 else 0.25) * torch.randn(parameter.shape)
+    return enliven(model, 0.25)
+
+
+@torch.no_grad()
+def enliven(model, scale: float):
+    """Add noise to every parameter: ``scale`` is that of the weights."""
+    for key, parameter in model.named_parameters():
+        is_vector = "norm" in key or "ln_" in key or parameter.dim() < 2
+        parameter += (0.3 if is_vector else scale) * torch.randn(parameter.shape)
     return model
 
 
@@ -146,8 +153,6 @@ def test_every_peculiarity_changes_the_logits(name, reference):
     layout = family_of(reference.config).layout(reference.config)
     plain = {"windows": [None] * layout.n_layers, "score_cap": None, "logit_cap": None}
     plain |= {"score_scales": [layout.d_head**-0.5] * layout.n_layers}
-    from dataclasses import replace
-
     own = lean_of(reference)
     for field, value in plain.items():
         if getattr(layout, field) == value:
@@ -218,7 +223,10 @@ def test_owners_are_counted_along_their_axis(reference, lean):
         if row.owner is not None:
             assert value.shape[row.axis] == counts[row.owner], row.name
             found.add(row.name.split(".", 2)[2])
-        assert row.acts_as_stored == (value.data_ptr() != 0 and value.untyped_storage().data_ptr() == tensors[row.tensor].untyped_storage().data_ptr())
+        assert row.acts_as_stored == (
+            value.data_ptr() != 0
+            and value.untyped_storage().data_ptr() == tensors[row.tensor].untyped_storage().data_ptr()
+        )
     assert found >= {"attn.W_Q", "attn.W_K", "attn.W_V", "attn.W_O", "mlp.W_in", "mlp.W_out"}
 
 
@@ -387,7 +395,7 @@ def test_tensors_that_do_not_fit_are_refused(reference, lean):
 
 def test_no_such_site_and_no_such_tensor(lean):
     with pytest.raises(CircuitsError, match="no activation hook_z in layer 0"):
-        lean.run(prompts(), visits={(0, "hook_z"): lambda x, source: x})
+        lean.run(prompts(), visits={(0, "hook_z"): keep({}, 0)})
     with pytest.raises(CircuitsError, match="no tensor W_E"):
         lean.run(prompts(), taps={"W_E": print})
 

@@ -80,8 +80,8 @@ def family_of(config: Any) -> Family:
     family = next((known[name] for name in names if name in known), None)
     if family is None:
         raise CircuitsError(
-            f"the architecture {', '.join(names) or config.model_type} is not supported: {', '.join(sorted(known))} are; "
-            "docs/adding-a-family.md says how to add one"
+            f"the architecture {', '.join(names) or config.model_type} is not supported: "
+            f"{', '.join(sorted(known))} are; docs/adding-a-family.md says how to add one"
         )
     _check_keys(config, family)
     return family

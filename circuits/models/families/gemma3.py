@@ -1,4 +1,4 @@
-"""Gemma 3, text only: Gemma 2 with norms on queries and keys, other rotary positions in windowed layers, no score caps."""
+"""Gemma 3, text only: Gemma 2 with norms on queries and keys, rotary positions by type of layer, no score caps."""
 
 from typing import Any
 

@@ -3,12 +3,10 @@
 Weights are stored as ``[in, out]``; queries, keys and values are one tensor.
 """
 
-from dataclasses import replace
 from typing import Any
 
 from circuits.models.layout import Layout
-from circuits.models.rows import Row, embedding_rows, mlp_rows, norm_rows, output_rows
-from circuits.units import Head, KVGroup
+from circuits.models.rows import OWNERS, Row, embedding_rows, linear_rows, mlp_rows, norm_rows
 
 ARCHITECTURE = "GPT2LMHeadModel"
 KEYS = frozenset(
@@ -26,25 +24,29 @@ def rows(config: Any) -> list[Row]:
     table = [embedding, Row("pos_embed.W_pos", "transformer.wpe.weight", "p m -> p m", "position", "embeddings")]
     for layer in range(config.n_layer):
         block, module = f"blocks.{layer}.", f"transformer.h.{layer}."
-        fused, sizes = f"{module}attn.c_attn", (("head", heads), ("part", 3))
-        for part, (letter, owner) in enumerate((("Q", Head), ("K", KVGroup), ("V", KVGroup))):
-            weight = Row(
+        weight, bias = "m (part head d) -> part head m d", "(part head d) -> part head d"
+        for part, letter in enumerate("QKV"):
+            table += linear_rows(
                 f"{block}attn.W_{letter}",
-                f"{fused}.weight",
-                "m (part head d) -> part head m d",
-                "weight",
-                "attention",
-                sizes,
-                part,
+                f"{module}attn.c_attn",
+                weight,
+                bias,
+                owner=OWNERS[letter],
+                sizes=(("head", heads), ("part", 3)),
+                part=part,
                 inputs_first=True,
-                owner=owner,
             )
-            flat = {"name": f"{block}attn.b_{letter}", "tensor": f"{fused}.bias"}
-            bias = replace(weight, pattern="(part head d) -> part head d", kind="bias", inputs_first=False, **flat)
-            table += [weight, bias]
-        output, bias = output_rows(layer, f"{module}attn.c_proj", heads=heads, bias=True)
-        table += [replace(output, pattern="(head d) m -> head d m", inputs_first=True), bias]
-        table += mlp_rows(layer, f"{module}mlp.c_fc", f"{module}mlp.c_proj", bias=True, inputs_first=True)
+        table += linear_rows(
+            f"{block}attn.W_O",
+            f"{module}attn.c_proj",
+            "(head d) m -> head d m",
+            "m -> m",
+            owner=OWNERS["O"],
+            sizes=(("head", heads),),
+            inputs_first=True,
+        )
+        modules = {"in": f"{module}mlp.c_fc", "out": f"{module}mlp.c_proj"}
+        table += mlp_rows(layer, modules, bias=True, inputs_first=True)
         table += norm_rows(f"{block}ln1", f"{module}ln_1", bias=True)
         table += norm_rows(f"{block}ln2", f"{module}ln_2", bias=True)
     return [*table, *norm_rows("ln_final", "transformer.ln_f", bias=True), unembedding]

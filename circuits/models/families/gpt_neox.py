@@ -6,8 +6,7 @@ Queries, keys and values are one tensor, head by head.
 from typing import Any
 
 from circuits.models.layout import Layout, decoder_layout
-from circuits.models.rows import Row, embedding_rows, mlp_rows, norm_rows, output_rows
-from circuits.units import Head, KVGroup
+from circuits.models.rows import OWNERS, Row, attention_rows, embedding_rows, linear_rows, mlp_rows, norm_rows
 
 ARCHITECTURE = "GPTNeoXForCausalLM"
 KEYS = frozenset(
@@ -26,15 +25,20 @@ def rows(config: Any) -> list[Row]:
     for layer in range(config.num_hidden_layers):
         block, module = f"blocks.{layer}.", f"gpt_neox.layers.{layer}."
         fused, sizes = f"{module}attention.query_key_value", (("head", heads), ("part", 3))
-        for part, (letter, owner) in enumerate((("Q", Head), ("K", KVGroup), ("V", KVGroup))):
-            weight, bias = "(head part d) m -> part head m d", "(head part d) -> part head d"
-            name = f"{block}attn.W_{letter}"
-            table.append(Row(name, f"{fused}.weight", weight, "weight", "attention", sizes, part, owner=owner))
-            if config.attention_bias:
-                name = f"{block}attn.b_{letter}"
-                table.append(Row(name, f"{fused}.bias", bias, "bias", "attention", sizes, part, owner=owner))
-        table += output_rows(layer, f"{module}attention.dense", heads=heads, bias=config.attention_bias)
-        table += mlp_rows(layer, f"{module}mlp.dense_h_to_4h", f"{module}mlp.dense_4h_to_h", bias=True)
+        weight, bias = "(head part d) m -> part head m d", "(head part d) -> part head d"
+        for part, letter in enumerate("QKV"):
+            table += linear_rows(
+                f"{block}attn.W_{letter}",
+                fused,
+                weight,
+                bias if config.attention_bias else None,
+                owner=OWNERS[letter],
+                sizes=sizes,
+                part=part,
+            )
+        output = {"O": f"{module}attention.dense"}
+        table += attention_rows(layer, output, heads=heads, groups=heads, output_bias=config.attention_bias)
+        table += mlp_rows(layer, {"in": f"{module}mlp.dense_h_to_4h", "out": f"{module}mlp.dense_4h_to_h"}, bias=True)
         table += norm_rows(f"{block}ln1", f"{module}input_layernorm", bias=True)
         table += norm_rows(f"{block}ln2", f"{module}post_attention_layernorm", bias=True)
     return [*table, *norm_rows("ln_final", "gpt_neox.final_layer_norm", bias=True), unembedding]

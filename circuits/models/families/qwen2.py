@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: Llama with biases on queries, keys and values, and a window in some layers where it is asked for."""
+"""Qwen2 and Qwen2.5: Llama with biases on queries, keys and values, and perhaps a window in some layers."""
 
 from typing import Any
 
