@@ -1,0 +1,257 @@
+"""The table of a model family: which tensor of a checkpoint is which parameter, and whose it is.
+
+1. Every parameter, under TransformerLens' name, is a rearrangement of a checkpoint tensor or of one part of a fused
+   one: a view of it. One `Row` says which, as an einops pattern.
+2. Where the checkpoint stores something else than what acts, the row says what acts: factor · stored + offset.
+3. The row also says what the parameter is for: the kind of its gradient, the component it is counted by, and the units
+   that own slices of it. Keys and values always belong to key/value groups, of one head each where heads are not
+   grouped.
+4. What families have in common is written once, below.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from circuits.units import Head, KVGroup, Neuron
+
+#: How the gradient of a tensor follows from what its module reads and writes.
+Kind = Literal["weight", "bias", "scale", "embedding", "unembedding", "position"]
+
+#: A kind of unit that parameters belong to.
+Owner = type[Head] | type[KVGroup] | type[Neuron]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where one parameter comes from, and what it is.
+
+    Attributes:
+        name: TransformerLens' name of the parameter; grouped keys and values are ``W_K`` and ``W_V`` too.
+        tensor: its tensor's name in the checkpoint.
+        pattern: einops pattern from the checkpoint's layout to TransformerLens'.
+        kind: what its module does with it.
+        component: what it is counted by: ``attention``, ``mlp``, ``norms`` or ``embeddings``.
+        sizes: einops axis sizes.
+        part: which part of a fused tensor, counted along the first axis of the pattern's result.
+        rows: the range of the tensor's first axis that is the parameter's, for parts of unequal size.
+        inputs_first: the tensor of a weight is stored as ``[in, out]``.
+        owner: the kind of unit that owns slices of it, if any.
+        axis: the axis of the parameter that counts these units.
+        factor: what acts is factor · stored + offset.
+        offset: see ``factor``.
+
+    Example:
+        >>> row = Row("blocks.3.mlp.W_in", "h.3.up", "n m -> m n", "weight", "mlp", owner=Neuron, axis=1)
+        >>> row.layer, tuple(row.to_hooked(torch.zeros(8, 2)).shape)
+        (3, (2, 8))
+    """
+
+    name: str
+    tensor: str
+    pattern: str
+    kind: Kind
+    component: str
+    sizes: tuple[tuple[str, int], ...] = ()
+    part: int | None = None
+    rows: tuple[int, int] | None = None
+    inputs_first: bool = False
+    owner: Owner | None = None
+    axis: int = 0
+    factor: float = 1.0
+    offset: float = 0.0
+
+    @property
+    def layer(self) -> int | None:
+        """The layer it lies in, or None for embeddings and the final norm."""
+        match = re.match(r"blocks\.(\d+)\.", self.name)
+        return int(match[1]) if match else None
+
+    @property
+    def acts_as_stored(self) -> bool:
+        """Whether what acts is what is stored."""
+        return self.factor == 1.0 and self.offset == 0.0
+
+    def stored(self, tensor: Tensor) -> Tensor:
+        """The parameter as it is stored: a view of the checkpoint's tensor."""
+        chosen = tensor if self.rows is None else tensor[slice(*self.rows)]
+        result: Tensor = rearrange(chosen, self.pattern, **dict(self.sizes))
+        return result if self.part is None else result[self.part]
+
+    def to_hooked(self, tensor: Tensor) -> Tensor:
+        """The parameter as it acts: a view of the checkpoint's tensor where what acts is what is stored."""
+        return self.acting(self.stored(tensor))
+
+    def acting(self, stored: Tensor) -> Tensor:
+        """What acts, given what is stored, in whatever layout."""
+        return stored if self.acts_as_stored else stored * self.factor + self.offset
+
+    def write(self, hooked: Tensor, tensor: Tensor) -> None:
+        """Write a parameter, as it acts, into the checkpoint's tensor.
+
+        Example:
+            >>> row, tensor = Row("ln_final.w", "norm", "m -> m", "scale", "norms", offset=1.0), torch.zeros(2)
+            >>> row.write(torch.tensor([1.5, 1.0]), tensor)
+            >>> tensor
+            tensor([0.5000, 0.0000])
+        """
+        with torch.no_grad():
+            self.stored(tensor).copy_(hooked if self.acts_as_stored else (hooked - self.offset) / self.factor)
+
+
+def checkpoint_tensors(
+    rows: Iterable[Row], parameters: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, given the parameters as they act; of a tied tensor, the embedding.
+
+    Args:
+        rows: the table.
+        parameters: for every row's name, the parameter.
+        shapes: of the checkpoint's tensors.
+    """
+    tensors: dict[str, Tensor] = {}
+    for row in rows:
+        if row.kind == "unembedding" and row.tensor in tensors:
+            continue
+        value = parameters[row.name]
+        if row.tensor not in tensors:
+            tensors[row.tensor] = value.new_empty(shapes[row.tensor])
+        row.write(value, tensors[row.tensor])
+    return tensors
+
+
+def norm_rows(name: str, tensor: str, *, bias: bool = False, offset: float = 0.0) -> list[Row]:
+    """The scale of a norm, and its bias if it has one."""
+    rows = [Row(f"{name}.w", f"{tensor}.weight", "m -> m", "scale", "norms", offset=offset)]
+    return [*rows, Row(f"{name}.b", f"{tensor}.bias", "m -> m", "bias", "norms")] if bias else rows
+
+
+def embedding_rows(embedding: str, unembedding: str, *, tied: bool, factor: float = 1.0) -> list[Row]:
+    """The embedding and the unembedding, which are one tensor if they are tied."""
+    unembedding = embedding if tied else unembedding
+    return [
+        Row("embed.W_E", embedding, "v m -> v m", "embedding", "embeddings", factor=factor),
+        Row("unembed.W_U", unembedding, "v m -> m v", "unembedding", "embeddings"),
+    ]
+
+
+def linear_rows(
+    name: str,
+    module: str,
+    weight: str,
+    bias: str | None,
+    *,
+    owner: Owner | None,
+    axis: int = 0,
+    sizes: tuple[tuple[str, int], ...] = (),
+    part: int | None = None,
+    inputs_first: bool = False,
+) -> list[Row]:
+    """The weight of a projection, and its bias if a pattern for it is given.
+
+    Biases that are added to the residual stream belong to no unit.
+    """
+    component = "attention" if ".attn." in name else "mlp"
+    rows = [
+        Row(
+            name,
+            f"{module}.weight",
+            weight,
+            "weight",
+            component,
+            sizes=sizes,
+            part=part,
+            inputs_first=inputs_first,
+            owner=owner,
+            axis=axis,
+        )
+    ]
+    if bias is not None:
+        whose = None if name.endswith(("W_O", "W_out")) else owner
+        name, tensor = name.replace(".W_", ".b_"), f"{module}.bias"
+        # only axes that the pattern has may be given sizes
+        sizes = tuple(size for size in sizes if size[0] in bias)
+        rows.append(Row(name, tensor, bias, "bias", component, sizes=sizes, part=part, owner=whose))
+    return rows
+
+
+#: The units that own slices of attention's projections.
+OWNERS: Mapping[str, Owner] = {"Q": Head, "K": KVGroup, "V": KVGroup, "O": Head}
+
+
+def attention_rows(
+    layer: int, modules: Mapping[str, str], *, heads: int, groups: int, bias: bool = False, output_bias: bool = False
+) -> list[Row]:
+    """Attention's projections, each a tensor ``[out, in]``; ``modules`` are those of some of Q, K, V and O."""
+    rows = []
+    for letter, module in modules.items():
+        owner, name = OWNERS[letter], f"blocks.{layer}.attn.W_{letter}"
+        sizes = (("head", heads if owner is Head else groups),)
+        if letter == "O":
+            vector = "m -> m" if output_bias else None
+            rows += linear_rows(name, module, "m (head d) -> head d m", vector, owner=owner, sizes=sizes)
+        else:
+            vector = "(head d) -> head d" if bias else None
+            rows += linear_rows(name, module, "(head d) m -> head m d", vector, owner=owner, sizes=sizes)
+    return rows
+
+
+def mlp_rows(layer: int, modules: Mapping[str, str], *, bias: bool = False, inputs_first: bool = False) -> list[Row]:
+    """An MLP's projections; ``modules`` are those of ``in``, ``out`` and, if it is a gated one, ``gate``."""
+    inward, outward = ("m n -> m n", "n m -> n m") if inputs_first else ("n m -> m n", "m n -> n m")
+    rows = []
+    for part, module in modules.items():
+        weight, axis = (outward, 0) if part == "out" else (inward, 1)
+        name, vector = f"blocks.{layer}.mlp.W_{part}", "n -> n" if bias else None
+        rows += linear_rows(name, module, weight, vector, owner=Neuron, axis=axis, inputs_first=inputs_first)
+    return rows
+
+
+#: The norms of a layer as Llama has them: before attention and before the MLP.
+PRE_NORMS: Mapping[str, str] = {"ln1": "input_layernorm", "ln2": "post_attention_layernorm"}
+
+
+def decoder_rows(
+    config: Any,
+    *,
+    bias: bool = False,
+    output_bias: bool = False,
+    mlp_bias: bool = False,
+    norms: Mapping[str, str] = PRE_NORMS,
+    offset: float = 0.0,
+    factor: float = 1.0,
+) -> list[Row]:
+    """The table of a model whose modules are named and laid out as Llama's.
+
+    Args:
+        config: the Hugging Face config.
+        bias: whether queries, keys and values have biases.
+        output_bias: whether attention's output has one.
+        mlp_bias: whether the MLP has them.
+        norms: TransformerLens' name of a layer's norm → its module.
+        offset: of the norms' scales.
+        factor: of the embedding.
+    """
+    tied = config.tie_word_embeddings
+    embedding, unembedding = embedding_rows("model.embed_tokens.weight", "lm_head.weight", tied=tied, factor=factor)
+    rows = [embedding]
+    for layer in range(config.num_hidden_layers):
+        module, attention = f"model.layers.{layer}.", f"model.layers.{layer}.self_attn."
+        rows += attention_rows(
+            layer,
+            {letter: f"{attention}{letter.lower()}_proj" for letter in "QKVO"},
+            heads=config.num_attention_heads,
+            groups=config.num_key_value_heads,
+            bias=bias,
+            output_bias=output_bias,
+        )
+        mlp = {"in": "up", "gate": "gate", "out": "down"}
+        rows += mlp_rows(layer, {part: f"{module}mlp.{name}_proj" for part, name in mlp.items()}, bias=mlp_bias)
+        for name, tensor in norms.items():
+            rows += norm_rows(f"blocks.{layer}.{name}", f"{module}{tensor}", offset=offset)
+    return [*rows, *norm_rows("ln_final", "model.norm", offset=offset), unembedding]
