@@ -94,7 +94,8 @@ def _read_fused_parts(adapter: Any, config: Any) -> None:
     if "qkv" in attention.submodules:
         fused = attention.submodules["qkv"].name
         attention.split_qkv_matrix = lambda original: tuple(
-            FusedPart(getattr(original, fused), rows) for rows in _qkv_rows(adapter.cfg, interleaved="query_key" in fused)
+            FusedPart(getattr(original, fused), rows)
+            for rows in _qkv_rows(adapter.cfg, interleaved="query_key" in fused)
         )
     if hasattr(mlp, "split_gate_up_matrix"):
         n = config.intermediate_size

@@ -1,13 +1,14 @@
 """The user's model: TransformerLens' hookable model over a Hugging Face model's own tensors, by either of its backends.
 
-1. ``hooked_transformer`` is TransformerLens 3's `HookedTransformer`; ``bridge`` is its successor `TransformerBridge`, which
-   3.9 has too and 4 has alone. Both hold the reference's tensors, unprocessed: who changes one changes all.
+1. ``hooked_transformer`` is TransformerLens 3's `HookedTransformer`; ``bridge`` is its successor `TransformerBridge`,
+   which 3.9 has too and 4 has alone. Both hold the reference's tensors, unprocessed: who changes one changes all.
 2. The hook points we name are those where both backends hold the same values and where an edit means the same.
-3. A hook point that fires and ignores what a function returns would be a silent fault: one forward and one backward pass
-   on a few tokens show that a change at each of them reaches the logits.
+3. A hook point that fires and ignores what a function returns would be a silent fault: one forward and one backward
+   pass on a few tokens show that a change at each of them reaches the logits.
 """
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -123,7 +124,10 @@ def hook_points(model: nn.Module, layer: int) -> dict[str, str]:
         'blocks.3.attn.hook_z'
     """
     hooked: Any = model
-    has = hooked.hook_dict
+    return _points_of(layer, hooked.hook_dict)
+
+
+def _points_of(layer: int, has: Mapping[str, Any]) -> dict[str, str]:
     names = {site: f"blocks.{layer}.{name}" for site, name in _SITES.items()}
     if names["pre_linear"] not in has:
         del names["pre_linear"]
@@ -147,17 +151,27 @@ def probe(model: nn.Module) -> None:
     hooked: Any = model
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(int(hooked.cfg.d_vocab), (1, 4), generator=generator).to(hooked.cfg.device)
-    named = [name for layer in range(int(hooked.cfg.n_layers)) for name in hook_points(model, layer).values()]
+    # the bridge works its names out whenever it is asked for them
+    points: dict[str, Any] = hooked.hook_dict
+    named = [name for layer in range(int(hooked.cfg.n_layers)) for name in _points_of(layer, points).values()]
     steps = {name: torch.zeros((), device=tokens.device, requires_grad=True) for name in named}
 
-    def nudge(activation: torch.Tensor, hook: Any, step: torch.Tensor) -> torch.Tensor:
+    def nudge(activation: torch.Tensor, hook: Any, step: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
         noise = torch.randn(activation.shape, generator=generator).to(activation)
         return activation + (step * noise).to(activation.dtype)
 
-    with torch.enable_grad(), hooked.hooks(fwd_hooks=[(name, partial(nudge, step=step)) for name, step in steps.items()]):
-        logits = hooked(tokens)
-        toward = torch.randn(logits.shape, generator=generator).to(logits)
-        gradients = torch.autograd.grad((logits * toward).float().sum(), list(steps.values()), allow_unused=True)
+    added = []
+    try:
+        for name, step in steps.items():
+            points[name].add_hook(partial(nudge, step=step))
+            added.append(points[name])
+        with torch.enable_grad():
+            logits = hooked(tokens)
+            toward = torch.randn(logits.shape, generator=generator).to(logits)
+            gradients = torch.autograd.grad((logits * toward).float().sum(), list(steps.values()), allow_unused=True)
+    finally:
+        for point in added:
+            point.fwd_hooks.pop().hook.remove()
     for name, gradient in zip(steps, gradients, strict=True):
         if gradient is None or float(gradient) == 0:
             raise CircuitsError(
@@ -202,11 +216,12 @@ def user_hooks(model: nn.Module) -> list[UserHook]:
         []
     """
     hooked: Any = model
+    points: dict[str, Any] = hooked.hook_dict
     # the bridge has several names for a hook point, of which the last is the one we use
-    names = {id(point): name for name, point in hooked.hook_dict.items()}
-    names |= {id(hooked.hook_dict[name]): name for layer in range(int(hooked.cfg.n_layers)) for name in _named(model, layer)}
+    ours = [f"blocks.{layer}.{name}" for layer in range(int(hooked.cfg.n_layers)) for name in _SITES.values()]
+    names = {id(points[name]): name for name in (*points, *ours) if name in points}
     found, managed = [], set()
-    for point in {id(point): point for point in hooked.hook_dict.values()}.values():
+    for point in {id(point): point for point in points.values()}.values():
         for direction, handles in (("forward", point.fwd_hooks), ("backward", point.bwd_hooks)):
             for handle in handles:
                 managed.add((id(point), handle.hook.id))
@@ -228,11 +243,6 @@ _TORCH_HOOKS = (
 )
 
 
-def _named(model: nn.Module, layer: int) -> Iterator[str]:
-    hooked: Any = model
-    return (f"blocks.{layer}.{name}" for name in _SITES.values() if f"blocks.{layer}.{name}" in hooked.hook_dict)
-
-
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     seen = set()
     # the bridge keeps the tree it wraps out of torch's sight
@@ -240,7 +250,8 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for name, module in tree.named_modules() if isinstance(tree, nn.Module) else ():
             if id(module) not in seen:
                 seen.add(id(module))
-                yield name, module
+                # what the bridge wraps, and what is in it, goes by the wrapper's name
+                yield re.sub(r"(^|\.)_original_component", "", name), module
 
 
 def _of_a_library(function: Any) -> bool:

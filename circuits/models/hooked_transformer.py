@@ -2,8 +2,8 @@
 
 1. A function for each family turns the Hugging Face config into settings of the HookedTransformerConfig, and refuses
    what the hooked model cannot represent.
-2. A table of rows says which tensor of the checkpoint each parameter is. Every parameter becomes a view: a change of the
-   checkpoint's tensors is a change of the hooked model, and a gradient is the gradient of the checkpoint's tensor.
+2. A table of rows says which tensor of the checkpoint each parameter is. Every parameter becomes a view: a change of
+   the checkpoint's tensors is a change of the hooked model, and a gradient is the gradient of the checkpoint's tensor.
 3. Gemma stores w where 1 + w acts, and embeddings that act times √d_model. The hooked model keeps the stored tensors;
    its norms and its embedding do the arithmetic.
 4. Biases that TransformerLens invents are zero and have no gradients.
@@ -58,7 +58,7 @@ class Family:
     one_more: bool = False
 
 
-class OneMoreNorm(RMSNorm):  # type: ignore[misc]
+class OneMoreNorm(RMSNorm):
     """RMSNorm that multiplies by 1 + w, as Gemma's do."""
 
     def forward(self, x: Float[Tensor, "... length"]) -> Float[Tensor, "... length"]:
@@ -66,10 +66,11 @@ class OneMoreNorm(RMSNorm):  # type: ignore[misc]
         x = x.float() if self.cfg.dtype not in (torch.float32, torch.float64) else x
         scale = self.hook_scale((x.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
         # Gemma multiplies before it rounds
-        return (self.hook_normalized(x / scale) * (1 + self.w.to(x.dtype))).to(self.cfg.dtype)
+        scaled: Tensor = self.hook_normalized(x / scale) * (1 + self.w.to(x.dtype))
+        return scaled.to(self.cfg.dtype)
 
 
-class ScaledEmbed(Embed):  # type: ignore[misc]
+class ScaledEmbed(Embed):
     """An embedding whose rows act times √d_model, as Gemma's do."""
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
@@ -183,7 +184,9 @@ def _gemma_settings(config: Any) -> dict[str, Any]:
     if nested:
         local = rotary["sliding_attention"]
         if local.get("rope_type", "default") != "default":
-            raise CircuitsError("the checkpoint scales the rotary angles of its windows, which HookedTransformer cannot")
+            raise CircuitsError(
+                "the checkpoint scales the rotary angles of its windows, which HookedTransformer cannot"
+            )
         settings["rotary_base_local"] = local["rope_theta"]
     return settings
 
@@ -319,7 +322,9 @@ def _gpt2_rows(config: Any) -> list[Row]:
 
 
 def _layer_norm(hooked: str, checkpoint: str) -> list[Row]:
-    return [Row(f"{hooked}.{short}", f"{checkpoint}.{name}", "m -> m") for short, name in (("w", "weight"), ("b", "bias"))]
+    return [
+        Row(f"{hooked}.{short}", f"{checkpoint}.{name}", "m -> m") for short, name in (("w", "weight"), ("b", "bias"))
+    ]
 
 
 def _gemma_rows(config: Any) -> list[Row]:
