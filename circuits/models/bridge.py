@@ -1,7 +1,8 @@
 """A `TransformerBridge` around a Hugging Face model's own parameters, for TransformerLens 4 (and 3.9).
 
-1. The bridge puts wrappers into the module tree it is given, which renames its parameters. So it gets a tree of its own,
-   whose parameters and buffers are the very objects of the reference; attention is eager, so that patterns can be hooked.
+1. The bridge puts wrappers into the module tree it is given, which renames its parameters. So it gets a tree of its
+   own, whose parameters and buffers are the very objects of the reference; attention is eager, so that patterns can be
+   hooked.
 2. Nothing is processed, fetched or converted; the tokenizer is taken as it is.
 3. For a fused tensor the bridge would keep copies of its parts (GPT-NeoX), or parameters of its own that receive the
    gradients (GPT-2, Phi-3). Here each part reads the fused tensor whenever it runs.

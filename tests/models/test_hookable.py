@@ -397,7 +397,7 @@ def _dropping(add):
         def ignored(activation, hook):
             function(activation, hook=hook)
 
-        add(ignored, *args, **kwargs)
+        return add(ignored, *args, **kwargs)
 
     return dropping
 
