@@ -1,0 +1,115 @@
+"""A `TransformerBridge` around a Hugging Face model's own parameters, for TransformerLens 4 (and 3.9).
+
+1. The bridge puts wrappers into the module tree it is given, which renames its parameters. So it gets a tree of its
+   own, whose parameters and buffers are the very objects of the reference; attention is eager, so that patterns can be
+   hooked.
+2. Nothing is processed, fetched or converted; the tokenizer is taken as it is.
+3. For a fused tensor the bridge would keep copies of its parts (GPT-NeoX), or parameters of its own that receive the
+   gradients (GPT-2, Phi-3). Here each part reads the fused tensor whenever it runs.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from circuits.errors import CircuitsError
+from circuits.models.quiet import quiet
+
+with quiet():
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+
+class FusedPart(nn.Module):
+    """One of the projections that a fused module holds, for example the queries of all heads.
+
+    Args:
+        fused: the module; it stays the owner of the tensors.
+        rows: which of its outputs, in their order.
+    """
+
+    def __init__(self, fused: nn.Module, rows: Tensor | slice) -> None:
+        super().__init__()
+        # not a submodule: the parameters are in the tree once
+        self._fused = (fused,)
+        self._rows = rows
+
+    @property
+    def weight(self) -> Tensor:
+        """``[out, in]``."""
+        weight: Any = self._fused[0].weight
+        if isinstance(self._fused[0], Conv1D):
+            weight = weight.T
+        part: Tensor = weight[self._rows]
+        return part
+
+    @property
+    def bias(self) -> Tensor | None:
+        """``[out]``, if the fused module has one."""
+        bias: Any = self._fused[0].bias
+        return None if bias is None else bias[self._rows]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The part's outputs."""
+        return functional.linear(x, self.weight, self.bias)
+
+
+def bridge(reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> TransformerBridge:
+    """A `TransformerBridge` over a Hugging Face model's parameters, which the model itself goes on using.
+
+    Raises:
+        CircuitsError: TransformerLens has no bridge for its architecture.
+    """
+    shared = {id(tensor): tensor for tensor in (*reference.parameters(), *reference.buffers())}
+    tree = copy.deepcopy(reference, shared)
+    name = type(reference).__name__
+    with quiet():
+        tree.set_attn_implementation("eager")
+        try:
+            model = build_bridge_from_module(
+                tree,
+                name,
+                hf_config=copy.deepcopy(tree.config),
+                model_name="memory",
+                post_adapter_hook=lambda adapter: _read_fused_parts(adapter, tree.config),
+            )
+        except ValueError as error:
+            raise CircuitsError(f"TransformerLens has no bridge for the architecture {name}: {error}") from None
+        if tokenizer is not None:
+            model.tokenizer = tokenizer
+    config: Any = tree.config
+    # GPT-2's config may leave this to the library
+    if name == "GPT2LMHeadModel":
+        model.cfg.d_mlp = config.n_inner or 4 * config.n_embd
+    return model.eval()
+
+
+def _read_fused_parts(adapter: Any, config: Any) -> None:
+    block = adapter.component_mapping["blocks"].submodules
+    attention, mlp = block["attn"], block["mlp"]
+    if "qkv" in attention.submodules:
+        fused = attention.submodules["qkv"].name
+        attention.split_qkv_matrix = lambda original: tuple(
+            FusedPart(getattr(original, fused), rows)
+            for rows in _qkv_rows(adapter.cfg, interleaved="query_key" in fused)
+        )
+    if hasattr(mlp, "split_gate_up_matrix"):
+        n = config.intermediate_size
+        mlp.split_gate_up_matrix = lambda original: (
+            FusedPart(original.gate_up_proj, slice(0, n)),
+            FusedPart(original.gate_up_proj, slice(n, 2 * n)),
+        )
+
+
+def _qkv_rows(cfg: Any, interleaved: bool) -> list[Tensor | slice]:
+    heads, groups, width = int(cfg.n_heads), int(cfg.n_key_value_heads or cfg.n_heads), int(cfg.d_head)
+    if interleaved:
+        # GPT-NeoX stores query, key and value of each head together
+        return list(torch.arange(heads * 3 * width).view(heads, 3, width).transpose(0, 1).reshape(3, -1))
+    q, k = heads * width, groups * width
+    return [slice(0, q), slice(q, q + k), slice(q + k, q + 2 * k)]

@@ -1,0 +1,261 @@
+"""The user's model: TransformerLens' hookable model over a Hugging Face model's own tensors, by either of its backends.
+
+1. ``hooked_transformer`` is TransformerLens 3's `HookedTransformer`; ``bridge`` is its successor `TransformerBridge`,
+   which 3.9 has too and 4 has alone. Both hold the reference's tensors, unprocessed: who changes one changes all.
+2. The hook points we name are those where both backends hold the same values and where an edit means the same.
+3. A hook point that fires and ignores what a function returns would be a silent fault: one forward and one backward
+   pass on a few tokens show that a change at each of them reaches the logits.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from circuits.errors import CircuitsError
+from circuits.models.quiet import quiet
+
+#: Site → its hook point inside a block. ``resid_mid`` is not among them: at the bridge's an edit reaches the MLP alone.
+_SITES = {
+    "q": "attn.hook_q",
+    "k": "attn.hook_k",
+    "v": "attn.hook_v",
+    "pattern": "attn.hook_pattern",
+    "z": "attn.hook_z",
+    "attn_out": "hook_attn_out",
+    "pre": "mlp.hook_pre",
+    "pre_linear": "mlp.hook_pre_linear",
+    "post": "mlp.hook_post",
+    "mlp_out": "hook_mlp_out",
+    "resid_pre": "hook_resid_pre",
+    "resid_post": "hook_resid_post",
+}
+
+#: Libraries that register functions with torch for purposes of their own.
+_LIBRARIES = ("torch", "transformers", "transformer_lens", "accelerate", "circuits")
+
+
+def backends() -> tuple[str, ...]:
+    """The backends that the installed TransformerLens has, the default first.
+
+    Example:
+        >>> "bridge" in backends()
+        True
+    """
+    try:
+        with quiet():
+            from transformer_lens import HookedTransformer  # noqa: F401
+    except ImportError:
+        return ("bridge",)
+    return ("hooked_transformer", "bridge")
+
+
+def hookable(
+    reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, *, backend: str | None = None
+) -> Any:
+    """TransformerLens' hookable model over the tensors of a Hugging Face model, which stays as it is.
+
+    Args:
+        reference: the Hugging Face model.
+        tokenizer: what the model tokenizes with; it is not changed.
+        backend: ``hooked_transformer`` or ``bridge``; the first of `backends` if not given.
+
+    Returns:
+        The model in evaluation mode. Its parameters share the memory of the reference's.
+
+    Raises:
+        CircuitsError: the installed TransformerLens lacks the backend, or cannot represent the model.
+
+    Example:
+        >>> import torch
+        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.training import new_model
+        >>> reference = new_model("tiny-llama", word_tokenizer())
+        >>> model, tokens = hookable(reference), torch.tensor([[5, 6, 7]])
+        >>> torch.allclose(model(tokens), reference(tokens).logits, atol=1e-5)
+        True
+    """
+    available = backends()
+    backend = backend or available[0]
+    if backend not in available:
+        raise CircuitsError(
+            f"the installed TransformerLens has no backend {backend!r}: choose from {', '.join(available)}"
+        )
+    prepends = tokenizer is not None and len(tokenizer("").input_ids) > 0
+    model: Any
+    if backend == "hooked_transformer":
+        from circuits.models.hooked_transformer import hooked_transformer
+
+        model = hooked_transformer(reference)
+        if tokenizer is not None:
+            model.tokenizer = tokenizer
+    else:
+        from circuits.models.bridge import bridge
+
+        model = bridge(reference, tokenizer)
+    # the tokenizer alone decides whether there is a first token of its own
+    model.cfg.tokenizer_prepends_bos = model.cfg.default_prepend_bos = prepends
+    return model
+
+
+def hook_points(model: nn.Module, layer: int) -> dict[str, str]:
+    """The names of one layer's hook points, by site: those that mean the same in both backends.
+
+    Args:
+        model: made with `hookable`.
+        layer: of the model.
+
+    Returns:
+        ``q``, ``k``, ``v``, ``pattern``, ``z``, ``attn_out``, ``pre``, ``post``, ``mlp_out``, ``resid_pre`` and
+        ``resid_post``; ``pre_linear`` too if the MLP is gated.
+
+    Raises:
+        CircuitsError: the model lacks one of them.
+
+    Example:
+        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.training import new_model
+        >>> hook_points(hookable(new_model("tiny-llama", word_tokenizer())), 3)["z"]
+        'blocks.3.attn.hook_z'
+    """
+    hooked: Any = model
+    return _points_of(layer, hooked.hook_dict)
+
+
+def _points_of(layer: int, has: Mapping[str, Any]) -> dict[str, str]:
+    names = {site: f"blocks.{layer}.{name}" for site, name in _SITES.items()}
+    if names["pre_linear"] not in has:
+        del names["pre_linear"]
+    for name in names.values():
+        if name not in has:
+            raise CircuitsError(f"the hookable model has no hook point {name}: functions cannot act there")
+    return names
+
+
+def probe(model: nn.Module) -> None:
+    """Check that a change at each hook point we name reaches the logits.
+
+    A multiple of fixed noise is added at every hook point; the gradient at that multiple is zero if nothing happens.
+
+    Args:
+        model: made with `hookable`.
+
+    Raises:
+        CircuitsError: at one of them nothing happens.
+    """
+    hooked: Any = model
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(int(hooked.cfg.d_vocab), (1, 4), generator=generator).to(hooked.cfg.device)
+    # the bridge works its names out whenever it is asked for them
+    points: dict[str, Any] = hooked.hook_dict
+    named = [name for layer in range(int(hooked.cfg.n_layers)) for name in _points_of(layer, points).values()]
+    steps = {name: torch.zeros((), device=tokens.device, requires_grad=True) for name in named}
+
+    def nudge(activation: torch.Tensor, hook: Any, step: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+        noise = torch.randn(activation.shape, generator=generator).to(activation)
+        return activation + (step * noise).to(activation.dtype)
+
+    added = []
+    try:
+        for name, step in steps.items():
+            points[name].add_hook(partial(nudge, step=step))
+            added.append(points[name])
+        with torch.enable_grad():
+            logits = hooked(tokens)
+            toward = torch.randn(logits.shape, generator=generator).to(logits)
+            gradients = torch.autograd.grad((logits * toward).float().sum(), list(steps.values()), allow_unused=True)
+    finally:
+        for point in added:
+            point.fwd_hooks.pop().hook.remove()
+    for name, gradient in zip(steps, gradients, strict=True):
+        if gradient is None or float(gradient) == 0:
+            raise CircuitsError(
+                f"a change at the hook point {name} does not reach the logits with the installed TransformerLens: "
+                f"what is done there would be ignored"
+            )
+
+
+@dataclass(frozen=True)
+class UserHook:
+    """A function that a user hooked into a model.
+
+    Attributes:
+        name: of the hook point, or of the module if torch's own hooks were used.
+        direction: ``forward`` or ``backward``.
+        permanent: it survives ``reset_hooks``.
+        function: what is called.
+    """
+
+    name: str
+    direction: str
+    permanent: bool
+    function: Callable[..., Any]
+
+
+def user_hooks(model: nn.Module) -> list[UserHook]:
+    """The functions hooked into a model: at hook points, and by torch's own means on any of its modules.
+
+    Functions that torch, transformers, TransformerLens and accelerate register for themselves are left out.
+
+    Args:
+        model: made with `hookable`.
+
+    Example:
+        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.training import new_model
+        >>> model = hookable(new_model("tiny-llama", word_tokenizer()))
+        >>> with model.hooks(fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: 0 * z)]):
+        ...     [(found.name, found.direction) for found in user_hooks(model)]
+        [('blocks.1.attn.hook_z', 'forward')]
+        >>> user_hooks(model)
+        []
+    """
+    hooked: Any = model
+    points: dict[str, Any] = hooked.hook_dict
+    # the bridge has several names for a hook point, of which the last is the one we use
+    ours = [f"blocks.{layer}.{name}" for layer in range(int(hooked.cfg.n_layers)) for name in _SITES.values()]
+    names = {id(points[name]): name for name in (*points, *ours) if name in points}
+    found, managed = [], set()
+    for point in {id(point): point for point in points.values()}.values():
+        for direction, handles in (("forward", point.fwd_hooks), ("backward", point.bwd_hooks)):
+            for handle in handles:
+                managed.add((id(point), handle.hook.id))
+                function = getattr(handle, "user_hook", None) or handle.hook
+                found.append(UserHook(names[id(point)], direction, handle.is_permanent, function))
+    for name, module in _modules(model):
+        for direction, attribute in _TORCH_HOOKS:
+            for key, function in getattr(module, attribute).items():
+                if (id(module), key) not in managed and not _of_a_library(function):
+                    found.append(UserHook(names.get(id(module), name), direction, True, function))
+    return found
+
+
+_TORCH_HOOKS = (
+    ("forward", "_forward_pre_hooks"),
+    ("forward", "_forward_hooks"),
+    ("backward", "_backward_pre_hooks"),
+    ("backward", "_backward_hooks"),
+)
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    seen = set()
+    # the bridge keeps the tree it wraps out of torch's sight
+    for tree in (model, getattr(model, "original_model", None)):
+        for name, module in tree.named_modules() if isinstance(tree, nn.Module) else ():
+            if id(module) not in seen:
+                seen.add(id(module))
+                # what the bridge wraps, and what is in it, goes by the wrapper's name
+                yield re.sub(r"(^|\.)_original_component", "", name), module
+
+
+def _of_a_library(function: Any) -> bool:
+    while isinstance(function, partial):
+        function = function.func
+    module = getattr(function, "__module__", None) or type(function).__module__
+    return str(module).split(".")[0] in _LIBRARIES
