@@ -73,6 +73,7 @@ NEVER_RUN = {
     *("checkpoint_of", "covered_parameters", "editing", "facts_of", "fingerprint", "head_output", "identity"),
     *("parameters_of", "positional_parameters", "save_model", "shape_of", "token_texts", "unit_mask"),
     *("arithmetic", "projections_of", "watching", "refuse_hooks", "lending", "load_model", "HookedTransformer"),
+    *("merge_adapter", "require_start"),
 }
 
 
