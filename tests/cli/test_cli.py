@@ -285,7 +285,9 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
     }  # fmt: skip
     mask = ("--mask", "shared/mask.safetensors", "--pre", "ck/pre", "--draws", 2)
     must("ablate", "ck/mixed", *mask, "--examples", 10, "--out", "mask.parquet")
-    assert len(pandas.read_parquet("mask.parquet")) == 4 * 3
+    # the mask fills tensors: beside each control stands what was left of it
+    conditions = pandas.read_parquet("mask.parquet").groupby("task")["condition"].value_counts().unstack()
+    assert conditions.to_dict("records") == [{"none": 1, "random": 2, "shared": 1, "shared_thinned": 2}] * 3
     must("ablate", "ck/mixed", "--split", "qa_id", "--examples", 10, "--out", "heads.parquet")
     table = pandas.read_parquet("heads.parquet")
     assert len(table) == 16 * 2
