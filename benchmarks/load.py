@@ -1,10 +1,11 @@
 """Loading a model against ``AutoModelForCausalLM.from_pretrained``, on SmolLM2-135M in float32.
 
 Run with ``python -m benchmarks.load``. Each loading happens in a process of its own that has imported all it needs,
-taken in turns, with the files in the page cache; the least seconds of several turns count.
+taken in turns, on one thread (two wait for each other on a busy machine), with the files in the page cache; the least
+seconds of several turns count.
 
-- time over transformers: all of `load_model` (files judged, weights, hooked model, tokenizer, three forward passes of
-  the parity check) against the bare ``from_pretrained`` with the tokenizer;
+- time over transformers: all of `load_model` (files judged, weights, hooked model, tokenizer, both forward passes of
+  the parity check) against ``from_pretrained`` of the model and the tokenizer, which maps the weights and reads none;
 - peak over weights: the most memory the process ever held, less what it held after its imports, over the bytes of the
   weights in the file (tied ones once).
 """
@@ -18,12 +19,12 @@ from benchmarks.smollm2 import smollm2
 from circuits.storage import provenance, read_json, write_json
 
 OUT = Path("runs/bench/load.json")
-TURNS = 3
+TURNS = 5
 
 _ONE = """
 import json, resource, sys, time
 import torch
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 if sys.argv[1] == "circuits":
     from circuits.models import load_model

@@ -110,9 +110,8 @@ def difference(base: str | Path, tuned: str | Path) -> pandas.DataFrame:
         _add(sums, ("model", None, None), whole)
         if layer is not None:
             _add(sums, ("layer", layer, None), whole)
-    table = pandas.concat(
-        [_rows(kind, layer, component, values) for (kind, layer, component), values in sums.items()], ignore_index=True
-    )
+    rows = [_rows(kind, layer, component, values) for (kind, layer, component), values in sums.items()]
+    table = pandas.concat(rows, ignore_index=True)
     table["kind"] = pandas.Categorical(table["kind"], KINDS, ordered=True)
     table = table.sort_values(["kind", "layer", "index"], kind="stable", ignore_index=True)
     table["kind"] = table["kind"].astype(str)
