@@ -8,8 +8,8 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from circuits.errors import CircuitsError
+from circuits.models.arithmetic import SITES, LeanModel
 from circuits.models.families import families, family_of
-from circuits.models.lean2 import SITES, LeanModel
 from circuits.models.rows import checkpoint_tensors
 from circuits.units import Head, KVGroup, Neuron
 
