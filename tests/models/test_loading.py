@@ -189,7 +189,7 @@ def test_an_architecture_that_is_not_supported_is_refused(tmp_path):
 
 
 def test_the_parity_check_names_the_layer_that_departs(huggingface, monkeypatch):
-    architecture = architecture_of(huggingface.config)
+    architecture = architecture_of(load_model(huggingface).checkpoint.config)
     real = architecture.settings
     object.__setattr__(architecture, "settings", lambda config: real(config) | {"rotary_base": 17.0})
     try:
