@@ -60,7 +60,7 @@ from circuits.masks import (
     sharing_curve,
 )
 from circuits.metrics import METRICS, evaluate
-from circuits.models import HookedTransformer, architecture_of, facts_of, fingerprint, load_config, load_model
+from circuits.models import Model, facts_of, family_of, fingerprint, load_config, load_model
 from circuits.rankings import (
     BEHAVIOURS,
     RANKINGS,
@@ -137,7 +137,7 @@ class StudySettings:
     sweep_modes: tuple[str, ...] = ABLATIONS
 
     def __post_init__(self) -> None:
-        found = "llama" if self.model is None else _FAMILY_OF[architecture_of(load_config(self.model)).name]
+        found = "llama" if self.model is None else _FAMILY_OF.get(architecture := family_of(load_config(self.model)).ARCHITECTURE, architecture)
         if self.family is None:
             object.__setattr__(self, "family", found)
         if self.family not in FAMILIES:
@@ -228,7 +228,7 @@ class _Study:
     def __init__(self, out: Path, settings: StudySettings) -> None:
         self.out, self.settings = out, settings
         self.checkpoints, self.tables, self.figures = out / "checkpoints", out / "tables", out / "figures"
-        self._models: dict[str, HookedTransformer] = {}
+        self._models: dict[str, Model] = {}
 
     def steps(self) -> dict[str, Callable[[], None]]:
         return {
@@ -286,7 +286,7 @@ class _Study:
     def dataset(self) -> FactDataset:
         return FactDataset(self.out / "data")
 
-    def model(self, name: str) -> HookedTransformer:
+    def model(self, name: str) -> Model:
         if name not in self._models:
             self._models[name] = load_model(self.checkpoints / name)
         return self._models[name]
@@ -351,7 +351,7 @@ class _Study:
         self.write("answers", table)
         self.write("accuracy", _accuracies(table, ["model"]))
 
-    def answers(self, model: HookedTransformer) -> pandas.DataFrame:
+    def answers(self, model: Model) -> pandas.DataFrame:
         """Every answer on every split, so that models can be compared question by question."""
         tables = [
             evaluate(model, self.sample(split, self.settings.evaluate_examples)).assign(split=split)

@@ -9,7 +9,7 @@ from circuits.errors import CircuitsError
 
 if TYPE_CHECKING:
     from circuits.datasets import FactDataset, Task
-    from circuits.models import HookedTransformer
+    from circuits.models import Model
 
 
 def check_table(path: Path) -> None:
@@ -36,7 +36,7 @@ def open_dataset(data: Path | None, model: Path, splits: Sequence[str]) -> "Fact
     return dataset
 
 
-def load(model: Path, dtype: str = "float32", device: str | None = None) -> "HookedTransformer":
+def load(model: Path, dtype: str = "float32", device: str | None = None) -> "Model":
     """Load a checkpoint, saying so."""
     with busy(f"loading {model}"):
         from circuits.models import load_model
@@ -44,7 +44,7 @@ def load(model: Path, dtype: str = "float32", device: str | None = None) -> "Hoo
         return load_model(model, dtype, device)
 
 
-def task_of(dataset: "FactDataset", split: str, model: "HookedTransformer", examples: int | None, seed: int) -> "Task":
+def task_of(dataset: "FactDataset", split: str, model: "Model", examples: int | None, seed: int) -> "Task":
     """A split of a dataset, or examples drawn from it."""
     from circuits.datasets import Task
 
@@ -54,14 +54,14 @@ def task_of(dataset: "FactDataset", split: str, model: "HookedTransformer", exam
     return task if examples is None else task.sample(examples, seed)
 
 
-def facts(model: "HookedTransformer", dataset: "FactDataset", seed: int, **settings: Any) -> dict[str, Any]:
+def facts(model: "Model", dataset: "FactDataset", seed: int, **settings: Any) -> dict[str, Any]:
     """What a table came from."""
     from circuits.models import facts_of
 
     return {**facts_of(model), "dataset": dataset.fingerprint, "seed": seed, "settings": settings}
 
 
-def heads_of(names: list[str] | None, model: "HookedTransformer") -> list[Any] | None:
+def heads_of(names: list[str] | None, model: "Model") -> list[Any] | None:
     """The heads of these names, if there are any."""
     from circuits.models import shape_of
     from circuits.units import Head

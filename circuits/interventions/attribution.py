@@ -25,7 +25,7 @@ from circuits.interventions.forward import CleanRun, Forward, Queries, Site, Vis
 from circuits.interventions.intervention import Intervention
 from circuits.interventions.memory import in_halves
 from circuits.metrics import Metric
-from circuits.models import HookedTransformer, facts_of
+from circuits.models import Model, facts_of
 from circuits.progress import bar
 from circuits.storage import provenance
 from circuits.units import AnyUnit, Component, Head, KVGroup
@@ -85,7 +85,7 @@ def _inside(sites: Sequence[tuple[Site, AnyUnit]], heads_of_group: int) -> tuple
 
 @torch.inference_mode(False)
 def screen_interventions(
-    model: HookedTransformer,
+    model: Model,
     task: Task,
     interventions: Sequence[Intervention],
     *,

@@ -31,7 +31,7 @@ from circuits.interventions.pairing import matching_positions
 from circuits.interventions.tokens import TokenTree, changed_tokens, check_positions
 from circuits.interventions.values import SHARED_MODES, Matched, Means, other_examples, same_positions
 from circuits.metrics import NAMED_METRICS, AnswerTokens, Metric, kl, metric_of
-from circuits.models import HookedTransformer, LeanModel, facts_of, shape_of
+from circuits.models import Model, LeanModel, facts_of, shape_of
 from circuits.progress import bar
 from circuits.statistics import corrected, intervals, paired_p_values
 from circuits.storage import provenance
@@ -293,12 +293,12 @@ class Engine:
 
     def __init__(
         self,
-        model: HookedTransformer,
+        model: Model,
         task: Task,
         interventions: Sequence[Intervention],
         source: Task | None = None,
         reference: Task | None = None,
-        pre: HookedTransformer | None = None,
+        pre: Model | None = None,
         metrics: str | Metric | Sequence[str | Metric] = ("exact_match", "log_prob"),
         seed: int = 0,
         tokens: int | None = None,
@@ -350,7 +350,7 @@ class Engine:
     def _sites(self, intervention: Intervention) -> list[tuple[Site, AnyUnit]]:
         return sites_of(intervention, self.grouped)
 
-    def _check(self, model: HookedTransformer, modes: set[str], pre: HookedTransformer | None) -> None:
+    def _check(self, model: Model, modes: set[str], pre: Model | None) -> None:
         shape = shape_of(model)
         for unit in {unit for one in self.interventions for unit in one.units}:
             unit.check(shape)
@@ -505,13 +505,13 @@ class Engine:
 
 
 def run_interventions(
-    model: HookedTransformer,
+    model: Model,
     task: Task,
     interventions: Sequence[Intervention],
     *,
     source: Task | None = None,
     reference: Task | None = None,
-    pre: HookedTransformer | None = None,
+    pre: Model | None = None,
     metrics: str | Metric | Sequence[str | Metric] = ("exact_match", "log_prob"),
     seed: int = 0,
     per_answer: bool = False,

@@ -18,7 +18,7 @@ from torch import Tensor
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions.pairing import matching_positions
-from circuits.models import HookedTransformer, HookPoints, capture, hooked, shape_of, uninterrupted
+from circuits.models import Model, HookPoints, capture, hooked, shape_of, uninterrupted
 from circuits.units import Head
 
 #: Values to put in the place of heads' outputs: head → something that broadcasts to ``[example, pos, d_head]``.
@@ -29,7 +29,7 @@ ABLATIONS: tuple[str, ...] = ("zero", "mean")
 
 @torch.no_grad()
 def mean_head_outputs(
-    model: HookedTransformer, reference: Task, batch_size: int = 256
+    model: Model, reference: Task, batch_size: int = 256
 ) -> Float[Tensor, "layer head d_head"]:
     """Mean output z of every head over all tokens of a reference set; padding is not counted.
 
@@ -50,7 +50,7 @@ def mean_head_outputs(
 
 
 @uninterrupted
-def replace_heads(model: HookedTransformer, values: Replacement) -> Iterator[None]:
+def replace_heads(model: Model, values: Replacement) -> Iterator[None]:
     """Inside the block, the outputs z of these heads are the given values in every forward pass.
 
     Args:
@@ -82,7 +82,7 @@ def replace_heads(model: HookedTransformer, values: Replacement) -> Iterator[Non
 
 
 def ablate_heads(
-    model: HookedTransformer,
+    model: Model,
     heads: Iterable[Head],
     mode: str = "zero",
     means: Float[Tensor, "layer head d_head"] | None = None,
@@ -128,7 +128,7 @@ def ablate_heads(
 
 @torch.no_grad()
 def patched_outputs(
-    model: HookedTransformer, source: Task, target: Task
+    model: Model, source: Task, target: Task
 ) -> Float[Tensor, "layer example pos head d_head"]:
     """Every head's output in the source run, at the positions of the target run; NaN where nothing matches.
 
@@ -158,7 +158,7 @@ def patched_outputs(
 
 
 def patch_heads(
-    model: HookedTransformer, heads: Iterable[Head], source: Task, target: Task
+    model: Model, heads: Iterable[Head], source: Task, target: Task
 ) -> AbstractContextManager[None]:
     """Inside the block, these heads put out in the target's run what they put out in the source's run.
 

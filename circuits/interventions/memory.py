@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from circuits.errors import CircuitsError
-from circuits.models import HookedTransformer
+from circuits.models import Model
 
 #: Tokens in one tensor of rows on a CPU. More fall out of its cache, fewer do not fill its pipelines.
 TOKENS = 2048
 
 
-def token_budget(model: HookedTransformer) -> int:
+def token_budget(model: Model) -> int:
     """How many tokens to compute at once: what a CPU's cache likes, or what fits an eighth of a GPU's memory."""
     device = torch.device(model.cfg.device)
     if device.type != "cuda":
@@ -29,7 +29,7 @@ def token_budget(model: HookedTransformer) -> int:
     return max(TOKENS, memory // 8 // int(numbers * model.cfg.dtype.itemsize))
 
 
-def arithmetic(model: HookedTransformer) -> torch.dtype:
+def arithmetic(model: Model) -> torch.dtype:
     """The dtype to compute in: the model's, or float32 on a processor without instructions for a half-precision one.
 
     There half precision is emulated: several times slower than float32, and less exact.

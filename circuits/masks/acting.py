@@ -22,7 +22,7 @@ from circuits.errors import CircuitsError
 from circuits.masks.mask import ParameterMask
 from circuits.metrics import evaluate
 from circuits.models import (
-    HookedTransformer,
+    Model,
     checkpoint_of,
     editing,
     parameters_of,
@@ -38,7 +38,7 @@ MODES: tuple[str, ...] = ("revert", "zero", "mean")
 
 @uninterrupted
 def _replaced(
-    model: HookedTransformer, mask: ParameterMask, value: Callable[[str, Tensor], Tensor | float]
+    model: Model, mask: ParameterMask, value: Callable[[str, Tensor], Tensor | float]
 ) -> Iterator[None]:
     parameters = parameters_of(model)
     touched = _touched(model, mask)
@@ -59,7 +59,7 @@ def _replaced(
                     parameters[name].masked_scatter_(mask.masks[name].to(old.device), old)
 
 
-def _touched(model: HookedTransformer, mask: ParameterMask) -> list[str]:
+def _touched(model: Model, mask: ParameterMask) -> list[str]:
     """The parameters with masked entries; of tied embeddings, which are one tensor, one name."""
     names = [name for name, packed in mask.packed.items() if packed.count]
     if checkpoint_of(model).config.tie_word_embeddings and all(name in mask.masks for name in TIED):
@@ -71,7 +71,7 @@ def _touched(model: HookedTransformer, mask: ParameterMask) -> list[str]:
 
 
 def revert(
-    model: HookedTransformer, mask: ParameterMask, pre: HookedTransformer, *, check_start: bool = True
+    model: Model, mask: ParameterMask, pre: Model, *, check_start: bool = True
 ) -> AbstractContextManager[None]:
     """Inside the block, the masked parameters of ``model`` are back at their values before fine-tuning.
 
@@ -94,7 +94,7 @@ def revert(
     return _replaced(model, mask, lambda name, _: others[name])
 
 
-def zero(model: HookedTransformer, mask: ParameterMask) -> AbstractContextManager[None]:
+def zero(model: Model, mask: ParameterMask) -> AbstractContextManager[None]:
     """Inside the block, the masked parameters are zero.
 
     Raises:
@@ -104,7 +104,7 @@ def zero(model: HookedTransformer, mask: ParameterMask) -> AbstractContextManage
     return _replaced(model, mask, lambda _, __: 0.0)
 
 
-def mean(model: HookedTransformer, mask: ParameterMask) -> AbstractContextManager[None]:
+def mean(model: Model, mask: ParameterMask) -> AbstractContextManager[None]:
     """Inside the block, the masked parameters hold the mean of their tensor.
 
     Raises:
@@ -115,7 +115,7 @@ def mean(model: HookedTransformer, mask: ParameterMask) -> AbstractContextManage
 
 
 def graft(
-    pre: HookedTransformer, mask: ParameterMask, fine_tuned: HookedTransformer, *, check_start: bool = True
+    pre: Model, mask: ParameterMask, fine_tuned: Model, *, check_start: bool = True
 ) -> AbstractContextManager[None]:
     """Inside the block, ``pre`` is the grafted model θ_pre + γ ⊙ (θ_ft − θ_pre), γ the mask.
 
@@ -139,7 +139,7 @@ def graft(
 
 
 def same_parameters(
-    model: HookedTransformer, other: HookedTransformer, values_of: HookedTransformer | None = None
+    model: Model, other: Model, values_of: Model | None = None
 ) -> dict[str, Tensor]:
     """The parameters of ``values_of`` (default ``other``), after checking that both models have the same ones."""
     one, two = parameters_of(model), parameters_of(other)
@@ -158,10 +158,10 @@ def same_parameters(
 
 
 def ablate_mask(
-    model: HookedTransformer,
+    model: Model,
     mask: ParameterMask,
     tasks: Sequence[Task],
-    pre: HookedTransformer | None = None,
+    pre: Model | None = None,
     mode: str = "revert",
     draws: int = 5,
     seed: int = 0,
@@ -301,7 +301,7 @@ def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
 
 @uninterrupted
 def _acting(
-    model: HookedTransformer, mask: ParameterMask | None, pre: HookedTransformer | None, mode: str
+    model: Model, mask: ParameterMask | None, pre: Model | None, mode: str
 ) -> Iterator[None]:
     if mask is None:
         yield

@@ -40,7 +40,7 @@ from circuits.masks.packing import PackedTensors
 from circuits.masks.selection import all_finite, largest
 from circuits.metrics import evaluate
 from circuits.models import (
-    HookedTransformer,
+    Model,
     editing,
     identity,
     parameters_of,
@@ -120,8 +120,8 @@ class Graft:
 
 
 def graft_by_score(
-    pre: HookedTransformer,
-    fine_tuned: HookedTransformer,
+    pre: Model,
+    fine_tuned: Model,
     task: Task,
     score: str = "change",
     keep: float = 0.95,
@@ -182,8 +182,8 @@ def graft_by_score(
 
 
 def graft_by_optimisation(
-    pre: HookedTransformer,
-    fine_tuned: HookedTransformer,
+    pre: Model,
+    fine_tuned: Model,
     task: Task,
     keep: float = 0.95,
     units: Iterable[Head | KVGroup | Neuron] | None = None,
@@ -237,8 +237,8 @@ class _Search:
 
     def __init__(
         self,
-        pre: HookedTransformer,
-        fine_tuned: HookedTransformer,
+        pre: Model,
+        fine_tuned: Model,
         task: Task,
         keep: float,
         units: Iterable[Head | KVGroup | Neuron] | None,
@@ -463,9 +463,9 @@ def role_positions(task: Task, roles: Iterable[Role], last: bool = False) -> Boo
 
 
 def graft_at(
-    pre: HookedTransformer,
+    pre: Model,
     mask: ParameterMask,
-    fine_tuned: HookedTransformer,
+    fine_tuned: Model,
     task: Task,
     positions: Bool[Tensor, "example pos"],
     *,

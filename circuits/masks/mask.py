@@ -19,7 +19,7 @@ from torch import Tensor
 
 from circuits.errors import CircuitsError
 from circuits.masks.packing import Bytes, PackedTensor, PackedTensors, combine, invert, pack
-from circuits.models import HookedTransformer, checkpoint_of, fingerprint, identity, parameters_of, shape_of
+from circuits.models import Model, checkpoint_of, fingerprint, identity, parameters_of, shape_of
 from circuits.storage import digest, provenance, read_tensors, write_tensors
 from circuits.units import COMPONENTS, TIED, Head, KVGroup, Neuron, component_of, layer_of, layout_of
 
@@ -136,7 +136,7 @@ class ParameterMask:
         masks = PackedTensors({name: invert(packed) for name, packed in self.packed.items()})
         return ParameterMask(masks, self.model, {"~": self.provenance})
 
-    def for_model(self, model: HookedTransformer) -> "ParameterMask":
+    def for_model(self, model: Model) -> "ParameterMask":
         """The same entries in another model of the same shape, on purpose: the check of `check` is waived once.
 
         Raises:
@@ -146,7 +146,7 @@ class ParameterMask:
         moved.check(model)
         return moved
 
-    def check(self, model: HookedTransformer) -> None:
+    def check(self, model: Model) -> None:
         """Raise a `CircuitsError` unless the mask was made for this model."""
         parameters = parameters_of(model)
         for name, packed in self.packed.items():
@@ -286,7 +286,7 @@ def _some(allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.zeros_like(allowed).masked_scatter_(allowed, drawn if few == count else ~drawn)
 
 
-def covered_parameters(model: HookedTransformer) -> dict[str, Tensor]:
+def covered_parameters(model: Model) -> dict[str, Tensor]:
     """The parameters of a model, each tensor of the checkpoint once: tied embeddings as the embedding alone."""
     tied = checkpoint_of(model).config.tie_word_embeddings
     return {name: value.detach() for name, value in parameters_of(model).items() if not (tied and name == TIED[1])}
@@ -303,7 +303,7 @@ def owner_of(parameter: str) -> type | None:
     return KVGroup if kind is Head and parameter[-1] in "KV" else kind
 
 
-def unit_mask(model: HookedTransformer, units: Iterable[Head | KVGroup | Neuron]) -> ParameterMask:
+def unit_mask(model: Model, units: Iterable[Head | KVGroup | Neuron]) -> ParameterMask:
     """All the parameters of some units.
 
     Args:

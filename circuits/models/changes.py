@@ -19,11 +19,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from circuits.errors import CircuitsError
-from circuits.models.architectures import ParameterSource, architecture_of
+from circuits.models.families import family_of
 from circuits.models.fingerprints import fingerprint_of
 from circuits.models.folder import is_adapter, weights_of
 from circuits.models.huggingface import has_tokenizer, load_config, load_huggingface, load_tokenizer, model_folder
-from circuits.units import TIED, Head, KVGroup, Neuron, component_of, layer_of, layout_of
+from circuits.models.rows import Row
+from circuits.units import Head, KVGroup, Neuron
 
 KINDS: tuple[str, ...] = ("model", "layer", "component", *(kind.NOUN for kind in (Head, KVGroup, Neuron)))
 
@@ -37,34 +38,32 @@ _SIZES = (
 )
 
 
-class _Parameters(Mapping[str, Tensor]):
-    """The parameters of a folder by their hooked names, each read when it is asked for."""
+class _Tensors(Mapping[str, Tensor]):
+    """The tensors of a folder, each read when it is asked for."""
 
     def __init__(self, folder: Path, config: PreTrainedConfig) -> None:
-        self.rows: dict[str, ParameterSource] = {row.hooked: row for row in architecture_of(config).sources(config)}
+        self.rows = {row.name: row for row in family_of(config).rows(config)}
         self.tied = bool(config.tie_word_embeddings)
-        embedding, unembedding = (self.rows[name].checkpoint for name in TIED)
-        self.names = {unembedding: embedding} if self.tied else {}
-        stored: Any = None if is_adapter(folder) else weights_of(folder)
-        if stored is None or any(self.stored_as(row) not in stored for row in self.rows.values()):
+        self.stored: Any = None if is_adapter(folder) else weights_of(folder)
+        if self.stored is None or any(row.tensor not in self.stored for row in self.rows.values()):
             # merged, or under names that only transformers knows
             model = load_huggingface(folder)
             self.tied = bool(model.config.tie_word_embeddings)
-            stored, self.names = dict(model.named_parameters(remove_duplicate=False)), {}
-        self.stored = stored
+            self.rows = {row.name: row for row in family_of(model.config).rows(model.config)}
+            self.stored = dict(model.named_parameters())
 
-    def stored_as(self, row: ParameterSource) -> str:
-        return self.names.get(row.checkpoint, row.checkpoint)
+    def parameter(self, row: Row) -> Tensor:
+        """A parameter as it is stored."""
+        return row.stored(self[row.tensor])
 
-    def __getitem__(self, hooked: str) -> Tensor:
-        row = self.rows[hooked]
-        return row.to_hooked(self.stored[self.stored_as(row)].detach().float())
+    def __getitem__(self, name: str) -> Tensor:
+        return self.stored[name].detach().float()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.rows)
+        return iter(dict.fromkeys(row.tensor for row in self.rows.values()))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len({row.tensor for row in self.rows.values()})
 
 
 @torch.no_grad()
@@ -90,21 +89,23 @@ def difference(base: str | Path, tuned: str | Path) -> pandas.DataFrame:
     """
     configs = [load_config(folder) for folder in (base, tuned)]
     _check_sizes([str(base), str(tuned)], configs)
-    before, after = (_Parameters(Path(folder), config) for folder, config in zip((base, tuned), configs, strict=True))
+    before, after = (_Tensors(Path(folder), config) for folder, config in zip((base, tuned), configs, strict=True))
     _check_words(base, tuned)
     sums: dict[tuple[str, int | None, str | None], Tensor] = {}
-    for name in before:
-        if name == TIED[1] and before.tied and after.tied:
+    for row in before.rows.values():
+        if row.kind == "unembedding" and before.tied and after.tied:
             continue
-        old, new = before[name], after[name]
+        old, new = before.parameter(row), after.parameter(after.rows[row.name])
         if old.shape != new.shape:
-            raise CircuitsError(f"{name} has the shape {tuple(old.shape)} in {base} and {tuple(new.shape)} in {tuned}")
-        layer, component, layout = layer_of(name), component_of(name), layout_of(name)
-        owned = _measures(old, new, layout.axis if layout.unit else None)
+            raise CircuitsError(
+                f"{row.name} has the shape {tuple(old.shape)} in {base} and {tuple(new.shape)} in {tuned}"
+            )
+        layer, component = row.layer, row.component
+        owned = _measures(old, new, row.axis if row.owner else None)
         if not bool(torch.isfinite(owned).all()):
-            raise CircuitsError(f"{name} holds numbers that are not finite in {base} or {tuned}")
-        if layout.unit is not None:
-            _add(sums, (layout.unit.NOUN, layer, component), owned)
+            raise CircuitsError(f"{row.name} holds numbers that are not finite in {base} or {tuned}")
+        if row.owner is not None:
+            _add(sums, (row.owner.NOUN, layer, component), owned)
         whole = owned.sum(1, keepdim=True)
         _add(sums, ("component", layer, component), whole)
         _add(sums, ("model", None, None), whole)
@@ -116,7 +117,7 @@ def difference(base: str | Path, tuned: str | Path) -> pandas.DataFrame:
     table = table.sort_values(["kind", "layer", "index"], kind="stable", ignore_index=True)
     table["kind"] = table["kind"].astype(str)
     table.attrs = {
-        side: fingerprint_of(config, tuple(values.rows.values()), values)
+        side: fingerprint_of(config, values)
         for side, config, values in zip(("base", "tuned"), configs, (before, after), strict=True)
     }
     return table
@@ -164,7 +165,7 @@ def _rows(kind: str, layer: int | None, component: str | None, values: Tensor) -
 
 def _check_sizes(names: list[str], configs: list[PreTrainedConfig]) -> None:
     one, two = names
-    kinds = [architecture_of(config).name for config in configs]
+    kinds = [family_of(config).ARCHITECTURE for config in configs]
     if kinds[0] != kinds[1]:
         raise CircuitsError(f"{one} is a {kinds[0]} and {two} a {kinds[1]}: compare checkpoints of one model")
     for key in (*_SIZES, "vocab_size"):

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from circuits.models.architectures import architecture_of
+from circuits.models.checkpoint import shape_of
+from circuits.models.families import family_of
+from circuits.models.fingerprints import fingerprint
 from circuits.models.folder import is_adapter, weights_of
 from circuits.models.huggingface import model_folder
-from circuits.models.loading import fingerprint, load_model, parameters_of, shape_of
+from circuits.models.loading import load_model
 from circuits.storage import read_json
-from circuits.units import TIED
 
 
 def describe(
@@ -34,11 +35,10 @@ def describe(
     """
     model = load_model(folder, dtype, device, adapter=adapter)
     checkpoint, shape = model.checkpoint, shape_of(model)
-    config, parameters = checkpoint.config, parameters_of(model)
-    tied = bool(config.tie_word_embeddings)
+    config, layout = checkpoint.config, checkpoint.layout
     stored = weights_of(model_folder(folder)).dtypes.values()
     facts: dict[str, Any] = {
-        "architecture": architecture_of(config).name,
+        "architecture": family_of(config).ARCHITECTURE,
         "base" if checkpoint.adapter else "folder": checkpoint.source,
     }
     if checkpoint.adapter:
@@ -46,18 +46,18 @@ def describe(
         facts["adapter"] = f"{checkpoint.adapter} ({method}, merged)"
     facts |= {
         "fingerprint": fingerprint(model),
-        "parameters": sum(value.numel() for name, value in parameters.items() if not (tied and name == TIED[1])),
+        "parameters": sum(tensor.numel() for tensor in checkpoint.tensors.values()),
         "stored as": ", ".join(sorted(set(stored))),
         "loaded as": dtype,
         "layers": shape.n_layers,
         "heads": shape.n_heads,
         "key/value groups": shape.n_key_value_heads,
         "neurons in a layer": shape.d_mlp,
-        "residual stream": int(model.cfg.d_model),
-        "head size": int(model.cfg.d_head),
-        "positions": int(model.cfg.n_ctx),
-        "vocabulary": int(model.cfg.d_vocab),
-        "embeddings": "tied" if tied else "not tied",
+        "residual stream": layout.d_model,
+        "head size": layout.d_head,
+        "positions": layout.n_ctx,
+        "vocabulary": layout.d_vocab,
+        "embeddings": "tied" if layout.tied else "not tied",
     }
     tokenizer = model.tokenizer
     if tokenizer is None:

@@ -1,20 +1,28 @@
-"""Running a hooked or a Hugging Face model: logits at the positions that matter."""
+"""Running a model: logits at the positions that matter, and activations.
 
-from collections.abc import Sequence
+The arithmetic (`lean_model`) does it, unless functions are hooked into the model: then the hookable model itself runs,
+so that they are honoured.
+"""
+
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
+from circuits.models.arithmetic import Site
+from circuits.models.checkpoint import lean_model
+from circuits.models.hookable import hook_name, user_hooks
 
-#: Where torch keeps the functions hooked into a module; those of TransformerLens' hook points are among them.
-_HOOKED = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+#: Tokens that the hookable model runs at once: it makes logits at every one of them.
+_TOKENS = 1 << 11
 
 
-def refuse_hooks(model: nn.Module, why: str = "it would have no effect here", parts: Sequence[str] = ("",)) -> None:
+def refuse_hooks(model: nn.Module, why: str = "it would have no effect here") -> None:
     """Raise a `CircuitsError` if a function is hooked into a model, forward or backward, by whatever means.
 
     What computes with a model's weights, and does not run the model itself, asks this first.
@@ -22,7 +30,6 @@ def refuse_hooks(model: nn.Module, why: str = "it would have no effect here", pa
     Args:
         model: the model.
         why: what would become of the function; the end of the sentence.
-        parts: only hooks inside these modules; the whole model if not given.
 
     Example:
         >>> from circuits import Head, ablate_heads, load_model
@@ -36,62 +43,95 @@ def refuse_hooks(model: nn.Module, why: str = "it would have no effect here", pa
         circuits.errors.CircuitsError: a function is hooked into the model at blocks.2.attn.hook_z: it would have no \
 effect here
     """
-    for part in parts:
-        for name, module in model.get_submodule(part).named_modules(prefix=part):
-            if any(getattr(module, kind) for kind in _HOOKED):
-                where = f" at {name}" if name else ""
-                raise CircuitsError(f"a function is hooked into the model{where}: {why}")
-
-
-def final_residual(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-    """The stream that the unembedding reads: before the final norm for a hooked model, after it for Hugging Face's."""
-    if isinstance(model, PreTrainedModel):
-        hidden: Tensor = model.base_model(tokens.to(model.device), use_cache=False).last_hidden_state
-        return hidden
-    hooked: Any = model
-    residual: Tensor = hooked(tokens.to(hooked.cfg.device), stop_at_layer=hooked.cfg.n_layers)
-    return residual
-
-
-def embed(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-    """The stream that enters the first layer of a hooked model."""
-    hooked: Any = model
-    residual: Tensor = hooked(tokens.to(hooked.cfg.device), stop_at_layer=0)
-    return residual
-
-
-def run_layer(
-    model: nn.Module, layer: int, residual: Float[Tensor, "batch pos d_model"]
-) -> Float[Tensor, "batch pos d_model"]:
-    """The stream that leaves a layer of a hooked model, given the one that enters it."""
-    hooked: Any = model
-    after: Tensor = hooked(residual, start_at_layer=layer, stop_at_layer=layer + 1)
-    return after
-
-
-def unembed(model: nn.Module, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
-    """Logits from `final_residual`, at any selection of positions.
-
-    Raises:
-        CircuitsError: a function is hooked into the final norm or the unembedding of a hooked model: it would not find
-            the positions that it may count on.
-    """
-    if isinstance(model, PreTrainedModel):
-        logits: Tensor = model.get_output_embeddings()(residual)
-        return logits
-    refuse_hooks(model, "it would not see the positions in their places", ("ln_final", "unembed"))
-    hooked: Any = model
-    flat = residual.reshape(1, -1, residual.shape[-1])
-    rows: Tensor = hooked.unembed(hooked.ln_final(flat))
-    return rows.reshape(*residual.shape[:-1], -1)
+    for found in user_hooks(model):
+        where = f" at {found.name}" if found.name else ""
+        raise CircuitsError(f"a function is hooked into the model{where}: {why}")
 
 
 def answer_logits(model: nn.Module, task: Task) -> Float[Tensor, "answer_token d_vocab"]:
-    """Logits that predict each answer token: read one position before it; only these positions are unembedded.
+    """Logits that predict each answer token: read one position before it.
 
     The order is that of ``task.answer_mask.nonzero()``. Padding is moved to the right, so that no token sees it.
+    Functions hooked into the model are run.
+
+    Args:
+        model: loaded with `circuits.load_model`, or a Hugging Face model.
+        task: what to predict.
     """
     task = task.right_padded()
     where = task.answer_mask.nonzero()
-    residual = final_residual(model, task.tokens)
-    return unembed(model, residual[where[:, 0].to(residual.device), where[:, 1].to(residual.device) - 1])
+    where[:, 1] -= 1
+    return logits_at(model, task.tokens, where)
+
+
+def logits_at(
+    model: nn.Module, tokens: Int[Tensor, "batch pos"], where: Int[Tensor, "answer 2"]
+) -> Float[Tensor, "answer d_vocab"]:
+    """Logits at some positions; functions hooked into the model are run.
+
+    Args:
+        model: loaded with `circuits.load_model`, or a Hugging Face model.
+        tokens: padded on the right, if at all.
+        where: pairs of example and position, sorted.
+    """
+    if not user_hooks(model):
+        return lean_model(model).logits_at(tokens, where)
+    return _hooked_logits(model, tokens, where)
+
+
+def _hooked_logits(model: Any, tokens: Tensor, where: Tensor) -> Tensor:
+    """The slow way, through the hookable model, with gradients if they are enabled."""
+    if isinstance(model, PreTrainedModel):
+        device = model.device
+    else:
+        device = torch.device(model.cfg.device)
+    found, rows = [], max(1, _TOKENS // tokens.shape[1])
+    for first in range(0, len(tokens), rows):
+        output = model(tokens[first : first + rows].to(device))
+        logits = output.logits if isinstance(model, PreTrainedModel) else output
+        here = where[(where[:, 0] >= first) & (where[:, 0] < first + rows)].to(device)
+        found.append(logits[here[:, 0] - first, here[:, 1]])
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def capture(
+    model: nn.Module, tokens: Int[Tensor, "batch pos"], sites: Iterable[Site]
+) -> dict[Site, Float[Tensor, "batch ..."]]:
+    """Run a model's layers and keep activations; functions hooked into the model are run.
+
+    Args:
+        model: loaded with `circuits.load_model`.
+        tokens: padded on the right, if at all.
+        sites: pairs of layer and name (`circuits.models.SITES`).
+
+    Raises:
+        CircuitsError: the model has no such activation.
+
+    Example:
+        >>> from circuits import load_model
+        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.training import new_model
+        >>> model = load_model(new_model("tiny-llama", word_tokenizer()))
+        >>> {site: tuple(x.shape) for site, x in capture(model, torch.tensor([[5, 6, 7]]), [(2, "pattern")]).items()}
+        {(2, 'pattern'): (1, 4, 3, 3)}
+    """
+    wanted: Sequence[Site] = list(sites)
+    kept: dict[Site, Tensor] = {}
+
+    def keep(site: Site) -> Any:
+        def look(activation: Tensor, _: Any = None, **__: Any) -> Tensor:
+            kept[site] = activation.detach().clone()
+            return activation
+
+        return look
+
+    if user_hooks(model):
+        hooked: Any = model
+        hooks = [(hook_name(model, site), keep(site)) for site in wanted]
+        with hooked.hooks(fwd_hooks=hooks):
+            hooked(tokens.to(hooked.cfg.device))
+    elif wanted:
+        last = max(layer for layer, _ in wanted)
+        lean_model(model).run(tokens, last + 1, visits={site: keep(site) for site in wanted})
+    return kept

@@ -7,6 +7,7 @@
    pass on a few tokens show that a change at each of them reaches the logits.
 """
 
+import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from circuits.errors import CircuitsError
+from circuits.models.arithmetic import Site
+from circuits.models.families import family_of
 from circuits.models.quiet import quiet
+from circuits.models.uninterrupted import uninterrupted
 
 #: Site → its hook point inside a block. ``resid_mid`` is not among them: at the bridge's an edit reaches the MLP alone.
 _SITES = {
@@ -91,7 +95,8 @@ def hookable(
     if backend == "hooked_transformer":
         from circuits.models.hooked_transformer import hooked_transformer
 
-        model = hooked_transformer(reference)
+        family = family_of(_named(reference))
+        model = hooked_transformer(reference, family.rows(reference.config), family.layout(reference.config))
         if tokenizer is not None:
             model.tokenizer = tokenizer
     else:
@@ -101,6 +106,48 @@ def hookable(
     # the tokenizer alone decides whether there is a first token of its own
     model.cfg.tokenizer_prepends_bos = model.cfg.default_prepend_bos = prepends
     return model
+
+
+def _named(reference: PreTrainedModel) -> Any:
+    config = copy.copy(reference.config)
+    config.architectures = [type(reference).__name__]
+    return config
+
+
+def hook_name(model: nn.Module, site: Site) -> str:
+    """The name of the hook point of an activation.
+
+    Args:
+        model: made with `hookable`.
+        site: layer and name.
+
+    Raises:
+        CircuitsError: the model has none that means the same with both backends.
+
+    Example:
+        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.training import new_model
+        >>> hook_name(hookable(new_model("tiny-llama", word_tokenizer())), (3, "z"))
+        'blocks.3.attn.hook_z'
+    """
+    layer, name = site
+    hooked: Any = model
+    if name not in _SITES or not 0 <= layer < int(hooked.cfg.n_layers):
+        raise CircuitsError(f"the model has no hook point for {name} in layer {layer}")
+    return f"blocks.{layer}.{_SITES[name]}"
+
+
+@uninterrupted
+def hooked(model: nn.Module, functions: Mapping[str, Callable[[torch.Tensor, Any], Any]]) -> Iterator[None]:
+    """Inside the block, a function acts at each named hook point of every forward pass.
+
+    Args:
+        model: made with `hookable`.
+        functions: hook point → function of the activation and the hook; what it returns takes the activation's place.
+    """
+    either: Any = model
+    with either.hooks(fwd_hooks=list(functions.items())):
+        yield
 
 
 def hook_points(model: nn.Module, layer: int) -> dict[str, str]:
@@ -172,6 +219,8 @@ def probe(model: nn.Module) -> None:
     finally:
         for point in added:
             point.fwd_hooks.pop().hook.remove()
+        with torch.no_grad():
+            hooked(tokens)  # the bridge keeps what it computed last, and a graph in it could not be copied
     for name, gradient in zip(steps, gradients, strict=True):
         if gradient is None or float(gradient) == 0:
             raise CircuitsError(
@@ -203,7 +252,7 @@ def user_hooks(model: nn.Module) -> list[UserHook]:
     Functions that torch, transformers, TransformerLens and accelerate register for themselves are left out.
 
     Args:
-        model: made with `hookable`.
+        model: made with `hookable`, or a Hugging Face model.
 
     Example:
         >>> from circuits.datasets import word_tokenizer
@@ -216,9 +265,10 @@ def user_hooks(model: nn.Module) -> list[UserHook]:
         []
     """
     hooked: Any = model
-    points: dict[str, Any] = hooked.hook_dict
+    points: dict[str, Any] = getattr(hooked, "hook_dict", {})
+    layers = int(hooked.cfg.n_layers) if points else 0
     # the bridge has several names for a hook point, of which the last is the one we use
-    ours = [f"blocks.{layer}.{name}" for layer in range(int(hooked.cfg.n_layers)) for name in _SITES.values()]
+    ours = [f"blocks.{layer}.{name}" for layer in range(layers) for name in _SITES.values()]
     names = {id(points[name]): name for name in (*points, *ours) if name in points}
     found, managed = [], set()
     for point in {id(point): point for point in points.values()}.values():

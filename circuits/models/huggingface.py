@@ -1,11 +1,8 @@
 """Local Hugging Face checkpoints and tokenizers, refused unless they are complete."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,10 +14,9 @@ from transformers import (
 
 from circuits.errors import CircuitsError
 from circuits.models.adapters import merge_adapter
-from circuits.models.architectures import architecture_of
+from circuits.models.families import family_of, named_family
 from circuits.models.folder import base_of, check_config, check_folder, first_line, is_adapter, weights_of
 from circuits.models.quiet import quiet
-from circuits.models.uninterrupted import uninterrupted
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 
@@ -34,9 +30,7 @@ def load_config(folder: str | Path) -> PreTrainedConfig:
     folder = model_folder(folder)
     settings = check_config(folder)
     try:
-        architecture_of(
-            SimpleNamespace(architectures=settings.get("architectures"), model_type=settings.get("model_type"))
-        )
+        named_family(settings.get("architectures"), settings.get("model_type"))
     except CircuitsError as error:
         if "auto_map" not in settings:
             raise
@@ -46,7 +40,10 @@ def load_config(folder: str | Path) -> PreTrainedConfig:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a config's own checks raise many kinds; each means that it cannot be used
         raise CircuitsError(f"{folder / 'config.json'} cannot be read: {first_line(error)}") from None
-    architecture_of(config)
+    try:
+        family_of(config)
+    except CircuitsError as error:
+        raise CircuitsError(f"{folder} is not supported: {error}") from None
     return config
 
 
@@ -165,33 +162,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int, source:
 
 
 def empty_huggingface(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A Hugging Face model whose parameters have shapes but no memory: to be used with `lending`."""
+    """A Hugging Face model whose parameters have shapes but no memory."""
     from accelerate import init_empty_weights
 
     with quiet(), torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-
-
-@uninterrupted
-def lending(shell: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> Iterator[PreTrainedModel]:
-    """Inside the block, a Hugging Face model has these tensors as its parameters, without a copy and without gradients.
-
-    Args:
-        shell: made with `empty_huggingface`, or any other model that is not needed for itself.
-        tensors: for every parameter, tied ones under both names.
-    """
-
-    def give(values: Mapping[str, torch.Tensor]) -> None:
-        for name, value in values.items():
-            owner, _, leaf = name.rpartition(".")
-            setattr(shell.get_submodule(owner), leaf, nn.Parameter(value.detach(), requires_grad=False))
-
-    device = next(iter(tensors.values())).device
-    for module in shell.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
-    try:
-        give(tensors)
-        yield shell
-    finally:
-        give({name: torch.empty_like(value, device="meta") for name, value in tensors.items()})

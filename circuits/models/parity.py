@@ -1,42 +1,48 @@
 """What is checked before a model is handed out: every path that numbers take gives the checkpoint's logits.
 
-1. The Hugging Face model that was read is the reference. Three paths compute with the hooked model's parameters: the
-   hooked model itself (hooks, curves, grafts), the lean model (the engine) and the Hugging Face view (traces).
-2. All read the same random tokens. Logits must agree with the reference: in float32 to 1e-4, or to 1e-5 of the largest
-   logit where that is more.
+1. The Hugging Face model that was read is the reference. Two paths compute with its tensors: the lean model (all our
+   numbers) and the hookable model (what a user explores with).
+2. All read the same random tokens: twelve, or a few more than the shortest sliding window if that is no longer than
+   the model's own context and a thousand. Logits must agree with the reference: in float32 to 1e-4, or to 1e-5 of the
+   largest logit where that is more.
 3. Where they do not, the residual streams are compared, and the path and the first layer that departs are named.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from circuits.errors import CircuitsError
-from circuits.models.lean import LeanModel
-from circuits.models.loading import HookedTransformer, Parity, huggingface_view
+from circuits.models.checkpoint import Parity, checkpoint_of, lean_model
+from circuits.models.hookable import hook_name
+from circuits.models.layout import Layout
 from circuits.models.quiet import quiet
 
-#: How far logits may lie apart, as a share of the largest one. In half precision the two libraries round attention
-#: scores at different places: 6 % apart in bfloat16 after the 30 layers of SmolLM2-135M; wrong weights are 100 % apart.
+#: How far logits may lie apart, as a share of the largest one. In half precision the libraries round attention scores at
+#: different places: 6 % apart in bfloat16 after the 30 layers of SmolLM2-135M; wrong weights are 100 % apart.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+
+#: The shortest probe, how far it goes beyond a window, and the longest.
+_SHORT, _BEYOND, _LONG = 12, 4, 1024
 
 #: The stream before each layer, and the logits.
 _Run = tuple[list[Tensor], Tensor]
 
 
 @torch.no_grad()
-def check_parity(model: HookedTransformer, reference: PreTrainedModel) -> Parity:
+def check_parity(model: nn.Module, reference: PreTrainedModel) -> Parity:
     """How far every path is from the logits of the reference; too far raises a `CircuitsError`."""
-    vocabulary = int(model.cfg.d_vocab)
-    tokens = torch.randint(vocabulary, (2, 12), generator=torch.Generator().manual_seed(0)).to(reference.device)
-    expected_streams, expected = _huggingface(reference, tokens)
+    layout = checkpoint_of(model).layout
+    tokens = torch.randint(layout.d_vocab, (2, _length(layout)), generator=torch.Generator().manual_seed(0))
+    expected_streams, expected = _huggingface(reference, tokens.to(reference.device))
     allowed = max(1e-4, _TOLERANCE[reference.dtype] * float(expected.abs().max()))
     differences = {}
     for name, path in _PATHS.items():
-        streams, logits = path(model, tokens)
+        streams, logits = path(model, tokens.to(reference.device))
         difference = differences[name] = float((logits - expected).abs().max())
         if difference <= allowed:
             continue
@@ -55,6 +61,13 @@ def check_parity(model: HookedTransformer, reference: PreTrainedModel) -> Parity
     return Parity(tokens.shape[1], allowed, differences)
 
 
+def _length(layout: Layout) -> int:
+    windows = [window for window in layout.windows if window is not None]
+    beyond = min(windows, default=0) + _BEYOND
+    longest = min(_LONG, layout.n_ctx)
+    return min(longest, max(_SHORT, beyond if beyond <= longest else 0))
+
+
 def _huggingface(model: PreTrainedModel, tokens: Int[Tensor, "batch pos"]) -> _Run:
     with quiet():
         found = model(tokens, output_hidden_states=True, use_cache=False)
@@ -62,25 +75,28 @@ def _huggingface(model: PreTrainedModel, tokens: Int[Tensor, "batch pos"]) -> _R
     return list(found.hidden_states[:-1]), found.logits
 
 
-def _hooked(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> _Run:
-    with quiet():
-        logits, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_resid_pre"))
-    return [cache[f"blocks.{layer}.hook_resid_pre"] for layer in range(model.cfg.n_layers)], logits
+def _hookable(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> _Run:
+    either: Any = model
+    names = [hook_name(model, (layer, "resid_pre")) for layer in range(checkpoint_of(model).layout.n_layers)]
+    streams: list[Tensor] = []
+
+    def keep(stream: Tensor, hook: Any) -> None:  # noqa: ARG001
+        streams.append(stream)
+
+    with quiet(), either.hooks(fwd_hooks=[(name, keep) for name in names]):
+        logits = either(tokens)
+    return streams, logits
 
 
-def _lean(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> _Run:
-    lean = LeanModel(model)
-    streams = [stream.view(*tokens.shape, -1) for stream in lean.streams(tokens)]
-    return streams[:-1], lean.unembed(streams[-1])
+def _lean(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> _Run:
+    lean, streams = lean_model(model), []
+
+    def keep(stream: Tensor, _: Tensor | None) -> Tensor:
+        streams.append(stream)
+        return stream
+
+    last = lean.run(tokens, visits={(layer, "resid_pre"): keep for layer in range(lean.n_layers)})
+    return streams, lean.unembed(last)
 
 
-def _view(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> _Run:
-    with huggingface_view(model) as view:
-        return _huggingface(view, tokens)
-
-
-_PATHS: dict[str, Callable[[HookedTransformer, Tensor], _Run]] = {
-    "hooked model": _hooked,
-    "lean model": _lean,
-    "Hugging Face view": _view,
-}
+_PATHS: dict[str, Callable[[nn.Module, Tensor], _Run]] = {"lean model": _lean, "hookable model": _hookable}

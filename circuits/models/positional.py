@@ -1,64 +1,38 @@
 """Two sets of weights in one forward pass: which of them a token passes through depends on its position.
 
-1. Every projection of a layer reads an input x and writes y = x W + b: query, key, value, attention output, and the two
-   or three of the MLP. Other weights W' and b' for some of them are given.
-2. The forward pass runs with the model's own weights. Where a projection has others, its input is kept, y' = x W' + b'
-   is computed beside y, and each position takes one or the other.
-3. So keys and values of a token come from its own weights, whoever attends to it, and no copy of the model is made.
+1. The hookable model runs with its own weights. Other weights for some of its parameters are given.
+2. In every layer that has others, the stream before the layer is kept. At the hook points of queries, keys and values
+   the same arithmetic runs with the other weights on it, and each position takes one or the other.
+3. So it is with what attention writes, given the heads' outputs, with the neurons, given the stream between attention
+   and MLP, and with what the MLP writes, given the neurons.
+4. So keys and values of a token come from its own weights, whoever attends to it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Int
-from torch import Tensor, einsum, where
+from torch import Tensor, nn
 
 from circuits.errors import CircuitsError
-from circuits.models.hooks import HookPoints
-from circuits.models.loading import HookedTransformer, parameters_of
+from circuits.models.arithmetic import LeanModel
+from circuits.models.checkpoint import checkpoint_of, lean_model, rows_of
+from circuits.models.hookable import hook_name
 from circuits.models.uninterrupted import uninterrupted
 
-
-@dataclass(frozen=True)
-class _Projection:
-    reads: str
-    writes: str
-    weight: str
-    bias: str
-    pattern: str
+#: The hook points of a layer that are read or written, in the order in which they fire.
+_SITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "post", "mlp_out")
 
 
-def _projections(model: HookedTransformer) -> list[_Projection]:
-    rows = []
-    under = "_" if model.cfg.n_key_value_heads else ""
-    for layer in range(model.cfg.n_layers):
-        hooks, block = HookPoints(layer), f"blocks.{layer}."
-        attention, mlp = f"{block}attn", f"{block}mlp"
-        for letter, writes, grouped in (("Q", hooks.q, ""), ("K", hooks.k, under), ("V", hooks.v, under)):
-            weight, bias = f"{attention}.{grouped}W_{letter}", f"{attention}.{grouped}b_{letter}"
-            rows.append(_Projection(attention, writes, weight, bias, "b p m, h m d -> b p h d"))
-        output = "b p h d, h d m -> b p m"
-        rows.append(_Projection(hooks.z, hooks.attention_out, f"{attention}.W_O", f"{attention}.b_O", output))
-        if model.cfg.gated_mlp:
-            # their biases are TransformerLens' own
-            rows.append(_Projection(mlp, hooks.pre, f"{mlp}.W_gate", "", "b p m, m n -> b p n"))
-            rows.append(_Projection(mlp, hooks.pre_linear, f"{mlp}.W_in", "", "b p m, m n -> b p n"))
-        else:
-            rows.append(_Projection(mlp, hooks.pre, f"{mlp}.W_in", f"{mlp}.b_in", "b p m, m n -> b p n"))
-        rows.append(_Projection(hooks.post, hooks.mlp_out, f"{mlp}.W_out", f"{mlp}.b_out", "b p n, n m -> b p m"))
-    return rows
-
-
-def positional_parameters(model: HookedTransformer) -> list[str]:
-    """The parameters that `positional_weights` can give two values: weights and biases of attention and MLP."""
-    present = parameters_of(model)
-    return [name for row in _projections(model) for name in (row.weight, row.bias) if name in present]
+def positional_parameters(model: nn.Module) -> list[str]:
+    """The parameters that `positional_weights` can give two values: those of attention, MLP and a layer's norms."""
+    return [row.name for row in rows_of(model).values() if row.layer is not None]
 
 
 @uninterrupted
 def positional_weights(
-    model: HookedTransformer,
+    model: nn.Module,
     weights: Mapping[str, Tensor],
     positions: Callable[[Int[Tensor, "batch pos"]], Bool[Tensor, "batch pos"]],
 ) -> Iterator[None]:
@@ -74,63 +48,82 @@ def positional_weights(
     """
     for name in weights.keys() - set(positional_parameters(model)):
         raise CircuitsError(
-            f"{name} cannot differ from position to position: only weights and biases of attention and MLP can"
+            f"{name} cannot differ from position to position: only weights and biases of attention, MLP and a "
+            "layer's norms can"
         )
-    rows = [row for row in _projections(model) if row.weight in weights or row.bias in weights]
-    own = dict(model.named_parameters())
-    inputs: dict[str, Tensor] = {}
+    other = _other(model, weights)
+    layers = sorted({row.layer for row in rows_of(model).values() if row.name in weights and row.layer is not None})
+    hookable: Any = model
     chosen: list[Tensor] = []
+    acting: list[Any] = []
+    kept: dict[tuple[int, str], Tensor] = {}
 
-    def choose(_: Any, args: tuple[Tensor, ...]) -> None:
-        chosen[:] = [positions(args[0])]
-        with hooked_anew():
+    def choose(_: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        tokens = args[0] if args else next(iter(kwargs.values()))
+        chosen[:] = [positions(tokens)]
+        with anew():
             pass
 
     @uninterrupted
-    def hooked_anew() -> Iterator[None]:
+    def anew() -> Iterator[None]:
         # for each pass: other functions in the model come after what is written and before what is read
         for handle in acting:
             handle.remove()
-        points = model.hook_dict
-        acting[:] = [points[row.writes].register_forward_hook(mix(row), prepend=True) for row in rows]
-        acting.extend(points[name].register_forward_hook(keep(name)) for name in reads if name in points)
+        points = hookable.hook_dict
+        acting.clear()
+        for layer in layers:
+            for site in _SITES:
+                point = points[hook_name(model, (layer, site))]
+                if site not in ("resid_pre", "z"):
+                    acting.append(point.register_forward_hook(write(layer, site), prepend=True))
+                acting.append(point.register_forward_hook(keep(layer, site)))
         yield
 
-    def keep(name: str) -> Callable[..., None]:
+    def keep(layer: int, site: str) -> Callable[..., None]:
         def hook(_: Any, __: Any, activation: Tensor) -> None:
-            inputs[name] = activation
+            kept[layer, site] = activation
 
         return hook
 
-    def keep_input(name: str) -> Callable[..., None]:
-        def hook(_: Any, args: Any, kwargs: Any) -> None:
-            inputs[name] = args[0] if args else kwargs["query_input"]
+    def write(layer: int, site: str) -> Callable[..., Tensor]:
+        def hook(_: Any, __: Any, activation: Tensor) -> Tensor:
+            found = _computed(other, layer, site, kept).view_as(activation)
+            at = chosen[0].to(activation.device)
+            return torch.where(at.view(*at.shape, *(1,) * (activation.dim() - 2)), found, activation)
 
         return hook
 
-    def mix(row: _Projection) -> Callable[[Any, Any, Tensor], Tensor]:
-        weight, bias = (weights.get(name, own.get(name)) for name in (row.weight, row.bias))
-
-        def write(_: Any, __: Any, output: Tensor) -> Tensor:
-            other = einsum(row.pattern, inputs[row.reads], weight)
-            other = other if bias is None else other + bias
-            at = chosen[0].to(output.device)
-            return where(at.view(*at.shape, *(1,) * (output.dim() - 2)), other, output)
-
-        return write
-
-    acting: list[Any] = []
-    reads = {row.reads for row in rows}
     handles: list[Any] = []
-    modules = dict(model.named_modules())
     try:
-        handles.append(model.embed.register_forward_pre_hook(choose))
-        for name in reads:
-            if name not in model.hook_dict:
-                handles.append(modules[name].register_forward_pre_hook(keep_input(name), with_kwargs=True))
+        handles.append(hookable.embed.register_forward_pre_hook(choose, with_kwargs=True))
         yield
     finally:
         for handle in [*handles, *acting]:
             handle.remove()
     if not chosen:
         raise CircuitsError("tokens were to pass through other weights, but the model was never run inside the block")
+
+
+def _other(model: nn.Module, weights: Mapping[str, Tensor]) -> LeanModel:
+    """The arithmetic with the other weights; tensors that have none are the model's own."""
+    checkpoint, rows = checkpoint_of(model), rows_of(model)
+    lean_model(model)  # refuses a model whose parameters were replaced
+    tensors = {name: tensor.detach() for name, tensor in checkpoint.tensors.items()}
+    for name in {rows[each].tensor for each in weights}:
+        tensors[name] = tensors[name].clone()
+    for name, value in weights.items():
+        rows[name].stored(tensors[rows[name].tensor]).copy_(value)
+    return LeanModel(tensors, checkpoint.rows, checkpoint.layout)
+
+
+def _computed(other: LeanModel, layer: int, site: str, kept: Mapping[tuple[int, str], Tensor]) -> Tensor:
+    """An activation of a layer as the other weights compute it from what was kept."""
+    weights, stream = other.layers[layer], kept[layer, "resid_pre"]
+    if site in ("q", "k", "v"):
+        return weights.queries_keys_values(weights.attention_input(stream))["qkv".index(site)]
+    if site == "attn_out":
+        return weights.attention_out(kept[layer, "z"].flatten(2))
+    if site == "post":
+        middle = stream if other.parallel else stream + kept[layer, "attn_out"]
+        return weights.hidden(weights.mlp_input(middle))
+    return weights.mlp_out(kept[layer, "post"])

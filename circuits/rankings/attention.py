@@ -20,7 +20,7 @@ from torch import Tensor
 
 from circuits.datasets import Role, Task
 from circuits.errors import CircuitsError
-from circuits.models import HookedTransformer, HookPoints, capture, head_output, shape_of, unembed
+from circuits.models import Model, HookPoints, capture, head_output, shape_of, unembed
 from circuits.units import Head, ModelShape
 
 BEHAVIOURS: tuple[str, ...] = ("subject_linking", "relation_focusing")
@@ -87,7 +87,7 @@ def _score(pattern: Float[Tensor, "... query key"], mask: Tensor) -> Float[Tenso
 
 
 def read_head(
-    model: HookedTransformer, head: Head, task: Task, example: int, title: str = "", top: int = 8
+    model: Model, head: Head, task: Task, example: int, title: str = "", top: int = 8
 ) -> HeadReading:
     """What one head does on one example of a task, up to the token that predicts the answer.
 
@@ -144,14 +144,14 @@ def read_head(
     )
 
 
-def token_texts(model: HookedTransformer, tokens: Tensor) -> list[str]:
+def token_texts(model: Model, tokens: Tensor) -> list[str]:
     """Tokens as a reader wants to see them: without the marks a tokenizer puts for white space."""
     decoded = [str(model.tokenizer.decode([token])) for token in tokens.tolist()]
     return [text.strip() or repr(text) for text in decoded]
 
 
 @torch.no_grad()
-def attention_scores(model: HookedTransformer, tasks: dict[str, Task], batch_size: int = 64) -> pandas.DataFrame:
+def attention_scores(model: Model, tasks: dict[str, Task], batch_size: int = 64) -> pandas.DataFrame:
     """How strongly every head shows each behaviour, in every format.
 
     Args:
@@ -207,7 +207,7 @@ def _head_table(shape: ModelShape, columns: dict[str, Tensor]) -> pandas.DataFra
 
 
 @torch.no_grad()
-def induction_scores(model: HookedTransformer, length: int = 32, sequences: int = 8, seed: int = 0) -> pandas.DataFrame:
+def induction_scores(model: Model, length: int = 32, sequences: int = 8, seed: int = 0) -> pandas.DataFrame:
     """How much every head is an induction head: attention to what followed the same token before.
 
     Args:

@@ -26,7 +26,7 @@ from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.masks import MODES, NAMES_OF_ANSWERS, ParameterMask, graft
 from circuits.metrics import evaluate
-from circuits.models import HookedTransformer, identity, parameters_of, require_start, shape_of
+from circuits.models import Model, identity, parameters_of, require_start, shape_of
 from circuits.rankings.subsets import (
     Kind,
     Switch,
@@ -76,8 +76,8 @@ def default_counts(units: int, *, halvings: int | None = None) -> list[int]:
 
 def sufficient_curve(
     rankings: pandas.DataFrame,
-    pre: HookedTransformer,
-    fine_tuned: HookedTransformer,
+    pre: Model,
+    fine_tuned: Model,
     tasks: Sequence[Task],
     counts: Sequence[int] | None = None,
     rest: str = "fine_tuned",
@@ -148,9 +148,9 @@ def sufficient_curve(
 
 def critical_curve(
     rankings: pandas.DataFrame,
-    fine_tuned: HookedTransformer,
+    fine_tuned: Model,
     tasks: Sequence[Task],
-    pre: HookedTransformer | None = None,
+    pre: Model | None = None,
     mode: str = "revert",
     reference: Task | None = None,
     counts: Sequence[int] | None = None,
@@ -204,12 +204,12 @@ def critical_curve(
     return answers if per_answer else curve_means(answers)
 
 
-def _answered(model: HookedTransformer, tasks: Sequence[Task]) -> list[pandas.Series]:
+def _answered(model: Model, tasks: Sequence[Task]) -> list[pandas.Series]:
     """Which answers of each task a model gives."""
     return [evaluate(model, task)["exact_match"] for task in tasks]
 
 
-def _rest(model: HookedTransformer, kind: Kind, groups: bool, wanted: bool) -> ParameterMask:
+def _rest(model: Model, kind: Kind, groups: bool, wanted: bool) -> ParameterMask:
     """All parameters that belong to no unit of a kind, nor with ``groups`` to a group of heads; none if not wanted."""
     owned = {row.name for row in owned_parameters(model, kind, groups)}
     masks = {
@@ -225,7 +225,7 @@ class _Plan:
     def __init__(
         self,
         rankings: pandas.DataFrame,
-        model: HookedTransformer,
+        model: Model,
         tasks: Sequence[Task],
         counts: Sequence[int] | None,
         groups: bool,
@@ -270,7 +270,7 @@ class _Plan:
         self.groups = (count_groups(model, self.subsets) if grouped else torch.zeros(len(subsets)).long()).tolist()
 
     def measure(
-        self, condition: str, model: HookedTransformer, switch: Switch, whole: dict[str, list[pandas.Series]]
+        self, condition: str, model: Model, switch: Switch, whole: dict[str, list[pandas.Series]]
     ) -> pandas.DataFrame:
         """Score every subset on every answer; beside it which answers whole models give."""
         about = f"{condition} {self.kind.NOUN}s"
@@ -347,7 +347,7 @@ def curve_areas(answers: pandas.DataFrame) -> pandas.DataFrame:
     return wide.index.to_frame(index=False).assign(area=areas)
 
 
-def _counted_twice(model: HookedTransformer) -> tuple[str, ...]:
+def _counted_twice(model: Model) -> tuple[str, ...]:
     return TIED[1:] if model.checkpoint.config.tie_word_embeddings else ()
 
 

@@ -24,7 +24,7 @@ from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions import run_interventions, single
 from circuits.masks import ParameterMask
-from circuits.models import HookedTransformer, checkpoint_of, identity, parameters_of, require_start, shape_of
+from circuits.models import Model, checkpoint_of, identity, parameters_of, require_start, shape_of
 from circuits.rankings.subsets import Kind, unit_sums
 from circuits.storage import digest
 from circuits.tracing import GradientTrace
@@ -47,8 +47,8 @@ class Evidence:
         check_start: refuse a ``pre`` if the checkpoint of ``fine_tuned`` says that it was trained from another model.
     """
 
-    fine_tuned: HookedTransformer
-    pre: HookedTransformer | None = None
+    fine_tuned: Model
+    pre: Model | None = None
     traces: Mapping[str, GradientTrace] = field(default_factory=dict)
     shared: ParameterMask | None = None
     grafted: ParameterMask | None = None

@@ -24,7 +24,7 @@ from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.metrics import answer_scores
 from circuits.models import (
-    HookedTransformer,
+    Model,
     HookPoints,
     capture,
     editing,
@@ -67,7 +67,7 @@ class OwnedParameter:
         return units.unflatten(-1, (shape.n_key_value_heads, -1)).any(-1) if self.grouped else units
 
 
-def owned_parameters(model: HookedTransformer, kind: Kind, groups: bool = True) -> list[OwnedParameter]:
+def owned_parameters(model: Model, kind: Kind, groups: bool = True) -> list[OwnedParameter]:
     """The parameters whose slices belong to units of a kind; for heads with ``groups`` also their groups'."""
     owned = []
     for name in parameters_of(model):
@@ -79,7 +79,7 @@ def owned_parameters(model: HookedTransformer, kind: Kind, groups: bool = True) 
 
 
 def unit_sums(
-    model: HookedTransformer, kind: Kind, value: Callable[[str], Tensor | None]
+    model: Model, kind: Kind, value: Callable[[str], Tensor | None]
 ) -> Float[Tensor, "layer unit"]:
     """Sum a value over the parameters of each unit; a head gets its equal share of what its key/value group has.
 
@@ -111,7 +111,7 @@ def unit_sums(
 
 
 def count_parameters(
-    model: HookedTransformer, kind: Kind, subsets: Bool[Tensor, "subset layer unit"], groups: bool = True
+    model: Model, kind: Kind, subsets: Bool[Tensor, "subset layer unit"], groups: bool = True
 ) -> Int[Tensor, " subset"]:
     """How many parameters the units of each subset own; with ``groups`` those of each key/value group count once."""
     shape, parameters = shape_of(model), parameters_of(model)
@@ -122,7 +122,7 @@ def count_parameters(
     return counts
 
 
-def count_groups(model: HookedTransformer, subsets: Bool[Tensor, "subset layer head"]) -> Int[Tensor, " subset"]:
+def count_groups(model: Model, subsets: Bool[Tensor, "subset layer head"]) -> Int[Tensor, " subset"]:
     """How many key/value groups the heads of each subset read; none where keys and values are not grouped."""
     shape = shape_of(model)
     if shape.n_heads == shape.n_key_value_heads:
@@ -132,7 +132,7 @@ def count_groups(model: HookedTransformer, subsets: Bool[Tensor, "subset layer h
 
 
 @uninterrupted
-def swapping(model: HookedTransformer, other: HookedTransformer, kind: Kind, groups: bool = True) -> Iterator[Switch]:
+def swapping(model: Model, other: Model, kind: Kind, groups: bool = True) -> Iterator[Switch]:
     """Inside the block, a switch gives the units of a subset the weights of another model, and all others their own.
 
     Only slices whose owner enters or leaves the subset are written. At the end every weight is the model's own again,
@@ -182,7 +182,7 @@ def swapping(model: HookedTransformer, other: HookedTransformer, kind: Kind, gro
 
 @uninterrupted
 def ablating(
-    model: HookedTransformer, kind: Kind, outputs: Float[Tensor, "layer unit #width"] | None = None
+    model: Model, kind: Kind, outputs: Float[Tensor, "layer unit #width"] | None = None
 ) -> Iterator[Switch]:
     """Inside the block, a switch makes the units of a subset put out a fixed value in every forward pass.
 
@@ -219,7 +219,7 @@ def _hook_points(shape: ModelShape, kind: Kind) -> list[str]:
 
 @torch.no_grad()
 def mean_outputs(
-    model: HookedTransformer, reference: Task, kind: Kind, batch_size: int = 64
+    model: Model, reference: Task, kind: Kind, batch_size: int = 64
 ) -> Float[Tensor, "layer unit width"]:
     """Mean output of every unit over all tokens of a reference set; padding is not counted.
 
@@ -241,7 +241,7 @@ def mean_outputs(
 
 @torch.no_grad()
 def score_subsets(
-    model: HookedTransformer,
+    model: Model,
     tasks: Sequence[Task],
     subsets: Bool[Tensor, "subset layer unit"],
     switch: Switch,

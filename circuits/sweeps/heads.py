@@ -9,7 +9,7 @@ from circuits.errors import CircuitsError
 from circuits.interventions import ABLATIONS, run_interventions, single
 from circuits.interventions.engine import with_corrections
 from circuits.metrics import Metric
-from circuits.models import HookedTransformer, shape_of
+from circuits.models import Model, shape_of
 from circuits.units import Head
 
 _METRICS: tuple[str, ...] = ("exact_match", "log_prob")
@@ -25,7 +25,7 @@ def _by_head(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def sweep_heads(
-    model: HookedTransformer,
+    model: Model,
     tasks: Sequence[Task],
     modes: str | Sequence[str] = ABLATIONS,
     reference: Task | None = None,
@@ -63,7 +63,7 @@ def sweep_heads(
 
 
 def sweep_patches(
-    model: HookedTransformer, source: Task, target: Task, mode: str = "patch", heads: Sequence[Head] | None = None
+    model: Model, source: Task, target: Task, mode: str = "patch", heads: Sequence[Head] | None = None
 ) -> pandas.DataFrame:
     """Patch every head alone from a source run into a target run.
 

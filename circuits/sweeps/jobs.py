@@ -29,7 +29,7 @@ from circuits.interventions import (
     screen_interventions,
 )
 from circuits.interventions.engine import answers_table, means_table
-from circuits.models import HookedTransformer, fingerprint, load_model, shape_of
+from circuits.models import Model, fingerprint, load_model, shape_of
 from circuits.storage import digest
 from circuits.sweeps.plan import Job, SweepPlan
 
@@ -64,7 +64,7 @@ class PreparedSweep:
             raise CircuitsError(f"there is no folder {model}: give the path of a checkpoint on this machine")
         self.dataset = dataset_of(model) if plan.dataset is None else FactDataset(plan.dataset)
         self.model = load_model(model, plan.dtype, plan.device)
-        self.pre: HookedTransformer | None = None
+        self.pre: Model | None = None
         if plan.pre is not None:
             self.pre = load_model(plan.pre, plan.dtype, plan.device)
             if shape_of(self.pre) != shape_of(self.model):

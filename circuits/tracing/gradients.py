@@ -35,7 +35,7 @@ from circuits.datasets import Role, Task
 from circuits.errors import CircuitsError
 from circuits.models import (
     COMPONENTS,
-    HookedTransformer,
+    Model,
     ParameterSource,
     checkpoint_of,
     facts_of,
@@ -147,7 +147,7 @@ def _order_in_memory(value: Tensor) -> list[int]:
     return sorted(range(value.dim()), key=lambda axis: -strides[axis])
 
 
-def example_losses(model: HookedTransformer, task: Task, loss: str = "answer") -> Float[Tensor, " example"]:
+def example_losses(model: Model, task: Task, loss: str = "answer") -> Float[Tensor, " example"]:
     """Each example's loss: mean cross-entropy in nats over its answer tokens, or over ``all`` its tokens but the first.
 
     Raises:
@@ -399,7 +399,7 @@ def _unembedded(
 
 
 def trace_gradients(
-    model: HookedTransformer,
+    model: Model,
     task: Task,
     statistic: str = "abs",
     loss: str = "answer",
@@ -452,7 +452,7 @@ def trace_gradients(
 
 
 def trace_checkpoints(
-    sources: Sequence[str | Path | HookedTransformer],
+    sources: Sequence[str | Path | Model],
     task: Task,
     statistic: str = "abs",
     loss: str = "answer",
@@ -505,13 +505,13 @@ def trace_checkpoints(
     return _trace(visits, task, settings, identity, lambda last: identity | facts_of(last), out)
 
 
-def _visit(source: str | Path | HookedTransformer, dtype: str, device: str | None) -> HookedTransformer:
-    return source if isinstance(source, HookedTransformer) else load_model(source, dtype, device)
+def _visit(source: str | Path | Model, dtype: str, device: str | None) -> Model:
+    return source if isinstance(source, Model) else load_model(source, dtype, device)
 
 
-def _stamp(source: str | Path | HookedTransformer, dtype: str) -> str:
+def _stamp(source: str | Path | Model, dtype: str) -> str:
     """What tells one source from another without loading it: a model's content, or the names and times of its files."""
-    if isinstance(source, HookedTransformer):
+    if isinstance(source, Model):
         refuse_hooks(source)
         return fingerprint(source)
     files = sorted(Path(source).glob("*.safetensors"))
@@ -520,11 +520,11 @@ def _stamp(source: str | Path | HookedTransformer, dtype: str) -> str:
 
 
 def _trace(
-    visits: Sequence[Callable[[], HookedTransformer]],
+    visits: Sequence[Callable[[], Model]],
     task: Task,
     settings: TraceSettings,
     identity: dict[str, Any],
-    facts: Callable[[HookedTransformer], dict[str, Any]],
+    facts: Callable[[Model], dict[str, Any]],
     out: str | Path | None,
 ) -> GradientTrace:
     """Trace at each model in turn, on from where an earlier call was interrupted."""

@@ -37,12 +37,10 @@ from circuits.errors import CircuitsError
 from circuits.metrics import evaluate
 from circuits.models import (
     checksums,
-    final_residual,
     fingerprint_of_folder,
     load_huggingface,
     load_tokenizer,
     quiet,
-    unembed,
 )
 from circuits.storage import atomic_folder, flatten, provenance, read_json, write_json
 from circuits.training.configurations import CONFIGURATIONS, new_model
@@ -361,10 +359,16 @@ def compact_loss(
     for rows in lengths.argsort(stable=True).chunk(groups):
         length = int(lengths[rows].max())
         where = counted[rows, :length]
-        logits = unembed(model, final_residual(model, tokens[rows, :length])[where])
+        logits = _unembedded(model, model.base_model(tokens[rows, :length], use_cache=False).last_hidden_state[where])
         targets = labels[rows, 1 : length + 1][where]
         sums.append(torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum"))
     return torch.stack(sums).sum() / counted.sum()
+
+
+def _unembedded(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    logits: Tensor = model.get_output_embeddings()(hidden)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else (logits / cap).tanh() * cap
 
 
 class _StageTrainer(Trainer):

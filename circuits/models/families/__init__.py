@@ -5,6 +5,7 @@ table of parameters) and ``layout(config)`` (what its layers are made of). docs/
 """
 
 import pkgutil
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
@@ -75,15 +76,24 @@ def family_of(config: Any) -> Family:
         >>> family_of(LlamaConfig(architectures=["LlamaForCausalLM"])).ARCHITECTURE
         'LlamaForCausalLM'
     """
-    names = list(config.architectures or [])
-    known = families()
+    family = named_family(config.architectures, config.model_type)
+    _check_keys(config, family)
+    return family
+
+
+def named_family(architectures: Sequence[str] | None, model_type: str | None = None) -> Family:
+    """The family of an architecture, given the names that a config has for it.
+
+    Raises:
+        CircuitsError: it is not supported.
+    """
+    names, known = list(architectures or []), families()
     family = next((known[name] for name in names if name in known), None)
     if family is None:
         raise CircuitsError(
-            f"the architecture {', '.join(names) or config.model_type} is not supported: "
+            f"the architecture {', '.join(names) or model_type} is not supported: "
             f"{', '.join(sorted(known))} are; docs/adding-a-family.md says how to add one"
         )
-    _check_keys(config, family)
     return family
 
 
