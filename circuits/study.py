@@ -137,10 +137,13 @@ class StudySettings:
     sweep_modes: tuple[str, ...] = ABLATIONS
 
     def __post_init__(self) -> None:
-        found = "llama" if self.model is None else _FAMILY_OF.get(architecture := family_of(load_config(self.model)).ARCHITECTURE, architecture)
+        found = "llama"
+        if self.model is not None:
+            architecture = family_of(load_config(self.model)).ARCHITECTURE
+            found = _FAMILY_OF.get(architecture, architecture)
         if self.family is None:
             object.__setattr__(self, "family", found)
-        if self.family not in FAMILIES:
+        if self.model is None and self.family not in FAMILIES:
             raise CircuitsError(f"there is no family {self.family!r}: choose from {', '.join(FAMILIES)}")
         if self.model is not None and self.family != found:
             raise CircuitsError(f"the model {self.model} is a {found}, not a {self.family}: leave out the family")

@@ -246,7 +246,7 @@ class ParameterLayout:
         axis: the axis of the parameter that counts the units.
     """
 
-    unit: type[_Unit] | None
+    unit: type[Head] | type[KVGroup] | type[Neuron] | None
     axis: int = 0
 
 
@@ -265,6 +265,7 @@ _LAYOUTS: dict[str, ParameterLayout] = {
     "mlp.W_in": ParameterLayout(Neuron, 1),
     "mlp.W_gate": ParameterLayout(Neuron, 1),
     "mlp.b_in": ParameterLayout(Neuron),
+    "mlp.b_gate": ParameterLayout(Neuron),
     "mlp.W_out": ParameterLayout(Neuron),
 }
 _NO_UNIT = ParameterLayout(None)
@@ -284,7 +285,8 @@ def layer_of(parameter: str) -> int | None:
 def layout_of(parameter: str) -> ParameterLayout:
     """Which kind of unit owns slices of a parameter, and along which axis they are counted.
 
-    Biases added to the residual stream (``b_O``, ``b_out``), embeddings and norms belong to no unit.
+    Names are the same in every family. Keys and values always belong to key/value groups, of one head each where heads
+    are not grouped. Biases added to the residual stream (``b_O``, ``b_out``), embeddings and norms belong to no unit.
 
     Example:
         >>> layout_of("blocks.3.attn.W_Q").unit.__name__, layout_of("blocks.3.mlp.W_in").axis
@@ -307,6 +309,6 @@ def component_of(parameter: str) -> str:
         ('attention', 'norms', 'embeddings')
     """
     inner = re.sub(r"^blocks\.\d+\.", "", parameter)
-    if inner.startswith("ln"):
+    if inner.startswith("ln") or "_norm." in inner:
         return "norms"
     return {"attn": "attention", "mlp": "mlp"}.get(inner.split(".")[0], "embeddings")

@@ -31,7 +31,7 @@ from circuits.interventions.pairing import matching_positions
 from circuits.interventions.tokens import TokenTree, changed_tokens, check_positions
 from circuits.interventions.values import SHARED_MODES, Matched, Means, other_examples, same_positions
 from circuits.metrics import NAMED_METRICS, AnswerTokens, Metric, kl, metric_of
-from circuits.models import Model, LeanModel, facts_of, shape_of
+from circuits.models import LeanModel, Model, facts_of, shape_of
 from circuits.progress import bar
 from circuits.statistics import corrected, intervals, paired_p_values
 from circuits.storage import provenance

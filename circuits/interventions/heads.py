@@ -18,7 +18,7 @@ from torch import Tensor
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions.pairing import matching_positions
-from circuits.models import Model, HookPoints, capture, hooked, shape_of, uninterrupted
+from circuits.models import HookPoints, Model, capture, hooked, shape_of, uninterrupted
 from circuits.units import Head
 
 #: Values to put in the place of heads' outputs: head → something that broadcasts to ``[example, pos, d_head]``.
@@ -28,9 +28,7 @@ ABLATIONS: tuple[str, ...] = ("zero", "mean")
 
 
 @torch.no_grad()
-def mean_head_outputs(
-    model: Model, reference: Task, batch_size: int = 256
-) -> Float[Tensor, "layer head d_head"]:
+def mean_head_outputs(model: Model, reference: Task, batch_size: int = 256) -> Float[Tensor, "layer head d_head"]:
     """Mean output z of every head over all tokens of a reference set; padding is not counted.
 
     Args:
@@ -127,9 +125,7 @@ def ablate_heads(
 
 
 @torch.no_grad()
-def patched_outputs(
-    model: Model, source: Task, target: Task
-) -> Float[Tensor, "layer example pos head d_head"]:
+def patched_outputs(model: Model, source: Task, target: Task) -> Float[Tensor, "layer example pos head d_head"]:
     """Every head's output in the source run, at the positions of the target run; NaN where nothing matches.
 
     Slices of it are values for `replace_heads`: ``outputs[layer, :, :, head]`` patches one head.
@@ -157,9 +153,7 @@ def patched_outputs(
     return patched
 
 
-def patch_heads(
-    model: Model, heads: Iterable[Head], source: Task, target: Task
-) -> AbstractContextManager[None]:
+def patch_heads(model: Model, heads: Iterable[Head], source: Task, target: Task) -> AbstractContextManager[None]:
     """Inside the block, these heads put out in the target's run what they put out in the source's run.
 
     Args:

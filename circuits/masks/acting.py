@@ -37,9 +37,7 @@ MODES: tuple[str, ...] = ("revert", "zero", "mean")
 
 
 @uninterrupted
-def _replaced(
-    model: Model, mask: ParameterMask, value: Callable[[str, Tensor], Tensor | float]
-) -> Iterator[None]:
+def _replaced(model: Model, mask: ParameterMask, value: Callable[[str, Tensor], Tensor | float]) -> Iterator[None]:
     parameters = parameters_of(model)
     touched = _touched(model, mask)
     before: dict[str, Tensor] = {}
@@ -62,7 +60,7 @@ def _replaced(
 def _touched(model: Model, mask: ParameterMask) -> list[str]:
     """The parameters with masked entries; of tied embeddings, which are one tensor, one name."""
     names = [name for name, packed in mask.packed.items() if packed.count]
-    if checkpoint_of(model).config.tie_word_embeddings and all(name in mask.masks for name in TIED):
+    if checkpoint_of(model).tied and all(name in mask.masks for name in TIED):
         embedding, unembedding = (mask.masks[name] for name in TIED)
         if not torch.equal(embedding, unembedding.T):
             raise CircuitsError(f"{TIED[0]} and {TIED[1]} are one tensor in this model: a mask must treat them alike")
@@ -70,9 +68,7 @@ def _touched(model: Model, mask: ParameterMask) -> list[str]:
     return names
 
 
-def revert(
-    model: Model, mask: ParameterMask, pre: Model, *, check_start: bool = True
-) -> AbstractContextManager[None]:
+def revert(model: Model, mask: ParameterMask, pre: Model, *, check_start: bool = True) -> AbstractContextManager[None]:
     """Inside the block, the masked parameters of ``model`` are back at their values before fine-tuning.
 
     Args:
@@ -138,9 +134,7 @@ def graft(
     return _replaced(pre, mask, lambda name, _: others[name])
 
 
-def same_parameters(
-    model: Model, other: Model, values_of: Model | None = None
-) -> dict[str, Tensor]:
+def same_parameters(model: Model, other: Model, values_of: Model | None = None) -> dict[str, Tensor]:
     """The parameters of ``values_of`` (default ``other``), after checking that both models have the same ones."""
     one, two = parameters_of(model), parameters_of(other)
     for name in sorted(one.keys() | two.keys()):
@@ -149,7 +143,7 @@ def same_parameters(
                 f"{checkpoint_of(model).source} and {checkpoint_of(other).source} are not the same kind of model: "
                 f"{name} has another shape or is missing in one of them"
             )
-    if checkpoint_of(model).config.tie_word_embeddings != checkpoint_of(other).config.tie_word_embeddings:
+    if checkpoint_of(model).tied != checkpoint_of(other).tied:
         raise CircuitsError(
             f"of {checkpoint_of(model).source} and {checkpoint_of(other).source} only one ties its embeddings: "
             "both must, or neither"
@@ -300,9 +294,7 @@ def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 @uninterrupted
-def _acting(
-    model: Model, mask: ParameterMask | None, pre: Model | None, mode: str
-) -> Iterator[None]:
+def _acting(model: Model, mask: ParameterMask | None, pre: Model | None, mode: str) -> Iterator[None]:
     if mask is None:
         yield
     elif mode == "revert" and pre is not None:

@@ -50,8 +50,8 @@ from circuits.models import (
 )
 from circuits.progress import bar, track
 from circuits.storage import provenance, write_table
-from circuits.tracing import example_losses
-from circuits.units import TIED, Head, KVGroup, Neuron
+from circuits.tracing import loss_gradients
+from circuits.units import Head, KVGroup, Neuron
 
 SCORES: tuple[str, ...] = ("change", "gradient_x_change")
 #: Sizes of the curve: four for each factor of ten, from 0.01 % of the parameters to all.
@@ -345,14 +345,8 @@ class _Search:
 
     def gradients(self, batch: Task, examples: int) -> dict[str, Tensor]:
         """Gradient of the mean loss where ``pre`` stands, in float32; tied embeddings have that of the one tensor."""
-        parameters = parameters_of(self.pre)
-        with torch.enable_grad():
-            loss = example_losses(self.pre, batch).sum() / examples
-            found = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
-        embedding, unembedding = TIED
-        if unembedding not in self.new:
-            found[embedding] = found[embedding] + found.pop(unembedding).T
-        return {name: gradient.float() for name, gradient in found.items()}
+        found = loss_gradients(self.pre, batch)
+        return {name: gradient.float().div_(examples) for name, gradient in found.items()}
 
     @uninterrupted
     def mixing(self) -> Iterator[tuple[dict[str, Tensor], Callable[[Callable[[str], Tensor]], None]]]:
@@ -479,15 +473,15 @@ def graft_at(
 
     Args:
         pre: θ_pre; its parameters are not changed.
-        mask: γ, made for ``fine_tuned``; such as `unit_mask` of some heads. Only weights and biases of attention and
-            MLP may be in it.
+        mask: γ, made for ``fine_tuned``; such as `unit_mask` of some heads. Embeddings and the final norm may not be
+            in it.
         fine_tuned: θ_ft.
         task: only its examples may be run inside the block, in any batches.
         positions: where; see `role_positions`.
         check_start: refuse a ``pre`` if the checkpoint of ``fine_tuned`` says that it was trained from another model.
 
     Raises:
-        CircuitsError: the mask was made for another model or holds embeddings or norms, ``pre`` has other parameters,
+        CircuitsError: the mask was made for another model or holds embeddings or the final norm, ``pre`` has other parameters,
             the positions are not the task's, other tokens are run in the block, or none.
 
     Source:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from circuits.errors import CircuitsError
 from circuits.masks.packing import Bytes, PackedTensor, PackedTensors, combine, invert, pack
-from circuits.models import Model, checkpoint_of, fingerprint, identity, parameters_of, shape_of
+from circuits.models import Model, checkpoint_of, fingerprint, identity, parameters_of, rows_of, shape_of
 from circuits.storage import digest, provenance, read_tensors, write_tensors
-from circuits.units import COMPONENTS, TIED, Head, KVGroup, Neuron, component_of, layer_of, layout_of
+from circuits.units import COMPONENTS, TIED, Head, KVGroup, Neuron, component_of, layer_of
 
 #: Random draws in one go.
 _DRAWN = 1 << 24
@@ -288,19 +288,8 @@ def _some(allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 def covered_parameters(model: Model) -> dict[str, Tensor]:
     """The parameters of a model, each tensor of the checkpoint once: tied embeddings as the embedding alone."""
-    tied = checkpoint_of(model).config.tie_word_embeddings
+    tied = checkpoint_of(model).tied
     return {name: value.detach() for name, value in parameters_of(model).items() if not (tied and name == TIED[1])}
-
-
-def owner_of(parameter: str) -> type | None:
-    """The kind of unit that a parameter's slices belong to; keys and values belong to groups, be they of one head.
-
-    Example:
-        >>> owner_of("blocks.0.attn.W_V").__name__, owner_of("blocks.0.attn.W_Q").__name__
-        ('KVGroup', 'Head')
-    """
-    kind = layout_of(parameter).unit
-    return KVGroup if kind is Head and parameter[-1] in "KV" else kind
 
 
 def unit_mask(model: Model, units: Iterable[Head | KVGroup | Neuron]) -> ParameterMask:
@@ -338,12 +327,13 @@ def unit_mask(model: Model, units: Iterable[Head | KVGroup | Neuron]) -> Paramet
         if isinstance(unit, Head) and not grouped:
             wanted.setdefault((unit.layer, KVGroup), set()).add(unit.index)
     masks = {}
+    rows = rows_of(model)
     for name, value in parameters_of(model).items():
-        kind, layer = owner_of(name), layer_of(name)
-        if kind is None or layer is None:
+        row = rows[name]
+        if row.owner is None or row.layer is None:
             continue
         entries = torch.zeros(value.shape, dtype=torch.bool)
-        entries.movedim(layout_of(name).axis, 0)[sorted(wanted.get((layer, kind), ()))] = True
+        entries.movedim(row.axis, 0)[sorted(wanted.get((row.layer, row.owner), ()))] = True
         masks[name] = pack(entries)
     names = [str(unit) for unit in sorted(set(chosen), key=lambda unit: (unit.layer, unit.LETTER, unit.index))]
     return ParameterMask(PackedTensors(masks), identity(model), provenance(units=names))

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.masks.mask import ParameterMask, owner_of
+from circuits.masks.mask import ParameterMask
 from circuits.masks.packing import PackedTensor, PackedTensors, pack
 from circuits.masks.selection import all_finite, largest
 from circuits.progress import track
@@ -451,10 +451,10 @@ def _counts(
     """Layer → entries of each unit in the mask, and entries it owns."""
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for name in mask.masks:
-        layer = layer_of(name)
-        if owner_of(name) is not kind or layer is None:
+        layer, layout = layer_of(name), layout_of(name)
+        if layout.unit is not kind or layer is None:
             continue
-        by_unit = mask.masks[name].movedim(layout_of(name).axis, 0)
+        by_unit = mask.masks[name].movedim(layout.axis, 0)
         sizes = by_unit.reshape(len(by_unit), -1).sum(1).double()
         owned = torch.full_like(sizes, by_unit[0].numel())
         before = found.get(layer, (torch.zeros_like(sizes), torch.zeros_like(owned)))

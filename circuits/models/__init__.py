@@ -1,7 +1,7 @@
 """Checkpoint → hookable model and back; families, the arithmetic that all numbers come from, fingerprints.
 
-This package and ``circuits.units`` are the only places that know TransformerLens' names. Importing TransformerLens takes
-seconds; what needs it is imported when it is first used, so that training, which does not, need not wait.
+This package and ``circuits.units`` are the only places that know TransformerLens' names. Importing TransformerLens
+takes seconds; what needs it is imported when it is first used, so that training, which does not, need not wait.
 """
 
 from importlib import import_module

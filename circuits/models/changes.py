@@ -57,7 +57,8 @@ class _Tensors(Mapping[str, Tensor]):
         return row.stored(self[row.tensor])
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.stored[name].detach().float()
+        tensor: Tensor = self.stored[name]
+        return tensor.detach().float()
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys(row.tensor for row in self.rows.values()))

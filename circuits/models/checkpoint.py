@@ -23,7 +23,7 @@ from circuits.units import ModelShape
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-    #: What `circuits.load_model` gives: a `HookedTransformer`, or a `TransformerBridge`, which answers to the same names.
+    #: What `circuits.load_model` gives: a `HookedTransformer`, or a `TransformerBridge`, which has the same names.
     Model = HookedTransformer
 else:
     Model = nn.Module

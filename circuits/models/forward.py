@@ -81,10 +81,7 @@ def logits_at(
 
 def _hooked_logits(model: Any, tokens: Tensor, where: Tensor) -> Tensor:
     """The slow way, through the hookable model, with gradients if they are enabled."""
-    if isinstance(model, PreTrainedModel):
-        device = model.device
-    else:
-        device = torch.device(model.cfg.device)
+    device = model.device if isinstance(model, PreTrainedModel) else torch.device(model.cfg.device)
     found, rows = [], max(1, _TOKENS // tokens.shape[1])
     for first in range(0, len(tokens), rows):
         output = model(tokens[first : first + rows].to(device))

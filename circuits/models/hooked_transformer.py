@@ -226,4 +226,5 @@ def hooked_transformer(reference: PreTrainedModel, rows: list[Row], layout: Layo
             raise CircuitsError(f"no tensor of the checkpoint is the hooked model's {name}")
         parameters[name].data = torch.zeros_like(parameters[name])
         parameters[name].requires_grad_(False)
-    return model.eval()
+    model.eval()
+    return model

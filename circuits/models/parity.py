@@ -22,8 +22,8 @@ from circuits.models.hookable import hook_name
 from circuits.models.layout import Layout
 from circuits.models.quiet import quiet
 
-#: How far logits may lie apart, as a share of the largest one. In half precision the libraries round attention scores at
-#: different places: 6 % apart in bfloat16 after the 30 layers of SmolLM2-135M; wrong weights are 100 % apart.
+#: How far logits may lie apart, as a share of the largest one. In half precision the libraries round attention scores
+#: at different places: 6 % apart in bfloat16 after the 30 layers of SmolLM2-135M; wrong weights are 100 % apart.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 
 #: The shortest probe, how far it goes beyond a window, and the longest.

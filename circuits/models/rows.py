@@ -3,13 +3,11 @@
 1. Every parameter, under TransformerLens' name, is a rearrangement of a checkpoint tensor or of one part of a fused
    one: a view of it. One `Row` says which, as an einops pattern.
 2. Where the checkpoint stores something else than what acts, the row says what acts: factor · stored + offset.
-3. The row also says what the parameter is for: the kind of its gradient, the component it is counted by, and the units
-   that own slices of it. Keys and values always belong to key/value groups, of one head each where heads are not
-   grouped.
+3. The row also says the kind of its gradient. The component it is counted by, and the units that own slices of it,
+   follow from its name, which is the same in every family (`circuits.units`).
 4. What families have in common is written once, below.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from circuits.units import Head, KVGroup, Neuron
+from circuits.units import Head, KVGroup, Neuron, component_of, layer_of, layout_of
 
 #: How the gradient of a tensor follows from what its module reads and writes.
 Kind = Literal["weight", "bias", "scale", "embedding", "unembedding", "position"]
@@ -36,41 +34,49 @@ class Row:
         tensor: its tensor's name in the checkpoint.
         pattern: einops pattern from the checkpoint's layout to TransformerLens'.
         kind: what its module does with it.
-        component: what it is counted by: ``attention``, ``mlp``, ``norms`` or ``embeddings``.
         sizes: einops axis sizes.
         part: which part of a fused tensor, counted along the first axis of the pattern's result.
         rows: the range of the tensor's first axis that is the parameter's, for parts of unequal size.
         inputs_first: the tensor of a weight is stored as ``[in, out]``.
-        owner: the kind of unit that owns slices of it, if any.
-        axis: the axis of the parameter that counts these units.
         factor: what acts is factor · stored + offset.
         offset: see ``factor``.
 
     Example:
-        >>> row = Row("blocks.3.mlp.W_in", "h.3.up", "n m -> m n", "weight", "mlp", owner=Neuron, axis=1)
-        >>> row.layer, tuple(row.to_hooked(torch.zeros(8, 2)).shape)
-        (3, (2, 8))
+        >>> row = Row("blocks.3.mlp.W_in", "h.3.up", "n m -> m n", "weight")
+        >>> row.layer, row.component, row.owner.__name__, row.axis, tuple(row.to_hooked(torch.zeros(8, 2)).shape)
+        (3, 'mlp', 'Neuron', 1, (2, 8))
     """
 
     name: str
     tensor: str
     pattern: str
     kind: Kind
-    component: str
     sizes: tuple[tuple[str, int], ...] = ()
     part: int | None = None
     rows: tuple[int, int] | None = None
     inputs_first: bool = False
-    owner: Owner | None = None
-    axis: int = 0
     factor: float = 1.0
     offset: float = 0.0
 
     @property
     def layer(self) -> int | None:
         """The layer it lies in, or None for embeddings and the final norm."""
-        match = re.match(r"blocks\.(\d+)\.", self.name)
-        return int(match[1]) if match else None
+        return layer_of(self.name)
+
+    @property
+    def component(self) -> str:
+        """What it is counted by: ``attention``, ``mlp``, ``norms`` or ``embeddings``."""
+        return component_of(self.name)
+
+    @property
+    def owner(self) -> Owner | None:
+        """The kind of unit that owns slices of it, if any."""
+        return layout_of(self.name).unit
+
+    @property
+    def axis(self) -> int:
+        """The axis of the parameter that counts these units."""
+        return layout_of(self.name).axis
 
     @property
     def acts_as_stored(self) -> bool:
@@ -95,7 +101,7 @@ class Row:
         """Write a parameter, as it acts, into the checkpoint's tensor.
 
         Example:
-            >>> row, tensor = Row("ln_final.w", "norm", "m -> m", "scale", "norms", offset=1.0), torch.zeros(2)
+            >>> row, tensor = Row("ln_final.w", "norm", "m -> m", "scale", offset=1.0), torch.zeros(2)
             >>> row.write(torch.tensor([1.5, 1.0]), tensor)
             >>> tensor
             tensor([0.5000, 0.0000])
@@ -127,16 +133,16 @@ def checkpoint_tensors(
 
 def norm_rows(name: str, tensor: str, *, bias: bool = False, offset: float = 0.0) -> list[Row]:
     """The scale of a norm, and its bias if it has one."""
-    rows = [Row(f"{name}.w", f"{tensor}.weight", "m -> m", "scale", "norms", offset=offset)]
-    return [*rows, Row(f"{name}.b", f"{tensor}.bias", "m -> m", "bias", "norms")] if bias else rows
+    rows = [Row(f"{name}.w", f"{tensor}.weight", "m -> m", "scale", offset=offset)]
+    return [*rows, Row(f"{name}.b", f"{tensor}.bias", "m -> m", "bias")] if bias else rows
 
 
 def embedding_rows(embedding: str, unembedding: str, *, tied: bool, factor: float = 1.0) -> list[Row]:
     """The embedding and the unembedding, which are one tensor if they are tied."""
     unembedding = embedding if tied else unembedding
     return [
-        Row("embed.W_E", embedding, "v m -> v m", "embedding", "embeddings", factor=factor),
-        Row("unembed.W_U", unembedding, "v m -> m v", "unembedding", "embeddings"),
+        Row("embed.W_E", embedding, "v m -> v m", "embedding", factor=factor),
+        Row("unembed.W_U", unembedding, "v m -> m v", "unembedding"),
     ]
 
 
@@ -146,42 +152,17 @@ def linear_rows(
     weight: str,
     bias: str | None,
     *,
-    owner: Owner | None,
-    axis: int = 0,
     sizes: tuple[tuple[str, int], ...] = (),
     part: int | None = None,
     inputs_first: bool = False,
 ) -> list[Row]:
-    """The weight of a projection, and its bias if a pattern for it is given.
-
-    Biases that are added to the residual stream belong to no unit.
-    """
-    component = "attention" if ".attn." in name else "mlp"
-    rows = [
-        Row(
-            name,
-            f"{module}.weight",
-            weight,
-            "weight",
-            component,
-            sizes=sizes,
-            part=part,
-            inputs_first=inputs_first,
-            owner=owner,
-            axis=axis,
-        )
-    ]
+    """The weight of a projection, and its bias if a pattern for it is given."""
+    rows = [Row(name, f"{module}.weight", weight, "weight", sizes=sizes, part=part, inputs_first=inputs_first)]
     if bias is not None:
-        whose = None if name.endswith(("W_O", "W_out")) else owner
-        name, tensor = name.replace(".W_", ".b_"), f"{module}.bias"
         # only axes that the pattern has may be given sizes
         sizes = tuple(size for size in sizes if size[0] in bias)
-        rows.append(Row(name, tensor, bias, "bias", component, sizes=sizes, part=part, owner=whose))
+        rows.append(Row(name.replace(".W_", ".b_"), f"{module}.bias", bias, "bias", sizes=sizes, part=part))
     return rows
-
-
-#: The units that own slices of attention's projections.
-OWNERS: Mapping[str, Owner] = {"Q": Head, "K": KVGroup, "V": KVGroup, "O": Head}
 
 
 def attention_rows(
@@ -190,14 +171,13 @@ def attention_rows(
     """Attention's projections, each a tensor ``[out, in]``; ``modules`` are those of some of Q, K, V and O."""
     rows = []
     for letter, module in modules.items():
-        owner, name = OWNERS[letter], f"blocks.{layer}.attn.W_{letter}"
-        sizes = (("head", heads if owner is Head else groups),)
+        name, sizes = f"blocks.{layer}.attn.W_{letter}", (("head", groups if letter in "KV" else heads),)
         if letter == "O":
             vector = "m -> m" if output_bias else None
-            rows += linear_rows(name, module, "m (head d) -> head d m", vector, owner=owner, sizes=sizes)
+            rows += linear_rows(name, module, "m (head d) -> head d m", vector, sizes=sizes)
         else:
             vector = "(head d) -> head d" if bias else None
-            rows += linear_rows(name, module, "(head d) m -> head m d", vector, owner=owner, sizes=sizes)
+            rows += linear_rows(name, module, "(head d) m -> head m d", vector, sizes=sizes)
     return rows
 
 
@@ -206,9 +186,8 @@ def mlp_rows(layer: int, modules: Mapping[str, str], *, bias: bool = False, inpu
     inward, outward = ("m n -> m n", "n m -> n m") if inputs_first else ("n m -> m n", "m n -> n m")
     rows = []
     for part, module in modules.items():
-        weight, axis = (outward, 0) if part == "out" else (inward, 1)
-        name, vector = f"blocks.{layer}.mlp.W_{part}", "n -> n" if bias else None
-        rows += linear_rows(name, module, weight, vector, owner=Neuron, axis=axis, inputs_first=inputs_first)
+        weight, vector = outward if part == "out" else inward, "n -> n" if bias else None
+        rows += linear_rows(f"blocks.{layer}.mlp.W_{part}", module, weight, vector, inputs_first=inputs_first)
     return rows
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from circuits.datasets import Role, Task
 from circuits.errors import CircuitsError
-from circuits.models import Model, HookPoints, capture, head_output, shape_of, unembed
+from circuits.models import LeanModel, Model, capture, checkpoint_of, lean_model, shape_of
 from circuits.units import Head, ModelShape
 
 BEHAVIOURS: tuple[str, ...] = ("subject_linking", "relation_focusing")
@@ -86,9 +86,7 @@ def _score(pattern: Float[Tensor, "... query key"], mask: Tensor) -> Float[Tenso
     return (pattern * mask).sum((-1, -2)) / mask.any(-1).sum()
 
 
-def read_head(
-    model: Model, head: Head, task: Task, example: int, title: str = "", top: int = 8
-) -> HeadReading:
+def read_head(model: Model, head: Head, task: Task, example: int, title: str = "", top: int = 8) -> HeadReading:
     """What one head does on one example of a task, up to the token that predicts the answer.
 
     Args:
@@ -110,12 +108,11 @@ def read_head(
         raise CircuitsError("reading a head needs a tokenizer: load the model from a folder that has one")
     length = prompt_length(task, example)
     tokens = task.tokens[example : example + 1, :length]
-    hooks = HookPoints(head.layer)
-    kept = capture(model, tokens, [hooks.pattern, hooks.z])
-    pattern = kept[hooks.pattern][0, head.index].float().cpu()
-    output = head_output(model, head, kept[hooks.z][0, -1, head.index])
+    kept = capture(model, tokens, [(head.layer, "pattern"), (head.layer, "z")])
+    pattern = kept[head.layer, "pattern"][0, head.index].float().cpu()
     with torch.no_grad():
-        logits = unembed(model, output[None])[0].float().cpu()
+        lean = lean_model(model)
+        logits = lean.unembed(_added(lean, head, kept[head.layer, "z"][0, -1]))[0].float().cpu()
     best = logits.topk(top)
     answer = int(task.tokens[example, length])
     roles = task.roles[example, :length].tolist()
@@ -144,6 +141,21 @@ def read_head(
     )
 
 
+def _added(lean: LeanModel, head: Head, z: Float[Tensor, "head d_head"]) -> Float[Tensor, "1 d_model"]:
+    """What one head adds to the stream at one position: through a post-norm as all heads together go through it."""
+    layer = lean.layers[head.layer]
+    own = torch.zeros_like(z)
+    own[head.index] = z[head.index]
+    part, whole = (torch.nn.functional.linear(heads.flatten()[None], layer.o.weight) for heads in (own, z))
+    norm = layer.post_norm1
+    if norm is None:
+        return part
+    if layer.o.bias is not None:
+        whole = whole + layer.o.bias
+    length = (whole.float().square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    return (part.float() / length * norm.rows[0].acting(norm.weight.float())).to(part.dtype)
+
+
 def token_texts(model: Model, tokens: Tensor) -> list[str]:
     """Tokens as a reader wants to see them: without the marks a tokenizer puts for white space."""
     decoded = [str(model.tokenizer.decode([token])) for token in tokens.tolist()]
@@ -168,7 +180,7 @@ def attention_scores(model: Model, tasks: dict[str, Task], batch_size: int = 64)
         docs/method.md, section 7.
     """
     shape = shape_of(model)
-    names = [HookPoints(layer).pattern for layer in range(shape.n_layers)]
+    names = [(layer, "pattern") for layer in range(shape.n_layers)]
     columns: dict[str, Tensor] = {}
     for kind, task in tasks.items():
         sums = {name: torch.zeros(shape.n_layers, shape.n_heads) for name in BEHAVIOURS}
@@ -225,8 +237,8 @@ def induction_scores(model: Model, length: int = 32, sequences: int = 8, seed: i
     """
     shape = shape_of(model)
     generator = torch.Generator().manual_seed(seed)
-    once = torch.randint(int(model.cfg.d_vocab), (sequences, length), generator=generator)
-    names = [HookPoints(layer).pattern for layer in range(shape.n_layers)]
+    once = torch.randint(checkpoint_of(model).layout.d_vocab, (sequences, length), generator=generator)
+    names = [(layer, "pattern") for layer in range(shape.n_layers)]
     kept = capture(model, torch.cat([once, once], 1), names)
     queries = torch.arange(length, 2 * length - 1)
     scores = torch.stack([kept[name][:, :, queries, queries - length + 1].float().mean((0, 2)).cpu() for name in names])

@@ -26,7 +26,7 @@ from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.masks import MODES, NAMES_OF_ANSWERS, ParameterMask, graft
 from circuits.metrics import evaluate
-from circuits.models import Model, identity, parameters_of, require_start, shape_of
+from circuits.models import Model, checkpoint_of, identity, parameters_of, require_start, shape_of
 from circuits.rankings.subsets import (
     Kind,
     Switch,
@@ -348,7 +348,7 @@ def curve_areas(answers: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _counted_twice(model: Model) -> tuple[str, ...]:
-    return TIED[1:] if model.checkpoint.config.tie_word_embeddings else ()
+    return TIED[1:] if checkpoint_of(model).tied else ()
 
 
 def curve_summary(curves: pandas.DataFrame) -> pandas.DataFrame:

@@ -10,9 +10,8 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy
 import pandas
@@ -25,24 +24,35 @@ from circuits.errors import CircuitsError
 from circuits.metrics import answer_scores
 from circuits.models import (
     Model,
-    HookPoints,
+    Row,
+    Visits,
     capture,
     editing,
-    embed,
-    hooked,
+    lean_model,
     parameters_of,
-    run_layer,
+    refuse_hooks,
+    rows_of,
     shape_of,
-    unembed,
     uninterrupted,
 )
 from circuits.progress import bar
-from circuits.units import Head, KVGroup, ModelShape, Neuron, layer_of, layout_of
+from circuits.units import Head, KVGroup, ModelShape, Neuron
 
 #: The kinds of unit that can be ranked.
 Kind = type[Head] | type[Neuron]
-#: Puts the model in the state of a subset.
-Switch = Callable[[Bool[Tensor, "layer unit"]], None]
+
+
+@dataclass(frozen=True)
+class Switch:
+    """Puts a model in the state of a subset.
+
+    Attributes:
+        to: called with the subset.
+        visits: what then acts on the activations, if anything does.
+    """
+
+    to: Callable[[Bool[Tensor, "layer unit"]], None]
+    visits: Visits = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,17 +80,20 @@ class OwnedParameter:
 def owned_parameters(model: Model, kind: Kind, groups: bool = True) -> list[OwnedParameter]:
     """The parameters whose slices belong to units of a kind; for heads with ``groups`` also their groups'."""
     owned = []
-    for name in parameters_of(model):
-        layout, layer = layout_of(name), layer_of(name)
-        grouped = groups and kind is Head and layout.unit is KVGroup
-        if layer is not None and (layout.unit is kind or grouped):
-            owned.append(OwnedParameter(name, layer, layout.axis, grouped))
+    for row in rows_of(model).values():
+        grouped = groups and kind is Head and row.owner is KVGroup
+        if row.layer is not None and (row.owner is kind or grouped or _ungrouped(model, kind, row)):
+            owned.append(OwnedParameter(row.name, row.layer, row.axis, grouped))
     return owned
 
 
-def unit_sums(
-    model: Model, kind: Kind, value: Callable[[str], Tensor | None]
-) -> Float[Tensor, "layer unit"]:
+def _ungrouped(model: Model, kind: Kind, row: Row) -> bool:
+    """Whether keys and values are a head's own."""
+    shape = shape_of(model)
+    return kind is Head and row.owner is KVGroup and shape.n_heads == shape.n_key_value_heads
+
+
+def unit_sums(model: Model, kind: Kind, value: Callable[[str], Tensor | None]) -> Float[Tensor, "layer unit"]:
     """Sum a value over the parameters of each unit; a head gets its equal share of what its key/value group has.
 
     Args:
@@ -173,7 +186,7 @@ def swapping(model: Model, other: Model, kind: Kind, groups: bool = True) -> Ite
 
     with editing(model):
         try:
-            yield switch
+            yield Switch(switch)
         finally:
             with torch.no_grad():
                 for name, values in own.items():
@@ -181,10 +194,8 @@ def swapping(model: Model, other: Model, kind: Kind, groups: bool = True) -> Ite
 
 
 @uninterrupted
-def ablating(
-    model: Model, kind: Kind, outputs: Float[Tensor, "layer unit #width"] | None = None
-) -> Iterator[Switch]:
-    """Inside the block, a switch makes the units of a subset put out a fixed value in every forward pass.
+def ablating(model: Model, kind: Kind, outputs: Float[Tensor, "layer unit #width"] | None = None) -> Iterator[Switch]:
+    """Inside the block, a switch makes the units of a subset put out a fixed value when `score_subsets` runs the model.
 
     Args:
         model: loaded with `circuits.load_model`.
@@ -195,32 +206,29 @@ def ablating(
     ablated = torch.zeros(shape.n_layers, kind.count(shape), dtype=torch.bool)
     fixed = torch.zeros(*ablated.shape, 1) if outputs is None else outputs
 
-    layers = {name: layer for layer, name in enumerate(_hook_points(shape, kind))}
-
     def switch(subset: Bool[Tensor, "layer unit"]) -> None:
         ablated.copy_(subset)
 
-    def overwrite(activation: Tensor, hook: Any) -> Tensor | None:
-        which, value = (table[layers[hook.name]].to(activation.device) for table in (ablated, fixed))
-        if not which.any():
-            return None
-        # a head's output is as wide as d_head, a neuron's is one number
-        by_unit = activation if kind is Head else activation[..., None]
-        return torch.where(which[:, None], value.to(activation.dtype), by_unit).view_as(activation)
+    def overwriting(layer: int) -> Callable[[Tensor, Tensor | None], Tensor]:
+        def overwrite(activation: Tensor, _: Tensor | None) -> Tensor:
+            which, value = (table[layer].to(activation.device) for table in (ablated, fixed))
+            if not which.any():
+                return activation
+            # a head's output is as wide as d_head, a neuron's is one number
+            by_unit = activation if kind is Head else activation[..., None]
+            return torch.where(which[:, None], value.to(activation.dtype), by_unit).view_as(activation)
 
-    with hooked(model, dict.fromkeys(layers, overwrite)):
-        yield switch
+        return overwrite
+
+    yield Switch(switch, {(layer, _SITE[kind]): overwriting(layer) for layer in range(shape.n_layers)})
 
 
-def _hook_points(shape: ModelShape, kind: Kind) -> list[str]:
-    layers = [HookPoints(layer) for layer in range(shape.n_layers)]
-    return [hooks.z if kind is Head else hooks.post for hooks in layers]
+#: Where units of a kind put out what they compute.
+_SITE: dict[Kind, str] = {Head: "z", Neuron: "post"}
 
 
 @torch.no_grad()
-def mean_outputs(
-    model: Model, reference: Task, kind: Kind, batch_size: int = 64
-) -> Float[Tensor, "layer unit width"]:
+def mean_outputs(model: Model, reference: Task, kind: Kind, batch_size: int = 64) -> Float[Tensor, "layer unit width"]:
     """Mean output of every unit over all tokens of a reference set; padding is not counted.
 
     Args:
@@ -229,7 +237,7 @@ def mean_outputs(
         kind: `Head` (its z, as wide as ``d_head``) or `Neuron` (one number).
         batch_size: examples in one pass.
     """
-    names = _hook_points(shape_of(model), kind)
+    names = [(layer, _SITE[kind]) for layer in range(shape_of(model).n_layers)]
     total, count = torch.zeros(0), 0
     for batch in reference.batches(batch_size):
         kept, mask = capture(model, batch.tokens, names), batch.attention_mask
@@ -265,7 +273,12 @@ def score_subsets(
         One row for each subset and task, in their order: ``subset``, ``task``, ``exact_match``, ``log_prob``, means
         over answers. With ``per_answer`` one row for each of these and each answer, in the order of ``task.answers``:
         also ``answer``, its row there.
+
+    Raises:
+        CircuitsError: functions are hooked into the model.
     """
+    refuse_hooks(model)
+    lean = lean_model(model)
     distinct, which = subsets.flatten(1).unique(dim=0, return_inverse=True)
     distinct = distinct.view(-1, *subsets.shape[1:])
     firsts = [0]
@@ -277,15 +290,18 @@ def score_subsets(
     found = [torch.zeros(len(distinct), len(task.answers), len(_SCORES), dtype=torch.float64) for task in tasks]
     with bar(description, len(batches) * len(distinct), "pass") as shown:
         for number, rows, batch in batches:
-            where = batch.answer_mask.nonzero().to(model.cfg.device)
+            where = batch.answer_mask.nonzero().to(lean.device)
             # nothing after the last token that predicts an answer needs to be run
-            streams = [embed(model, batch.tokens[:, : int(where[:, 1].max())])]
+            tokens = batch.tokens[:, : int(where[:, 1].max())]
+            angles = lean.angles(torch.arange(tokens.shape[1]))
+            streams = [lean.embed(tokens)]
             for state, (subset, first) in enumerate(zip(distinct, firsts, strict=True)):
-                switch(subset)
+                switch.to(subset)
                 del streams[first + 1 :]
                 for layer in range(first, len(subset)):
-                    streams.append(run_layer(model, layer, streams[layer]))
-                scores = answer_scores(unembed(model, streams[-1][where[:, 0], where[:, 1] - 1]), batch)
+                    stream = lean.layer(layer, streams[layer], visits=switch.visits, angles=angles[layer])
+                    streams.append(stream)
+                scores = answer_scores(lean.unembed(streams[-1][where[:, 0], where[:, 1] - 1]), batch)
                 found[number][state, rows] = torch.stack([scores[metric].double() for metric in _SCORES], dim=1)
                 shown.update()
     tables = []

@@ -6,7 +6,7 @@ Weights are stored as ``[in, out]``; queries, keys and values are one tensor.
 from typing import Any
 
 from circuits.models.layout import Layout
-from circuits.models.rows import OWNERS, Row, embedding_rows, linear_rows, mlp_rows, norm_rows
+from circuits.models.rows import Row, embedding_rows, linear_rows, mlp_rows, norm_rows
 
 ARCHITECTURE = "GPT2LMHeadModel"
 KEYS = frozenset(
@@ -21,7 +21,7 @@ def rows(config: Any) -> list[Row]:
     """The table of parameters."""
     heads, tied = config.n_head, config.tie_word_embeddings
     embedding, unembedding = embedding_rows("transformer.wte.weight", "lm_head.weight", tied=tied)
-    table = [embedding, Row("pos_embed.W_pos", "transformer.wpe.weight", "p m -> p m", "position", "embeddings")]
+    table = [embedding, Row("pos_embed.W_pos", "transformer.wpe.weight", "p m -> p m", "position")]
     for layer in range(config.n_layer):
         block, module = f"blocks.{layer}.", f"transformer.h.{layer}."
         weight, bias = "m (part head d) -> part head m d", "(part head d) -> part head d"
@@ -31,7 +31,6 @@ def rows(config: Any) -> list[Row]:
                 f"{module}attn.c_attn",
                 weight,
                 bias,
-                owner=OWNERS[letter],
                 sizes=(("head", heads), ("part", 3)),
                 part=part,
                 inputs_first=True,
@@ -41,7 +40,6 @@ def rows(config: Any) -> list[Row]:
             f"{module}attn.c_proj",
             "(head d) m -> head d m",
             "m -> m",
-            owner=OWNERS["O"],
             sizes=(("head", heads),),
             inputs_first=True,
         )

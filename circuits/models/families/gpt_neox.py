@@ -6,7 +6,7 @@ Queries, keys and values are one tensor, head by head.
 from typing import Any
 
 from circuits.models.layout import Layout, decoder_layout
-from circuits.models.rows import OWNERS, Row, attention_rows, embedding_rows, linear_rows, mlp_rows, norm_rows
+from circuits.models.rows import Row, attention_rows, embedding_rows, linear_rows, mlp_rows, norm_rows
 
 ARCHITECTURE = "GPTNeoXForCausalLM"
 KEYS = frozenset(
@@ -32,7 +32,6 @@ def rows(config: Any) -> list[Row]:
                 fused,
                 weight,
                 bias if config.attention_bias else None,
-                owner=OWNERS[letter],
                 sizes=sizes,
                 part=part,
             )
