@@ -443,8 +443,8 @@ class RunningTrace:
                 norms, products = gradient.square().sum(1), (gradient * x).sum((0, 1))
                 if kind is Head:
                     norms, products = norms.sum(-1), products.sum(-1)
-                for value, total in zip(_HOOKED, (norms.sqrt().sum(0), products), strict=True):
-                    self.hook_points[f"{kind.NOUN}.{value}"][layer] += total
+                for measure, added in zip(_HOOKED, (norms.sqrt().sum(0), products), strict=True):
+                    self.hook_points[f"{kind.NOUN}.{measure}"][layer] += added
         self.done += len(batch)
 
     def finish(self, rows: Sequence[Row], task: Task, facts: dict[str, Any]) -> GradientTrace:

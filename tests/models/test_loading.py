@@ -13,13 +13,13 @@ from circuits.models import (
     LeanModel,
     capture,
     fingerprint,
+    hooked_transformer,
     lean_model,
     load_model,
     load_tokenizer,
     parameters_of,
     save_model,
 )
-from circuits.models import hooked_transformer
 from circuits.training import new_model
 from tests.conftest import lively
 

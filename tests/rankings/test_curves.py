@@ -25,7 +25,7 @@ from circuits.rankings import (
 from circuits.statistics import mean_interval
 from circuits.units import Head, KVGroup, Neuron, with_groups
 
-ATTENTION = ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V", "_W_K", "_b_K", "_W_V", "_b_V", "W_O")
+ATTENTION = ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V", "W_O")
 
 
 def grafted_by_hand(start, source, units, everything_else=False):

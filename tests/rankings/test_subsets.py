@@ -6,7 +6,7 @@ import torch
 from circuits.errors import CircuitsError
 from circuits.interventions import mean_head_outputs
 from circuits.metrics import evaluate
-from circuits.models import capture, identity, load_model, parameters_of, run_layer
+from circuits.models import LeanModel, capture, identity, load_model, parameters_of
 from circuits.rankings import subsets as room
 from circuits.rankings.subsets import ablating, count_parameters, mean_outputs, score_subsets, swapping
 from circuits.units import Head, Neuron
@@ -40,7 +40,7 @@ def swapped_by_hand(model, other, kind, subset):
                         ours[attention + name][index] = theirs[attention + name][index]
                 slot = index // (model.cfg.n_heads // grouped) if grouped else index
                 for name in ("W_K", "b_K", "W_V", "b_V"):
-                    name = f"{attention}_{name}" if grouped else attention + name
+                    name = attention + name
                     if name in ours:
                         ours[name][slot] = theirs[name][slot]
             else:
@@ -97,7 +97,7 @@ def test_ablating_equals_hooks_written_by_hand(model, tasks, kind, to):
 def test_mean_outputs_are_over_tokens_and_not_over_padding(model, bio):
     heads, neurons = mean_outputs(model, bio, Head, 3), mean_outputs(model, bio, Neuron, 3)
     assert torch.allclose(heads, mean_head_outputs(model, bio), atol=1e-6)
-    post = capture(model, bio.tokens, ["blocks.2.mlp.hook_post"])["blocks.2.mlp.hook_post"]
+    post = capture(model, bio.tokens, [(2, "post")])[2, "post"]
     assert torch.allclose(neurons[2, :, 0], post[bio.attention_mask].mean(0), atol=1e-6)
 
 
@@ -106,11 +106,13 @@ def test_a_layer_runs_once_for_each_distinct_state_of_the_layers_before_it(model
     subsets[1, 3, 0] = subsets[2, 3, 1] = subsets[3, 2, 0] = True
     ran = []
 
-    def counted(model, layer, residual):
-        ran.append(layer)
-        return run_layer(model, layer, residual)
+    real = LeanModel.layer
 
-    monkeypatch.setattr(room, "run_layer", counted)
+    def counted(lean, layer, stream, **others):
+        ran.append(layer)
+        return real(lean, layer, stream, **others)
+
+    monkeypatch.setattr(LeanModel, "layer", counted)
     with ablating(model, Head) as switch:
         score_subsets(model, [bio], subsets, switch)
     assert sorted(ran) == [0, 1, 2, 2, 3, 3, 3, 3]

@@ -8,9 +8,10 @@ from transformers import TrainerCallback
 
 from circuits.datasets import DatasetSettings, Task, make_dataset, word_tokenizer
 from circuits.errors import CircuitsError
-from circuits.models import COMPONENTS, fingerprint, load_model
+from circuits.models import fingerprint, load_model
 from circuits.tracing import GradientTrace, TraceCallback, trace_gradients
 from circuits.training import Optimisation, train
+from circuits.units import COMPONENTS
 
 SMALL = Optimisation(steps=9, rows=12, warmup_steps=3)
 

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
@@ -7,10 +8,23 @@ from transformers import AutoModelForCausalLM
 
 from circuits.datasets import Task, word_tokenizer
 from circuits.errors import CircuitsError
-from circuits.models import COMPONENTS, checkpoint_of, component_of, load_model, parameters_of
-from circuits.tracing import LOSSES, STATISTICS, GradientTrace, accumulation, example_losses, gradients, trace_gradients
+from circuits.models import checkpoint_of, lean_model, load_model, parameters_of
+from circuits.models.hookable import backends
+from circuits.tracing import (
+    LOSSES,
+    STATISTICS,
+    GradientTrace,
+    accumulation,
+    example_losses,
+    gradients,
+    loss_gradients,
+    trace_gradients,
+)
+from circuits.tracing.gradients import TraceSettings
 from circuits.training import new_model
-from circuits.units import Head, Neuron
+from circuits.units import COMPONENTS, Head, Neuron, component_of
+from tests.models.test_hookable import CONFIGS
+from tests.models.test_hookable import lively as lively_of
 
 
 @lru_cache
@@ -33,7 +47,8 @@ def single_gradients(model, task: Task, loss: str) -> list[dict[str, torch.Tenso
 
     Every parameter of the checkpoint has a gradient here; tied embeddings are one, W_E, with the sum of both uses.
     """
-    parameters, found = parameters_of(model), []
+    named, found = dict(model.named_parameters()), []
+    parameters = {name: named[model.own_name(name)] for name in parameters_of(model)}
     for example in range(len(task)):
         tokens = task.tokens[example, task.attention_mask[example]][None]
         model.zero_grad()
@@ -80,6 +95,41 @@ def test_every_parameter_equals_a_loop_of_single_example_backward_passes(variant
             assert_same(traced.gradients, mean_statistic(singles, statistic))
 
 
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("name", CONFIGS)
+def test_of_any_family_a_trace_equals_a_loop_of_backward_passes_through_the_hookable_model(name, backend, bio):
+    task = replace(bio.select(range(5)), tokens=bio.tokens[:5] % 61)
+    model = load_model(lively_of(name), backend=backend)
+    for statistic, per in (("abs", "example"), ("square", "batch"), ("signed", "example")):
+        fast, slow = (gradients.RunningTrace(TraceSettings(statistic, "answer", 3, per, COMPONENTS)) for _ in range(2))
+        for batch in task.batches(3):
+            fast.add(lean_model(model), batch)
+            slow.add_hooked(model, batch)
+        assert_same(fast.sums, slow.sums)
+        assert_same(fast.hook_points, slow.hook_points)
+
+
+def test_a_trace_of_a_hooked_model_is_another_trace(model, bio, tmp_path):
+    out = tmp_path / "trace.safetensors"
+    trace_gradients(model, bio, out=out)
+    with model.hooks(fwd_hooks=[("blocks.2.attn.hook_z", lambda z, hook: 0 * z)]):  # noqa: ARG005
+        found = trace_gradients(model, bio)
+        with pytest.raises(CircuitsError, match="was made with hooks None, not"):
+            trace_gradients(model, bio, out=out)
+    assert not found.gradients["blocks.2.attn.W_Q"].any()
+    assert found.gradients["blocks.1.attn.W_Q"].any()
+    assert found.provenance["hooks"] == ["blocks.2.attn.hook_z"]
+
+
+def test_gradients_of_the_loss_are_the_sum_of_those_of_single_examples(bio):
+    model = variant("llama", True)
+    assert_same(loss_gradients(model, bio), summed(single_gradients(model, bio, "answer")))
+
+
+def summed(gradients):
+    return {name: sum(one[name] for one in gradients) for name in gradients[0]}
+
+
 def test_a_mask_made_from_tied_embeddings_acts_on_both_uses(bio):
     from circuits.masks import influenced_parameters, zero
 
@@ -105,8 +155,7 @@ def test_only_the_components_asked_for_are_traced(model, bio):
         assert all(torch.equal(value, everything[name]) for name, value in part.items())
     default = trace_gradients(model, bio).gradients.keys()
     assert default == found["attention"].keys() | found["mlp"].keys()
-    invented = {name for name, _ in model.named_parameters()} - parameters_of(model).keys()
-    assert not invented & everything.keys()
+    assert everything.keys() <= parameters_of(model).keys()
 
 
 def test_a_weight_larger_than_the_cache_is_traced_in_parts(model, bio, monkeypatch):
