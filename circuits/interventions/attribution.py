@@ -151,7 +151,7 @@ def screen_interventions(
             prompts, added = Prompts(engine, examples), numpy.zeros(len(interventions))
             for (positions, mode), members in groups.items():
                 with torch.no_grad():
-                    forward = Forward(engine.lean, prompts.tree(positions, mode))
+                    forward = Forward(engine.lean, prompts.tree(positions, mode), length=engine.length)
                     context = engine.context(prompts, forward, mode)
                 sites = {site for index in members for site, _ in sites_of(interventions[index], engine.grouped)}
                 kept = _Kept(sites)
