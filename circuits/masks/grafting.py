@@ -481,8 +481,8 @@ def graft_at(
         check_start: refuse a ``pre`` if the checkpoint of ``fine_tuned`` says that it was trained from another model.
 
     Raises:
-        CircuitsError: the mask was made for another model or holds embeddings or the final norm, ``pre`` has other parameters,
-            the positions are not the task's, other tokens are run in the block, or none.
+        CircuitsError: the mask was made for another model or holds embeddings or the final norm, ``pre`` has other
+            parameters, the positions are not the task's, other tokens are run in the block, or none.
 
     Source:
         Nief et al. 2025 (dynamic weight grafting).

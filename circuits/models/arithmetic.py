@@ -310,6 +310,7 @@ class LeanModel:
         self.n_layers, self.n_heads, self.n_groups = layout.n_layers, layout.n_heads, layout.n_groups
         self.d_model, self.d_head, self.d_vocab = layout.d_model, layout.d_head, layout.d_vocab
         self.parallel = layout.parallel
+        self.rows = tuple(rows)
         self._rows = {row.name: row for row in rows}
         wanted = {row.tensor for row in rows}
         for name in sorted(wanted - tensors.keys()):
@@ -320,7 +321,7 @@ class LeanModel:
         self.dtype, self.device = dtype or some.dtype, some.device
         # a tensor that requires gradients is given them through its views, wherever these are made
         with torch.enable_grad():
-            self._tensors = {
+            self.tensors = {
                 name: tensor if tensor.dtype == self.dtype else tensor.detach().to(self.dtype)
                 for name, tensor in tensors.items()
             }
@@ -352,7 +353,7 @@ class LeanModel:
         }
         for row in self._rows.values():
             expected = shapes.get(row.name if row.layer is None else row.name.split(".", 2)[2])
-            found = tuple(row.stored(self._tensors[row.tensor]).shape)
+            found = tuple(row.stored(self.tensors[row.tensor]).shape)
             if expected is not None and found != expected:
                 raise CircuitsError(
                     f"{row.tensor} does not fit its config: {row.name} has the shape {found}, not {expected}"
@@ -360,7 +361,7 @@ class LeanModel:
 
     def _stored(self, name: str) -> Tensor:
         row = self._rows[name]
-        return row.stored(self._tensors[row.tensor])
+        return row.stored(self.tensors[row.tensor])
 
     def _linear(self, name: str, bias: str) -> Linear:
         """A projection, its outputs first."""
@@ -384,7 +385,7 @@ class LeanModel:
         rows = [self._rows[name] for name in names]
         if len({row.tensor for row in rows}) > 1:
             return None
-        tensor = self._tensors[rows[0].tensor]
+        tensor = self.tensors[rows[0].tensor]
         outputs = tensor.shape[1 if rows[0].inputs_first else 0]
         numbers = torch.arange(outputs)
         numbers = numbers.expand(tensor.shape) if rows[0].inputs_first else numbers[:, None].expand(tensor.shape)
@@ -396,7 +397,7 @@ class LeanModel:
             stride = int(first[width] - first[0]) if heads > 1 else width
             pieces.append((int(first[0]), stride, heads, width))
         found = [rows[0], *(self._rows[bias] for bias in [names[0].replace(".W_", ".b_")] if bias in self._rows)]
-        bias = self._tensors[found[1].tensor] if len(found) > 1 else None
+        bias = self.tensors[found[1].tensor] if len(found) > 1 else None
         return Fused(Linear(tensor.T if rows[0].inputs_first else tensor, bias, tuple(found)), tuple(pieces))
 
     def _layer(self, layer: int) -> LeanLayer:
@@ -613,7 +614,7 @@ class LeanModel:
             if name not in SITES or not 0 <= layer < self.n_layers or (name == "resid_mid" and self.parallel):
                 raise CircuitsError(f"the model has no activation {name} in layer {layer}")
         for name in taps:
-            if name not in self._tensors:
+            if name not in self.tensors:
                 raise CircuitsError(f"the checkpoint has no tensor {name}")
 
     def unembed(self, stream: Float[Tensor, "... d_model"], taps: Taps = _UNTAPPED) -> Float[Tensor, "... d_vocab"]:

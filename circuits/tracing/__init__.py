@@ -7,6 +7,7 @@ from circuits.tracing.gradients import (
     PER,
     GradientTrace,
     example_losses,
+    loss_gradients,
     trace_checkpoints,
     trace_gradients,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "GradientTrace",
     "TraceCallback",
     "example_losses",
+    "loss_gradients",
     "trace_checkpoints",
     "trace_gradients",
 ]

@@ -9,7 +9,6 @@
    from the sums of that step.
 """
 
-import copy
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
-from circuits.models import ParameterSource, architecture_of, empty_huggingface, fingerprint_of, lending
+from circuits.models import fingerprint_of, lean_model
 from circuits.storage import atomic_folder
 from circuits.tracing.gradients import GradientTrace, RunningTrace, TraceSettings
 
@@ -81,20 +80,13 @@ class TraceCallback(TrainerCallback):
         self.traces: dict[str, GradientTrace] = {}
         self._running: dict[str, RunningTrace] = {}
         self._steps: list[int] = []
-        self._sources: list[ParameterSource] = []
-        self._shell: PreTrainedModel | None = None
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Start from nothing, or from what was saved with the state that training goes on from."""
-        model: PreTrainedModel = others["model"]
         if self.every > state.max_steps:
             raise CircuitsError(f"traces every {self.every} steps are none in {state.max_steps} steps of training")
-        config = copy.deepcopy(model.config)
-        config.architectures = [type(model).__name__]
-        self._sources = architecture_of(config).sources(config)
-        self._shell = empty_huggingface(config, model.dtype)
         self._running = {task.name: RunningTrace(self.settings) for task in self.tasks}
         self._steps = list(range(self.every, state.global_step + 1, self.every))
         self.traces = {}
@@ -116,11 +108,10 @@ class TraceCallback(TrainerCallback):
         model: PreTrainedModel = others["model"]
         if state.global_step % self.every == 0:
             self._steps.append(state.global_step)
-            assert self._shell is not None
-            with lending(self._shell, dict(model.named_parameters(remove_duplicate=False))) as view:
-                for task in self.tasks:
-                    for batch in task.batches(self.settings.batch_size):
-                        self._running[task.name].add(view, self._sources, batch)
+            lean = lean_model(model)
+            for task in self.tasks:
+                for batch in task.batches(self.settings.batch_size):
+                    self._running[task.name].add(lean, batch)
         return self._save_if_due(args, state, control)
 
     def on_epoch_end(
@@ -146,20 +137,18 @@ class TraceCallback(TrainerCallback):
     def on_train_end(self, *_: Any, **others: Any) -> None:
         """Turn the sums into traces; they belong to the model as it is now."""
         model: PreTrainedModel = others["model"]
-        tensors = dict(model.named_parameters(remove_duplicate=False))
-        parameters = {source.hooked: source.to_hooked(tensors[source.checkpoint]) for source in self._sources}
+        rows = lean_model(model).rows
         facts = {
-            "model": fingerprint_of(model.config, self._sources, parameters),
+            "model": fingerprint_of(model.config, dict(model.named_parameters())),
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": str(model.device),
             "steps": self._steps,
         }
         for task in self.tasks:
-            trace = self._running.pop(task.name).finish(self._sources, task, facts)
+            trace = self._running.pop(task.name).finish(rows, task, facts)
             self.traces[task.name] = trace
             if self.out is not None:
                 trace.save(self.out / f"{task.name}.safetensors")
-        self._shell = None
 
     def _identity(self, task: Task) -> dict[str, Any]:
         return {"every": self.every, **self.settings.identity(task)}

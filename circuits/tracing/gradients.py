@@ -2,12 +2,12 @@
 
 For a task with examples x and per-example loss L(x; θ), the mean cross-entropy over the answer's tokens:
 
-1. A batch of examples runs forward once, up to the last token that predicts anything. At every module that applies a
-   traced parameter, its input x is kept.
+1. A batch of examples runs forward once, up to the last token that predicts anything. At every use of a traced tensor,
+   what it is applied to, x, is kept.
 2. The loss is taken at the positions that count, and only these are unembedded. One backward pass of the summed loss
-   gives ∂L/∂y at every module's output y. Examples do not mix, so each row of it is the gradient of that example's own
+   gives ∂L/∂y of what every use writes, y. Examples do not mix, so each row of it is the gradient of that example's own
    loss.
-3. As soon as ∂L/∂y of a module is known, the statistic of each example's gradient, such as |Σ over positions of ∂L/∂y ⊗
+3. As soon as ∂L/∂y of a use is known, the statistic of each example's gradient, such as |Σ over positions of ∂L/∂y ⊗
    x|, is added to the parameter's sum (`circuits.tracing.accumulation`). Per batch, it is the statistic of the gradient
    of the batch's mean loss instead.
 4. At the hook points of heads (z) and neurons (post) the same pass gives each example's gradient norm and gradient ×
@@ -16,6 +16,8 @@ For a task with examples x and per-example loss L(x; θ), the mean cross-entropy
    order beyond rounding. Over several checkpoints, their traces are added up.
 6. If the trace goes to a file, its sums are saved beside it from time to time, whole or not at all, with the number of
    examples they hold; a trace that was interrupted goes on from there.
+7. If a user has hooked functions into the model, these must be run: then every example (or batch) has a backward pass
+   of its own through the hookable model.
 """
 
 import time
@@ -23,36 +25,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from circuits.datasets import Role, Task
 from circuits.errors import CircuitsError
 from circuits.models import (
-    COMPONENTS,
+    LeanModel,
     Model,
-    ParameterSource,
+    Row,
+    Taps,
+    Use,
     checkpoint_of,
     facts_of,
-    final_residual,
     fingerprint,
-    huggingface_view,
+    hook_name,
+    lean_model,
     load_model,
-    projections_of,
+    logits_at,
     refuse_hooks,
-    unembed,
-    unit_readers,
-    watching,
+    user_hooks,
 )
+from circuits.models.rows import Kind
 from circuits.progress import track
 from circuits.storage import digest, provenance, read_tensors, write_tensors
 from circuits.tracing.accumulation import STATISTICS, Products, add_embeddings, add_products, add_tied, add_vectors
-from circuits.units import Head, Neuron
+from circuits.units import COMPONENTS, Head, Neuron
 
 LOSSES: tuple[str, ...] = ("answer", "all")
 PER: tuple[str, ...] = ("example", "batch")
@@ -150,17 +152,79 @@ def _order_in_memory(value: Tensor) -> list[int]:
 def example_losses(model: Model, task: Task, loss: str = "answer") -> Float[Tensor, " example"]:
     """Each example's loss: mean cross-entropy in nats over its answer tokens, or over ``all`` its tokens but the first.
 
+    Functions hooked into the model are run.
+
+    Args:
+        model: loaded with `circuits.load_model`.
+        task: the examples.
+        loss: over ``answer`` tokens or ``all`` tokens.
+
     Raises:
         CircuitsError: there is no such loss.
     """
     counted = _counted(task, loss)
-    where = counted.nonzero().to(model.cfg.device)
-    residual = final_residual(model, task.tokens)
-    logits = unembed(model, residual[where[:, 0], where[:, 1] - 1]).float()
-    targets = task.tokens.to(model.cfg.device)[where[:, 0], where[:, 1]]
+    where = counted.nonzero()
+    before = where.clone()
+    before[:, 1] -= 1
+    logits = logits_at(model, task.tokens, before).float()
+    return _losses(logits, task, counted, where)
+
+
+def _losses(logits: Tensor, task: Task, counted: Tensor, where: Tensor) -> Float[Tensor, " example"]:
+    where = where.to(logits.device)
+    targets = task.tokens.to(logits.device)[where[:, 0], where[:, 1]]
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     sums = torch.zeros(len(task), device=losses.device).index_add(0, where[:, 0], losses)
     return sums / counted.sum(1).to(losses.device)
+
+
+def loss_gradients(model: Model, task: Task, loss: str = "answer") -> dict[str, Tensor]:
+    """The gradient of the sum of the examples' losses at every parameter, as it is stored.
+
+    Args:
+        model: loaded with `circuits.load_model`.
+        task: the examples.
+        loss: as in `example_losses`.
+
+    Returns:
+        Parameter → gradient, in the parameter's shape. Tied embeddings are one parameter, ``embed.W_E``.
+
+    Raises:
+        CircuitsError: there is no such loss, or functions are hooked into the model.
+
+    Example:
+        >>> from circuits import load_model, Task
+        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.training import new_model
+        >>> import tempfile
+        >>> tokenizer = word_tokenizer()
+        >>> task = Task.from_dataset(make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)), "qa_id", tokenizer)
+        >>> tuple(loss_gradients(load_model(new_model("tiny-llama", tokenizer)), task)["blocks.0.attn.W_Q"].shape)
+        (4, 128, 32)
+    """
+    refuse_hooks(model)
+    checkpoint = checkpoint_of(model)
+    lean_model(model)  # refuses a model whose parameters were replaced
+    tensors = {name: tensor.detach().requires_grad_() for name, tensor in checkpoint.tensors.items()}
+    counted = _counted(task, loss)
+    where = counted.nonzero()
+    before = where.clone()
+    before[:, 1] -= 1
+    with torch.enable_grad():
+        logits = LeanModel(tensors, checkpoint.rows, checkpoint.layout).logits_at(task.tokens, before).float()
+        total = _losses(logits, task, counted, where).sum()
+        found = dict(zip(tensors, torch.autograd.grad(total, list(tensors.values())), strict=True))
+    return {row.name: row.stored(found[row.tensor]) for row in _traced_rows(checkpoint.rows, COMPONENTS)}
+
+
+def _traced_rows(rows: Sequence[Row], components: Sequence[str]) -> list[Row]:
+    """The rows of some components; of tied embeddings, which are one tensor, the embedding alone."""
+    embedded = {row.tensor for row in rows if row.kind == "embedding"}
+    return [
+        row
+        for row in rows
+        if row.component in components and not (row.kind == "unembedding" and row.tensor in embedded)
+    ]
 
 
 def _counted(task: Task, loss: str) -> Tensor:
@@ -234,88 +298,163 @@ class RunningTrace:
         self.hook_points: dict[str, Tensor] = {}
         self.done = 0
 
-    def _prepare(self, model: PreTrainedModel, tensors: Sequence[str]) -> None:
+    def _prepare(self, lean: LeanModel) -> None:
         """Make room, or check that there is room of the right shape and that it lies where the model does."""
-        config, device = model.config, model.device
-        shapes = {name: tuple(model.get_parameter(name).shape) for name in tensors}
-        units = {Head: config.num_attention_heads, Neuron: config.intermediate_size}
+        layout = lean.layout
+        tensors = dict.fromkeys(row.tensor for row in _traced_rows(lean.rows, self.settings.components))
+        shapes = {name: tuple(lean.tensors[name].shape) for name in tensors}
+        units = {Head: layout.n_heads, Neuron: layout.d_mlp}
         if not self.sums:
             self.sums = {name: torch.zeros(shape) for name, shape in shapes.items()}
             self.hook_points = {
-                f"{kind.NOUN}.{name}": torch.zeros(config.num_hidden_layers, count)
+                f"{kind.NOUN}.{name}": torch.zeros(layout.n_layers, count)
                 for kind, count in units.items()
                 for name in _HOOKED
             }
         elif shapes != {name: tuple(value.shape) for name, value in self.sums.items()}:
             raise CircuitsError("the checkpoints are not the same kind of model: their parameters have other shapes")
-        self.sums = {name: value.to(device) for name, value in self.sums.items()}
-        self.hook_points = {name: value.to(device) for name, value in self.hook_points.items()}
+        self.sums = {name: value.to(lean.device) for name, value in self.sums.items()}
+        self.hook_points = {name: value.to(lean.device) for name, value in self.hook_points.items()}
 
-    def add(self, model: PreTrainedModel, sources: Sequence[ParameterSource], batch: Task) -> None:
-        """Add the gradients of a batch at a model."""
+    def add(self, lean: LeanModel, batch: Task) -> None:
+        """Add the gradients of a batch at a model without hooked functions."""
+        self._prepare(lean)
         settings, statistic = self.settings, self.settings.statistic
-        projections = projections_of(model, sources, settings.components)
-        self._prepare(model, [projection.tensor for projection in projections])
-        readers = unit_readers(sources)
-        by_module: dict[str, list[tuple[str, Tensor]]] = {}
-        for projection in projections:
-            by_module.setdefault(projection.module, []).append((projection.kind, self.sums[projection.tensor]))
-        of_uses = {kind: total for pairs in by_module.values() for kind, total in pairs if "embedding" in kind}
         share = 1 / len(batch) if settings.per == "batch" else 1.0
         as_one = settings.per == "batch" or statistic == "signed"
-
+        tied = next(row.tensor for row in lean.rows if row.kind == "embedding")
+        tied = tied if any(row.kind == "unembedding" and row.tensor == tied for row in lean.rows) else ""
         waiting: list[Products] = []
+        start: dict[str, Use] = {}
+        behind: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
 
         def grouped(rows: Tensor) -> Tensor:
+            # the heads of a norm that sees each by itself are more rows
+            rows = rows.float().flatten(1, -2)
             return rows.flatten(0, 1)[None] if as_one else rows
 
-        def wrote(name: str, reads: Tensor, gradient: Tensor) -> None:
-            reads, gradient = grouped(reads.float()), grouped(gradient.float())
-            for kind, total in by_module[name]:
-                if kind == "weight":
-                    waiting.append(Products(total, gradient, reads))
-                else:
-                    add_vectors(total, gradient if kind == "bias" else gradient * reads, statistic)
+        def wrote(use: Use, reads: Tensor, gradient: Tensor) -> None:
+            total, reads, gradient = self.sums[use.tensor], grouped(reads), grouped(gradient)
+            if use.kind in ("weight", "unembedding"):
+                sides = (reads, gradient) if use.inputs_first else (gradient, reads)
+                waiting.append(Products(total, *sides))
+            else:
+                add_vectors(total, gradient if use.kind == "bias" else gradient * reads, statistic)
             if sum(one.gradients.nbytes + one.inputs.nbytes for one in waiting) > _WAITING:
                 add_products(waiting, statistic)
                 waiting.clear()
 
-        def read(name: str, reads: Tensor, gradient: Tensor) -> None:
-            kind, layer = readers[name]
-            gradient = gradient.float()
-            norms, products = gradient.square().sum(1), (gradient * reads.float()).sum((0, 1))
-            if kind is Head:
-                heads = (model.config.num_attention_heads, -1)
-                norms, products = norms.unflatten(1, heads).sum(2), products.unflatten(0, heads).sum(1)
-            for value, total in zip(_HOOKED, (norms.sqrt().sum(0), products), strict=True):
-                self.hook_points[f"{kind.NOUN}.{value}"][layer] += total / share
+        def tap(use: Use) -> None:
+            if use.kind in ("embedding", "position"):
+                start[use.kind] = use
+                return
+            # the values, not what they were computed from: the graph is freed as it is gone through
+            reads = use.read.detach()
+            use.written.register_hook(lambda gradient: wrote(use._replace(written=reads), reads, gradient))
 
-        weights = {name for name, pairs in by_module.items() if all("embedding" not in kind for kind, _ in pairs)}
-        with torch.enable_grad(), watching(model, weights, wrote, readers, read) as start:
-            predicted = _predicted(batch, settings.loss, share, model.device)
-            tokens = batch.tokens[:, : int(predicted.read.max()) + 1].to(model.device)
-            hidden = final_residual(model, tokens)
-            gradient, unembedded, logits = _unembedded(model, hidden.detach(), predicted, bool(of_uses))
-            (embedded,) = torch.autograd.grad(hidden, start, gradient)
+        def tap_behind(use: Use) -> None:
+            reads, parts = use.read.detach(), behind.setdefault((use.tensor, use.kind), [])
+            use.written.register_hook(lambda gradient: parts.append((reads, gradient)))
+
+        def look(kind: type[Head] | type[Neuron], layer: int) -> Callable[[Tensor, Tensor | None], Tensor]:
+            def read(values: Tensor, gradient: Tensor) -> None:
+                values, gradient = values.float(), gradient.float()
+                norms, products = gradient.square().sum(1), (gradient * values).sum((0, 1))
+                if kind is Head:
+                    norms, products = norms.sum(-1), products.sum(-1)
+                for value, total in zip(_HOOKED, (norms.sqrt().sum(0), products), strict=True):
+                    self.hook_points[f"{kind.NOUN}.{value}"][layer] += total / share
+
+            def visit(x: Tensor, _: Tensor | None) -> Tensor:
+                values = x.detach()
+                x.register_hook(lambda gradient: read(values, gradient))
+                return x
+
+            return visit
+
+        # the graph starts at the embeddings, traced or not
+        first = {row.tensor for row in lean.rows if row.kind in ("embedding", "position")}
+        taps = dict.fromkeys([*self.sums, *first], tap)
+        visits = {
+            (layer, site): look(kind, layer)
+            for layer in range(lean.n_layers)
+            for site, kind in (("z", Head), ("post", Neuron))
+        }
+        with torch.enable_grad():
+            predicted = _predicted(batch, settings.loss, share, lean.device)
+            tokens = batch.tokens[:, : int(predicted.read.max()) + 1].to(lean.device)
+            last = lean.run(tokens, visits=visits, taps=taps)
+            gradient = _unembedded(lean, last.detach(), predicted, dict.fromkeys(self.sums, tap_behind))
+            begun = torch.autograd.grad(last, [use.written for use in start.values()], gradient)
+        for (tensor, kind), parts in behind.items():
+            reads, gradient = (torch.cat(values) for values in zip(*parts, strict=True))
+            if tensor != tied:
+                wrote(Use(tensor, cast(Kind, kind), reads, reads, False), reads, gradient)
         add_products(waiting, statistic)
-        if logits is not None:
-            own = tokens.flatten()[None] if as_one else tokens
-            embedded, logits, unembedded = (grouped(rows.float()) for rows in (embedded, logits, unembedded))
-            if len(of_uses) == 1:
-                add_tied(of_uses["embedding"], own, embedded, logits, unembedded, statistic)
+        for use, gradient in zip(start.values(), begun, strict=True):
+            if use.tensor not in self.sums:
+                continue
+            own = use.read.flatten()[None] if as_one else use.read
+            if use.tensor == tied and use.kind == "embedding":
+                (reads, logits) = (torch.cat(values) for values in zip(*behind[tied, "unembedding"], strict=True))
+                sides = grouped(gradient), grouped(logits), grouped(reads)
+                add_tied(self.sums[tied], own, *sides, statistic)
             else:
-                add_embeddings(of_uses["embedding"], own, embedded, statistic)
-                add_products([Products(of_uses["unembedding"], logits, unembedded)], statistic)
+                add_embeddings(self.sums[use.tensor], own, grouped(gradient), statistic)
         self.done += len(batch)
 
-    def finish(self, sources: Sequence[ParameterSource], task: Task, facts: dict[str, Any]) -> GradientTrace:
+    def add_hooked(self, model: Model, batch: Task) -> None:
+        """Add the gradients of a batch the slow way: through the hookable model, with what is hooked into it."""
+        self._prepare(lean_model(model))
+        change = STATISTICS[self.settings.statistic]
+        whole = self.settings.per == "batch"
+        checkpoint, hookable = checkpoint_of(model), _leaves(model)
+        layers, kept = checkpoint.layout.n_layers, {}
+        sites = [(layer, site, kind) for layer in range(layers) for site, kind in (("z", Head), ("post", Neuron))]
+
+        def keep(site: tuple[int, str]) -> Callable[..., Tensor]:
+            def hook(activation: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
+                # what is given back goes on; the bridge may go on with something else than it shows
+                kept[site] = activation.clone()
+                return kept[site]
+
+            return hook
+
+        functions = [(hook_name(model, (layer, site)), keep((layer, site))) for layer, site, _ in sites]
+        for part in [batch] if whole else batch.batches(1):
+            with torch.enable_grad(), model.hooks(fwd_hooks=functions):
+                total = example_losses(model, part, self.settings.loss).sum() / len(part)
+            activations = [kept[layer, site] for layer, site, _ in sites]
+            found = torch.autograd.grad(
+                total, [*hookable.values(), *activations], allow_unused=True, materialize_grads=True
+            )
+            at_leaves = dict(zip(hookable, found[: len(hookable)], strict=True))
+            for name, value in self.sums.items():
+                if name in at_leaves:
+                    gradient = at_leaves[name]
+                else:
+                    gradient = torch.zeros_like(value, dtype=found[0].dtype)
+                    for row in checkpoint.rows:
+                        if row.tensor == name:
+                            row.stored(gradient).add_(at_leaves[row.name])
+                value += change(gradient.float())
+            for (layer, _, kind), x, gradient in zip(sites, activations, found[len(hookable) :], strict=True):
+                x, gradient = x.detach().float(), gradient.float() * len(part)
+                norms, products = gradient.square().sum(1), (gradient * x).sum((0, 1))
+                if kind is Head:
+                    norms, products = norms.sum(-1), products.sum(-1)
+                for value, total in zip(_HOOKED, (norms.sqrt().sum(0), products), strict=True):
+                    self.hook_points[f"{kind.NOUN}.{value}"][layer] += total
+        self.done += len(batch)
+
+    def finish(self, rows: Sequence[Row], task: Task, facts: dict[str, Any]) -> GradientTrace:
         """Turn the sums into the trace of ``task``; they can't be added to any more."""
         for value in self.sums.values():
             value.div_(self.settings.count(task))
         sums = {name: value.cpu() for name, value in self.sums.items()}
         return GradientTrace(
             task.name,
-            {row.hooked: row.to_hooked(sums[row.checkpoint]) for row in sources if row.checkpoint in sums},
+            {row.name: row.stored(sums[row.tensor]) for row in _traced_rows(rows, self.settings.components)},
             {name: value.cpu() / len(task) for name, value in self.hook_points.items()},
             len(task),
             provenance(**facts, task=task.provenance, **self.settings.identity(task)),
@@ -339,6 +478,15 @@ class RunningTrace:
             kind, _, rest = name.partition("/")
             (self.sums if kind == "sums" else self.hook_points)[rest] = value.clone()
         self.done = metadata["done"]
+
+
+def _leaves(model: Model) -> dict[str, Tensor]:
+    """Where the hookable model's gradients arrive: its parameters by name, or the checkpoint's tensors themselves."""
+    checkpoint, named = checkpoint_of(model), dict(model.named_parameters())
+    own_name = getattr(model, "own_name", None)
+    if own_name is None:
+        return dict(checkpoint.tensors)
+    return {row.name: named[own_name(row.name)] for row in checkpoint.rows}
 
 
 def _check_identity(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -376,26 +524,23 @@ def _predicted(batch: Task, loss: str, share: float, device: torch.device) -> _P
 
 
 def _unembedded(
-    model: PreTrainedModel, hidden: Float[Tensor, "example pos d_model"], predicted: _Predicted, keep: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradient of the summed loss to the final residual, what the unembedding read, and the logits' gradient."""
-    examples = torch.arange(len(hidden), device=hidden.device)[:, None]
-    rows = hidden[examples, predicted.read]
-    size = max(1, _LOGITS_AT_A_TIME // (rows.shape[1] * model.config.vocab_size))
+    lean: LeanModel, last: Float[Tensor, "example pos d_model"], predicted: _Predicted, taps: Taps
+) -> Float[Tensor, "example pos d_model"]:
+    """The gradient of the summed loss to the stream after the last layer; some examples at a time."""
+    examples = torch.arange(len(last), device=last.device)[:, None]
+    rows = last[examples, predicted.read]
+    size = max(1, _LOGITS_AT_A_TIME // (rows.shape[1] * lean.d_vocab))
     to_rows: list[Tensor] = []
-    to_logits: list[Tensor] = []
     for chosen in examples[:, 0].split(size):
         here = rows[chosen].requires_grad_()
-        logits = unembed(model, here)
+        logits = lean.unembed(here, taps)
         losses = torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1), predicted.targets[chosen].flatten(), reduction="none"
         )
         loss = (losses * predicted.weights[chosen].flatten()).sum()
-        found = torch.autograd.grad(loss, [here, logits] if keep else [here])
-        to_rows.append(found[0])
-        to_logits += found[1:]
-    gradient = torch.zeros_like(hidden).index_put_((examples, predicted.read), torch.cat(to_rows), accumulate=True)
-    return gradient, rows, torch.cat(to_logits) if keep else None
+        to_rows += torch.autograd.grad(loss, [here])
+    gradient = torch.zeros_like(last)
+    return gradient.index_put_((examples, predicted.read), torch.cat(to_rows), accumulate=True)
 
 
 def trace_gradients(
@@ -408,7 +553,7 @@ def trace_gradients(
     components: Sequence[str] = ("attention", "mlp"),
     out: str | Path | None = None,
 ) -> GradientTrace:
-    """Trace a task's gradients at the parameters of a model.
+    """Trace a task's gradients at the parameters of a model, slowly if functions are hooked into it, which are run.
 
     Args:
         model: loaded with `circuits.load_model`.
@@ -424,7 +569,7 @@ def trace_gradients(
 
     Raises:
         CircuitsError: there is no such statistic, loss or component, the model was not loaded with
-            `circuits.load_model` or has functions hooked into it, or ``out`` holds another trace.
+            `circuits.load_model`, or ``out`` holds another trace.
 
     Source:
         arXiv 2505.16178, section 3 and Fig. 1b.
@@ -445,9 +590,12 @@ def trace_gradients(
     """
     settings = TraceSettings(statistic, loss, batch_size, per, tuple(components))
     checkpoint_of(model)
-    refuse_hooks(model)  # also where a finished trace is read
     facts = facts_of(model)
     identity = {name: facts[name] for name in ("model", "dtype")}
+    hooks = sorted(found.name for found in user_hooks(model))
+    if hooks:
+        # what was traced with other functions, or none, is another trace
+        identity = facts = facts | {"hooks": hooks}
     return _trace([lambda: model], task, settings, identity, lambda _: facts, out)
 
 
@@ -506,12 +654,12 @@ def trace_checkpoints(
 
 
 def _visit(source: str | Path | Model, dtype: str, device: str | None) -> Model:
-    return source if isinstance(source, Model) else load_model(source, dtype, device)
+    return source if isinstance(source, nn.Module) else load_model(source, dtype, device)
 
 
 def _stamp(source: str | Path | Model, dtype: str) -> str:
     """What tells one source from another without loading it: a model's content, or the names and times of its files."""
-    if isinstance(source, Model):
+    if isinstance(source, nn.Module):
         refuse_hooks(source)
         return fingerprint(source)
     files = sorted(Path(source).glob("*.safetensors"))
@@ -544,20 +692,23 @@ def _trace(
         if begun >= len(task) and number < len(visits) - 1:
             continue
         model = visit()
-        sources = checkpoint_of(model).sources
+        rows, hooked = checkpoint_of(model).rows, bool(user_hooks(model))
         rest = range(max(begun, 0), len(task))
         batches = [rest[first : first + settings.batch_size] for first in range(0, len(rest), settings.batch_size)]
-        with huggingface_view(model) as view:
-            for batch in track(batches, f"trace {task.name}", len(batches), "batch"):
-                running.add(view, sources, task.select(batch))
-                if unfinished is not None and time.monotonic() - saved > pause:
-                    begun_saving = time.monotonic()
-                    running.save(unfinished, identity)
-                    saved = time.monotonic()
-                    pause = max(_SAVE_EVERY, 10 * (saved - begun_saving))
+        lean = lean_model(model)
+        for batch in track(batches, f"trace {task.name}", len(batches), "batch"):
+            if hooked:
+                running.add_hooked(model, task.select(batch))
+            else:
+                running.add(lean, task.select(batch))
+            if unfinished is not None and time.monotonic() - saved > pause:
+                begun_saving = time.monotonic()
+                running.save(unfinished, identity)
+                saved = time.monotonic()
+                pause = max(_SAVE_EVERY, 10 * (saved - begun_saving))
         if unfinished is not None and number < len(visits) - 1:
             running.save(unfinished, identity)
-    trace = running.finish(sources, task, facts(model))
+    trace = running.finish(rows, task, facts(model))
     if out is None or unfinished is None:
         return trace
     trace.save(out)

@@ -23,11 +23,11 @@ def pair(family, tokenizer, tmp_path):
     model = load_model(lively(family), tokenizer=tokenizer)
     save_model(model, tmp_path / "base")
     values = parameters_of(model)
-    grouped = "blocks.2.attn._W_K" in values
+    grouped = len(values["blocks.2.attn.W_K"]) < len(values["blocks.2.attn.W_Q"])
     with torch.no_grad():
         values["blocks.1.attn.W_Q"][2] *= 1.5
         values["blocks.3.mlp.W_out"][17] += 0.25
-        values["blocks.2.attn._W_K" if grouped else "blocks.2.attn.W_K"][1, 0, 0] += 1
+        values["blocks.2.attn.W_K"][1, 0, 0] += 1
         values["embed.W_E"][5, 3] += 1
         if family == "llama":
             values["unembed.W_U"].data = values["embed.W_E"].data.T
@@ -39,7 +39,7 @@ def entries_of(unit, parameters):
     """The entries that belong to a unit alone, found by hand."""
     mine = {
         Neuron: ("mlp.W_in", "mlp.W_gate", "mlp.W_out", "mlp.b_in"),
-        KVGroup: ("attn._W_K", "attn._W_V"),
+        KVGroup: ("attn.W_K", "attn.W_V"),
         Head: ("attn.W_Q", "attn.W_K", "attn.W_V", "attn.W_O", "attn.b_Q", "attn.b_K", "attn.b_V"),
     }[type(unit)]
     for name, value in parameters.items():

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from circuits.errors import CircuitsError
+from circuits.models.families import family_of
 from circuits.models.hookable import backends, hook_points, hookable, probe, user_hooks
 
 BOTH = ("hooked_transformer", "bridge")
@@ -219,23 +220,13 @@ def test_gradients_at_parameters_are_those_of_the_checkpoints_tensors(reference,
     if backend == "bridge":
         found = {name: parameter.grad for name, parameter in reference.named_parameters()}
     else:
-        from circuits.models.hooked_transformer import FAMILIES
-
-        hooked, names = dict(model.named_parameters()), dict(reference.named_parameters(remove_duplicate=False))
+        config = copy.copy(reference.config)
+        config.architectures = [type(reference).__name__]
+        hooked, names = dict(model.named_parameters()), dict(reference.named_parameters())
         with torch.no_grad():
             found = {name: torch.zeros_like(parameter) for name, parameter in names.items()}
-            for row in FAMILIES[type(reference).__name__].rows(reference.config):
-                if row.checkpoint in names:
-                    row.to_hooked(found[row.checkpoint]).add_(hooked[row.hooked].grad)
-            if reference.config.tie_word_embeddings:
-                embedding, head = (
-                    next(name for name, parameter in names.items() if parameter is module.weight and order(name))
-                    for module, order in (
-                        (reference.get_input_embeddings(), lambda name: "lm_head" not in name),
-                        (reference.get_output_embeddings(), lambda name: "lm_head" in name),
-                    )
-                )
-                found[embedding] += found[head]
+            for row in family_of(config).rows(config):
+                row.stored(found[row.tensor]).add_(hooked[model.own_name(row.name)].grad)
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for tensor, gradient in expected.items():
         assert torch.allclose(found[tensor], gradient, atol=1e-5 * largest, rtol=1e-4), tensor

@@ -1,23 +1,25 @@
+import copy
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformer_lens import HookedTransformer
 from transformer_lens.pretrained.weight_conversions import convert_llama_weights, convert_neox_weights
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from circuits.errors import CircuitsError
 from circuits.models import (
-    HookedTransformer,
     LeanModel,
+    capture,
     fingerprint,
+    lean_model,
     load_model,
     load_tokenizer,
-    loading,
     parameters_of,
     save_model,
 )
-from circuits.models.architectures import architecture_of
+from circuits.models import hooked_transformer
 from circuits.training import new_model
 from tests.conftest import lively
 
@@ -44,8 +46,8 @@ def test_parameters_are_what_transformer_lens_converts(model, huggingface, famil
     expected = convert(huggingface, model.cfg)
     parameters = parameters_of(model)
     for name, value in parameters.items():
-        assert torch.equal(value, expected[name]), name
-    invented = set(dict(model.named_parameters())) - set(parameters)
+        assert torch.equal(value, expected[model.own_name(name)]), name
+    invented = set(dict(model.named_parameters())) - {model.own_name(name) for name in parameters}
     assert all(not expected[name].any() for name in invented & set(expected))
     assert all(not dict(model.named_parameters())[name].requires_grad for name in invented)
     if family == "llama":
@@ -134,12 +136,25 @@ def test_a_changed_model_saves_its_changes(folder, tmp_path):
     assert torch.equal(again.blocks[1].attn.W_Q, model.blocks[1].attn.W_Q)
 
 
-def test_tied_embeddings_that_were_untied_are_not_saved(tmp_path):
+def test_a_parameter_that_was_replaced_is_refused_wherever_it_would_be_ignored(tmp_path):
     model = load_model(lively("llama"))
     model.unembed.W_U.data = model.unembed.W_U.data * 2
-    with pytest.raises(CircuitsError, match="ties its embeddings"):
-        save_model(model, tmp_path / "out")
+    for use in (lambda: save_model(model, tmp_path / "out"), lambda: lean_model(model)):
+        with pytest.raises(CircuitsError, match="the parameter unembed.W_U of the hooked model was replaced"):
+            use()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_copy_has_weights_of_its_own_and_a_move_takes_the_checkpoints_tensors_along(model):
+    twin, tokens = copy.deepcopy(model), torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        twin.blocks[1].attn.W_Q.mul_(2)
+    assert fingerprint(twin) != fingerprint(model)
+    moved = copy.deepcopy(twin).to(torch.float64)
+    assert all(tensor.dtype == torch.float64 for tensor in moved.checkpoint.tensors.values())
+    for one in (model, twin, moved):
+        lean = lean_model(one)
+        assert torch.allclose(lean.unembed(lean.run(tokens)), one(tokens), atol=1e-5)
 
 
 def test_a_missing_folder_is_refused(tmp_path):
@@ -183,20 +198,10 @@ def test_a_damaged_config_is_refused(folder):
 
 
 def test_an_architecture_that_is_not_supported_is_refused(tmp_path):
-    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=10)).save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(CircuitsError, match="LlamaForCausalLM and GPTNeoXForCausalLM are"):
-        load_model(tmp_path / "gpt2")
-
-
-def test_the_parity_check_names_the_layer_that_departs(huggingface, monkeypatch):
-    architecture = architecture_of(load_model(huggingface).checkpoint.config)
-    real = architecture.settings
-    object.__setattr__(architecture, "settings", lambda config: real(config) | {"rotary_base": 17.0})
-    try:
-        with pytest.raises(CircuitsError, match=r"logits differ .* they first depart at layer 0"):
-            load_model(huggingface)
-    finally:
-        object.__setattr__(architecture, "settings", real)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 8, "word_embed_proj_dim": 8}
+    OPTForCausalLM(OPTConfig(**sizes, vocab_size=10)).save_pretrained(tmp_path / "opt")
+    with pytest.raises(CircuitsError, match=r"OPTForCausalLM is not supported: .*LlamaForCausalLM.* how to add one"):
+        load_model(tmp_path / "opt")
 
 
 def test_an_unknown_dtype_is_refused(huggingface):
@@ -205,7 +210,7 @@ def test_an_unknown_dtype_is_refused(huggingface):
 
 
 def test_a_model_of_somebody_else_is_refused(model):
-    other = HookedTransformer(model.cfg)
+    other = HookedTransformer(copy.deepcopy(model.cfg))
     with pytest.raises(CircuitsError, match="was not loaded by circuits"):
         fingerprint(other)
 
@@ -222,46 +227,38 @@ def test_a_folder_is_not_half_written_when_saving_fails(model, tmp_path, monkeyp
 
 def departing(path, monkeypatch):
     """Spoil one of the ways that numbers are computed in, and no other."""
-    if path == "hooked model":
-        real = HookedTransformer.run_with_cache
+    if path == "hookable model":
+        real = hooked_transformer.SharingTransformer.share
 
-        def run(model, *args, **kwargs):
-            with torch.no_grad():
-                weight = model.blocks[2].attn.W_O
-                before = weight.clone()
-                weight.mul_(-1)
-                try:
-                    return real(model, *args, **kwargs)
-                finally:
-                    weight.copy_(before)
+        def share(model, *args):
+            real(model, *args)
+            model.blocks[2].attn.W_O.data = -model.blocks[2].attn.W_O.data
 
-        monkeypatch.setattr(HookedTransformer, "run_with_cache", run)
-    elif path == "lean model":
+        monkeypatch.setattr(hooked_transformer.SharingTransformer, "share", share)
+        monkeypatch.setattr(hooked_transformer.SharingTransformer, "check_views", lambda _: None)
+    else:
         # a layer's queries and keys without their positions
         monkeypatch.setattr(LeanModel, "rotate", lambda self, x, angles: x)  # noqa: ARG005
-    else:
-        real_tensors = loading.checkpoint_tensors
-
-        def tensors(*args):
-            outputs = ("layers.2.self_attn.o_proj.weight", "layers.2.attention.dense.weight")
-            return {name: -x if name.endswith(outputs) else x for name, x in real_tensors(*args).items()}
-
-        monkeypatch.setattr(loading, "checkpoint_tensors", tensors)
 
 
-@pytest.mark.parametrize(("path", "layer"), [("hooked model", 2), ("lean model", 0), ("Hugging Face view", 2)])
+@pytest.mark.parametrize(("path", "layer"), [("hookable model", 2), ("lean model", 0)])
 def test_parity_is_checked_on_every_path_that_numbers_take(huggingface, monkeypatch, path, layer):
     departing(path, monkeypatch)
     with pytest.raises(CircuitsError, match=rf"the {path}'s logits differ .* they first depart at layer {layer}"):
         load_model(huggingface)
 
 
-def test_the_lean_model_has_the_streams_of_the_hooked_one(model, bio):
+def test_what_is_captured_is_what_the_hookable_model_computes_whether_it_is_hooked_or_not(model, bio):
     _, cache = model.run_with_cache(bio.tokens)
-    *before, last = LeanModel(model).streams(bio.tokens)
-    for layer, stream in enumerate(before):
-        assert torch.allclose(stream, cache[f"blocks.{layer}.hook_resid_pre"], atol=1e-4)
-    assert torch.allclose(last, cache[f"blocks.{len(before) - 1}.hook_resid_post"], atol=1e-4)
+    names = {"resid_pre": "hook_resid_pre", "pattern": "attn.hook_pattern", "z": "attn.hook_z", "post": "mlp.hook_post"}
+    sites = [(layer, name) for layer in range(4) for name in names]
+    fast = capture(model, bio.tokens, sites)
+    with model.hooks(fwd_hooks=[("blocks.3.hook_resid_post", lambda stream, hook: 0 * stream)]):  # noqa: ARG005
+        slow = capture(model, bio.tokens, sites)
+    assert fast.keys() == slow.keys() == set(sites)
+    for layer, name in sites:
+        for found in (fast, slow):
+            assert torch.allclose(found[layer, name], cache[f"blocks.{layer}.{names[name]}"], atol=1e-4), (layer, name)
 
 
 def test_a_model_in_memory_with_hooks_is_refused(family, tokenizer):
@@ -292,5 +289,5 @@ def test_a_round_trip_in_shards_is_exact_and_keeps_the_dtype(folder, tmp_path, d
 def test_the_parity_that_was_measured_is_kept(folder):
     parity = load_model(folder).checkpoint.parity
     assert parity.tokens == 12
-    assert parity.differences.keys() == {"hooked model", "lean model", "Hugging Face view"}
+    assert parity.differences.keys() == {"hookable model", "lean model"}
     assert all(0 <= difference <= parity.allowed for difference in parity.differences.values())

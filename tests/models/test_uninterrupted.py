@@ -17,7 +17,7 @@ from circuits.masks import (
     unit_mask,
     zero,
 )
-from circuits.models import editing, fingerprint, hooked, huggingface_view, identity, load_model
+from circuits.models import editing, fingerprint, hooked, identity, load_model
 from circuits.rankings.subsets import ablating, swapping
 from circuits.units import Head, Neuron
 from tests.conftest import lively
@@ -81,7 +81,6 @@ def blocks(pair, task):
         "graft_at": at_positions,
         "ablate_heads": without_a_head,
         "hooked": block(lambda: hooked(model, {"blocks.0.attn.hook_z": keep})),
-        "huggingface_view": block(lambda: huggingface_view(model)),
         "editing": block(lambda: editing(model)),
     }
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from circuits.datasets import Task
-from circuits.models import HookedTransformer, load_model
+from circuits.models import Model, load_model
 from tests.conftest import lively
 
 
 @pytest.fixture
-def pre(family, tokenizer) -> HookedTransformer:
+def pre(family, tokenizer) -> Model:
     return load_model(lively(family, seed=1), tokenizer=tokenizer)
 
 
