@@ -24,14 +24,14 @@ from torch.nn import functional
 
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
-from circuits.interventions.forward import Attention, CleanRun, Forward, Queries, Site, Visitor
+from circuits.interventions.forward import Attention, CleanRun, Forward, Queries, Visitor
 from circuits.interventions.intervention import Intervention
 from circuits.interventions.memory import arithmetic, in_halves, out_of_memory, token_budget
 from circuits.interventions.pairing import matching_positions
 from circuits.interventions.tokens import TokenTree, changed_tokens, check_positions
 from circuits.interventions.values import SHARED_MODES, Matched, Means, other_examples, same_positions
 from circuits.metrics import NAMED_METRICS, AnswerTokens, Metric, kl, metric_of
-from circuits.models import LeanModel, Model, checkpoint_of, facts_of, lean_model, refuse_hooks, shape_of
+from circuits.models import LeanModel, Model, Site, checkpoint_of, facts_of, lean_model, refuse_hooks, shape_of
 from circuits.progress import bar
 from circuits.statistics import corrected, intervals, paired_p_values
 from circuits.storage import provenance

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
-from circuits.interventions.forward import CleanRun, Forward, Recorder, Site
+from circuits.interventions.forward import CleanRun, Forward, Recorder
 from circuits.interventions.memory import in_halves
 from circuits.interventions.tokens import TokenTree, needed_lengths
-from circuits.models import LeanModel
+from circuits.models import LeanModel, Site
 
 #: Modes whose values are the same for every prompt, so that prompts may share nodes.
 SHARED_MODES = ("zero", "mean", "mean_by_position", "revert")
