@@ -3,11 +3,11 @@
 import tempfile
 
 from circuits.datasets import DatasetSettings, Task, make_dataset, word_tokenizer
-from circuits.models import HookedTransformer, load_model
+from circuits.models import Model, load_model
 from circuits.training import new_model
 
 
-def study_model(family: str = "llama") -> HookedTransformer:
+def study_model(family: str = "llama") -> Model:
     tokenizer = word_tokenizer()
     return load_model(new_model(f"tiny-{family}", tokenizer), tokenizer=tokenizer)
 

@@ -35,7 +35,7 @@ from circuits.interventions import Intervention, pair_people, run_interventions,
 from circuits.interventions.engine import Engine, Prompts
 from circuits.interventions.forward import Forward
 from circuits.interventions.memory import arithmetic
-from circuits.models import HookedTransformer, HookPoints, load_model, shape_of
+from circuits.models import Model, hook_name, load_model, shape_of
 from circuits.storage import provenance, write_json
 from circuits.units import Head
 
@@ -54,7 +54,7 @@ def timed(work: Callable[[], Any], times: int = 1) -> tuple[float, Any]:
     return min(seconds), result
 
 
-def prompts(model: HookedTransformer) -> tuple[Task, Task]:
+def prompts(model: Model) -> tuple[Task, Task]:
     """Questions of 16 tokens with answers of one token, and for each the same question about someone else."""
     opening, middle = "Question: ", "Answer: "
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +91,7 @@ def answer_log_probs(logits: Tensor, task: Task) -> Tensor:
 
 
 @torch.inference_mode()
-def loop(model: HookedTransformer, task: Task, heads: Iterable[Head]) -> list[float]:
+def loop(model: Model, task: Task, heads: Iterable[Head]) -> list[float]:
     """One hooked forward pass for each head."""
     found = []
     for head in heads:
@@ -100,12 +100,12 @@ def loop(model: HookedTransformer, task: Task, heads: Iterable[Head]) -> list[fl
             z[:, :, index] = 0
             return z
 
-        logits = model.run_with_hooks(task.tokens, fwd_hooks=[(HookPoints(head.layer).z, zero)])
+        logits = model.run_with_hooks(task.tokens, fwd_hooks=[(hook_name(model, (head.layer, "z")), zero)])
         found.append(float(answer_log_probs(logits, task).sum()) / len(task))
     return found
 
 
-def operations(model: HookedTransformer, task: Task, interventions: list[Intervention]) -> float:
+def operations(model: Model, task: Task, interventions: list[Intervention]) -> float:
     """Floating-point operations in the matrix products of the engine's layers and unembedding."""
     cfg = model.cfg
     engine = Engine(model, task, interventions)
@@ -123,7 +123,7 @@ def operations(model: HookedTransformer, task: Task, interventions: list[Interve
     return total
 
 
-def plain_rate(model: HookedTransformer, tokens: int) -> float:
+def plain_rate(model: Model, tokens: int) -> float:
     """Operations a second of one layer's matrix products and nothing else, on as many tokens as the engine takes."""
     cfg = model.cfg
     groups = cfg.n_key_value_heads or cfg.n_heads
@@ -140,7 +140,7 @@ def plain_rate(model: HookedTransformer, tokens: int) -> float:
 
 
 @torch.inference_mode()
-def positions(model: HookedTransformer, task: Task, source: Task) -> tuple[float, float]:
+def positions(model: Model, task: Task, source: Task) -> tuple[float, float]:
     """How many times faster every head is patched at every position, and the largest difference."""
     from transformer_lens.patching import generic_activation_patch, layer_pos_head_vector_patch_setter
 
@@ -183,7 +183,7 @@ def main() -> None:
         for name, value in numbers.items():
             print(f"{name:24} {value}", flush=True)
 
-    def sweep(model: HookedTransformer) -> pandas.DataFrame:
+    def sweep(model: Model) -> pandas.DataFrame:
         return run_interventions(model, task, plan, metrics=["log_prob"])
 
     # in turns, so that a busy moment of the machine does not hit only one

@@ -21,11 +21,11 @@ from torch import Tensor
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions.engine import Engine, Prompts, describe, sites_of
-from circuits.interventions.forward import CleanRun, Forward, Queries, Site, Visitor
+from circuits.interventions.forward import CleanRun, Forward, Queries, Visitor
 from circuits.interventions.intervention import Intervention
 from circuits.interventions.memory import in_halves
 from circuits.metrics import Metric
-from circuits.models import Model, facts_of
+from circuits.models import Model, Site, facts_of
 from circuits.progress import bar
 from circuits.storage import provenance
 from circuits.units import AnyUnit, Component, Head, KVGroup
@@ -151,7 +151,7 @@ def screen_interventions(
             prompts, added = Prompts(engine, examples), numpy.zeros(len(interventions))
             for (positions, mode), members in groups.items():
                 with torch.no_grad():
-                    forward = Forward(engine.lean, prompts.tree(positions, mode))
+                    forward = Forward(engine.lean, prompts.tree(positions, mode), length=engine.length)
                     context = engine.context(prompts, forward, mode)
                 sites = {site for index in members for site, _ in sites_of(interventions[index], engine.grouped)}
                 kept = _Kept(sites)

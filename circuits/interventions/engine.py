@@ -24,14 +24,14 @@ from torch.nn import functional
 
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
-from circuits.interventions.forward import Attention, CleanRun, Forward, Queries, Site, Visitor
+from circuits.interventions.forward import Attention, CleanRun, Forward, Queries, Visitor
 from circuits.interventions.intervention import Intervention
 from circuits.interventions.memory import arithmetic, in_halves, out_of_memory, token_budget
 from circuits.interventions.pairing import matching_positions
 from circuits.interventions.tokens import TokenTree, changed_tokens, check_positions
 from circuits.interventions.values import SHARED_MODES, Matched, Means, other_examples, same_positions
 from circuits.metrics import NAMED_METRICS, AnswerTokens, Metric, kl, metric_of
-from circuits.models import LeanModel, Model, facts_of, shape_of
+from circuits.models import LeanModel, Model, Site, checkpoint_of, facts_of, lean_model, refuse_hooks, shape_of
 from circuits.progress import bar
 from circuits.statistics import corrected, intervals, paired_p_values
 from circuits.storage import provenance
@@ -74,10 +74,10 @@ def sites_of(intervention: Intervention, grouped: bool) -> list[tuple[Site, AnyU
 
 
 def _reverted(unit: AnyUnit, grouped: bool) -> tuple[str, ...]:
-    """The activations that a unit's own weights write."""
+    """The activations that a unit's own weights write; what it adds to the stream, before a post-norm."""
     if isinstance(unit, Head):
-        return ("q", "attn_out") if grouped else ("q", "k", "v", "attn_out")
-    return ("k", "v") if isinstance(unit, KVGroup) else ("post", "mlp_out")
+        return ("q", "o") if grouped else ("q", "k", "v", "o")
+    return ("k", "v") if isinstance(unit, KVGroup) else ("post", "down")
 
 
 class Context:
@@ -162,16 +162,17 @@ class Context:
         assert not isinstance(unit, Component)
         layer, name = site
         before, now, index = self._pre.layers[layer], self._lean.layers[layer], unit.index
-        features = slice(index * self._lean.d_head, (index + 1) * self._lean.d_head)
+        alone = slice(index, index + 1)
         if name in ("q", "k", "v"):
             weight = {"q": before.q, "k": before.k, "v": before.v}[name]
-            x[where, index] = weight.part(features)(source[where])
-        elif name == "attn_out":
-            x[where] += source[where, index] @ (before.o.weight - now.o.weight)[:, features].T
+            x[where, index] = weight.part(alone)(source[where])
+        elif name == "o":
+            features = slice(index * self._lean.d_head, (index + 1) * self._lean.d_head)
+            x[where] += source[where, index] @ (before.o.weight[:, features] - now.o.weight[:, features]).T
         elif name == "post":
-            x[where, index] = before.neurons(source[where], slice(index, index + 1))[:, 0]
+            x[where, index] = before.neurons(source[where], alone)[:, 0]
         else:
-            x[where] += source[where, index, None] * (before.down.weight - now.down.weight)[:, index]
+            x[where] += source[where, index, None] * (before.down.weight[:, index] - now.down.weight[:, index])
 
 
 class Changes(Visitor):
@@ -242,7 +243,7 @@ class Prompts:
     @cached_property
     def clean(self) -> CleanRun:
         """The run without intervention."""
-        return CleanRun.of(Forward(self._engine.lean, TokenTree.of(self.task)))
+        return CleanRun.of(Forward(self._engine.lean, TokenTree.of(self.task), length=self._engine.length))
 
     @cached_property
     def known(self) -> AnswerTokens:
@@ -265,7 +266,9 @@ class Prompts:
             place[self._examples] = torch.arange(len(self._examples))
             matches = engine.matches[mode].clone()
             matches[:, 0] = place[matches[:, 0]]
-            self._matched[mode] = Matched.of(engine.lean, other, self.task, matches[matches[:, 0] >= 0], sites)
+            matches = matches[matches[:, 0] >= 0]
+            whole = engine.reference if mode == "resample" or engine.source is None else engine.source
+            self._matched[mode] = Matched.of(engine.lean, other, self.task, matches, sites, whole.tokens.shape[1])
         return self._matched.get(mode)
 
     def tree(self, positions: int | str, mode: str) -> TokenTree:
@@ -316,16 +319,20 @@ class Engine:
             raise CircuitsError(f"two metrics are called {twice}: give them different names")
         # kl, and perhaps a function of the user's, compares with the clean run
         self.compares = any(metric is kl or metric not in NAMED_METRICS.values() for metric in self.metrics.values())
+        for each in (model, pre):
+            if each is not None:
+                refuse_hooks(each)
         dtype = arithmetic(model)
-        self.lean = LeanModel(model, dtype)
-        self.tokens = token_budget(model) if tokens is None else tokens
+        self.lean = lean_model(model, dtype)
+        self.tokens = token_budget(self.lean) if tokens is None else tokens
         self.grouped = self.lean.n_groups != self.lean.n_heads
         self.task = task.right_padded()
+        self.length = self.task.tokens.shape[1]
         self.source = None if source is None else source.right_padded()
         self.reference = self.task if reference is None else reference.right_padded()
         modes = {intervention.mode for intervention in interventions}
         self._check(model, modes, pre)
-        self._pre = None if pre is None or "revert" not in modes else LeanModel(pre, dtype)
+        self._pre = None if pre is None or "revert" not in modes else lean_model(pre, dtype)
         self.partners: Int[Tensor, " example"] = torch.zeros(0, dtype=torch.long)
         self.matches: dict[str, Int[Tensor, "match 3"]] = {}
         if "resample" in modes:
@@ -378,7 +385,7 @@ class Engine:
         if "revert" in modes:
             if pre is None:
                 raise CircuitsError("reverting needs the model before fine-tuning: give pre")
-            if shape_of(pre) != shape or pre.cfg.d_model != model.cfg.d_model:
+            if shape_of(pre) != shape or checkpoint_of(pre).layout.d_model != self.lean.d_model:
                 raise CircuitsError("the model before fine-tuning has another shape than the one after it")
 
     @torch.no_grad()
@@ -404,7 +411,7 @@ class Engine:
                     clean[name][columns] = values[0]
                 for (positions, mode), members in groups.items():
                     tree = prompts.tree(positions, mode)
-                    forward = Forward(self.lean, tree, prompts.clean)
+                    forward = Forward(self.lean, tree, prompts.clean, length=self.length)
                     if forward.reaches:
                         context = self.context(prompts, forward, mode)
                         self._run(prompts, forward, context, members, columns, found, progress)

@@ -7,6 +7,7 @@
 3. In each layer the rows' changes are written in at their sites. Attention is the one place where nodes meet: queries,
    keys and values are laid out by example and position, inactive keys and values taken from the clean run.
 4. In the last layer only the nodes that predict answer tokens go on after keys and values.
+5. Beside the model's sites there are ``o`` and ``down``: what these projections write, before a post-norm.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,10 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.interventions.tokens import TokenTree
-from circuits.models import LeanModel
-
-#: Where an activation stands: its layer and its name.
-Site = tuple[int, str]
+from circuits.models import LeanLayer, LeanModel, Norm, Site
 
 
 class Queries:
@@ -36,10 +34,8 @@ class Queries:
     Attributes:
         nodes: the nodes that ask, ``[query]``.
         within: where they stand among the active nodes; None if they are all of them.
-        bias: zero where a query sees a position, minus infinity elsewhere; ``[example, query_pos, pos]``.
         back: for each query, where in the grid of examples and query positions it stands.
         shape: examples, groups, heads of a group, positions and query positions: the axes of scores.
-        flat_bias: the bias as scores lie in memory: example, group, position, head of the group, query position.
     """
 
     def __init__(
@@ -64,19 +60,19 @@ class Queries:
         grid = torch.where(real, number[nodes.gather(1, order)], 0)
         positions = torch.arange(nodes.shape[1])
         # a query that only fills the grid sees the first position, so that its softmax is defined
-        visible = (positions[None, None] <= torch.where(real, order, 0)[:, :, None]) & (nodes >= 0)[:, None]
+        self._distance = torch.where(real, order, 0)[:, :, None] - positions[None, None]
+        self._there = (nodes >= 0)[:, None]
         back = torch.zeros(len(chosen), dtype=torch.long)
         back[grid[real]] = real.flatten().nonzero().flatten()
         self.nodes = chosen.to(device)
         self.within = None if torch.equal(chosen, active) else torch.searchsorted(active, chosen).to(device)
-        self.bias = torch.zeros(visible.shape, dtype=lean.dtype).masked_fill(~visible, -torch.inf).to(device)
+        self._dtype, self._bias = lean.dtype, dict[int | None, Tensor]()
+        self._flat_bias: dict[int | None, Tensor] = {}
         self.back = back.to(device)
         self._heads, self._groups, self._queries, self._active = lean.n_heads, lean.n_groups, len(chosen), len(active)
         heads = torch.arange(lean.n_heads).view(lean.n_groups, -1)
         # scores are laid out as example, group, pos, head of the group, query position
         shape = (len(nodes), *heads.shape, nodes.shape[1], width)
-        laid_out = self.bias.transpose(1, 2)[:, None, None].expand(shape).transpose(2, 3)
-        self.flat_bias: Float[Tensor, " score"] = laid_out.reshape(-1)
         # vectors of one head: the queries as example, group, head of the group, query position, and back again
         self._asked = (grid[:, None, None] * lean.n_heads + heads[None, :, :, None]).flatten()
         example, place = back // width, back % width
@@ -93,6 +89,25 @@ class Queries:
         self._seen_clean = (clean[seen] * lean.n_groups + groups).flatten()
         self.shape = shape
         self._rows: dict[tuple[str, int], Int[Tensor, " vector"]] = {}
+
+    def bias(self, window: int | None) -> Float[Tensor, "example query_pos pos"]:
+        """Zero where a query sees a position, minus infinity elsewhere; ``window`` is the layer's."""
+        window = None if window is not None and window >= self.shape[3] else window
+        if window not in self._bias:
+            visible = (self._distance >= 0) & self._there
+            if window is not None:
+                visible = visible & (self._distance < window)
+            bias = torch.zeros(visible.shape, dtype=self._dtype).masked_fill_(~visible, -torch.inf)
+            self._bias[window] = bias.to(self.nodes.device)
+        return self._bias[window]
+
+    def flat_bias(self, window: int | None) -> Float[Tensor, " score"]:
+        """The bias as scores lie in memory: example, group, position, head of the group, query position."""
+        window = None if window is not None and window >= self.shape[3] else window
+        if window not in self._flat_bias:
+            laid_out = self.bias(window).transpose(1, 2)[:, None, None].expand(self.shape).transpose(2, 3)
+            self._flat_bias[window] = laid_out.reshape(-1)
+        return self._flat_bias[window]
 
     def _of_rows(self, name: str, rows: int, clean: int = 0) -> Int[Tensor, " vector"]:
         """The numbers of the vectors to take, for as many rows."""
@@ -138,12 +153,14 @@ class Attention:
 
     Attributes:
         queries: how it is laid out.
+        weights: of the layer.
         q: ``[row, example, group, asked, d_head]``.
         k: ``[row, example, group, pos, d_head]``.
         v: like the keys.
     """
 
     queries: Queries
+    weights: LeanLayer
     q: Tensor
     k: Tensor
     v: Tensor
@@ -154,8 +171,9 @@ class Attention:
         q, k, v = (x.flatten(0, 2) for x in (self.q, self.k, self.v))
         # keys come first, so that the softmax runs down columns: down short rows it is four times slower
         room = q.new_empty(len(q), k.shape[1], q.shape[1])
-        scores = torch.baddbmm(room, k, q.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
-        scores = scores.view(rows, -1).add_(self.queries.flat_bias).view_as(room)
+        scores = torch.baddbmm(room, k, q.transpose(1, 2), beta=0, alpha=self.weights.score_scale)
+        scores = self.weights.capped(scores)
+        scores = scores.view(rows, -1).add_(self.queries.flat_bias(self.weights.window)).view_as(room)
         return self.queries.answered(scores.softmax(1).transpose(1, 2) @ v, rows)
 
     def pattern(self, row: int, head: int) -> Float[Tensor, "example query_pos pos"]:
@@ -163,8 +181,8 @@ class Attention:
         group, within = divmod(head, self.queries.shape[2])
         width = self.queries.shape[4]
         q = self.q[row, :, group, within * width : (within + 1) * width]
-        scores = q @ self.k[row, :, group].transpose(1, 2) * q.shape[-1] ** -0.5
-        pattern: Tensor = (scores + self.queries.bias).softmax(-1)
+        scores = self.weights.capped(q @ self.k[row, :, group].transpose(1, 2) * self.weights.score_scale)
+        pattern: Tensor = (scores + self.queries.bias(self.weights.window)).softmax(-1)
         return pattern
 
     def mixed(
@@ -219,7 +237,7 @@ class CleanRun:
     def of(cls, layers: "Forward", visitor: Visitor = _NOBODY) -> "CleanRun":
         """Run every node of a tree, all of them active, through every layer."""
         run = cls(layers.tree)
-        x = layers.lean.embed(layers.tree.tokens)[None]
+        x = layers.lean.embed(layers.tree.tokens, layers.tree.positions)[None]
         if torch.is_grad_enabled():
             x.requires_grad_()
         for layer in range(layers.lean.n_layers):
@@ -247,9 +265,12 @@ class Forward:
         tree: the tokens.
         clean: a run of the same prompts, whose activations stand wherever the tree is not active. Without it every
             node is active, and all go on in the last layer.
+        length: of the longest prompt, where rotary angles depend on it; that of the tree if not given.
     """
 
-    def __init__(self, lean: LeanModel, tree: TokenTree, clean: CleanRun | None = None) -> None:
+    def __init__(
+        self, lean: LeanModel, tree: TokenTree, clean: CleanRun | None = None, *, length: int | None = None
+    ) -> None:
         self.lean, self.tree, self._clean = lean, tree, clean
         every = torch.arange(len(tree))
         active = every if clean is None else tree.active
@@ -270,8 +291,7 @@ class Forward:
         reached = torch.isin(tree.predicting, going_on)
         self.answers: Bool[Tensor, " answer_token"] = reached.to(lean.device)
         self._answer_query = torch.searchsorted(going_on, tree.predicting[reached]).to(lean.device)
-        cos, sin = lean.rotary(tree.positions)
-        self._angles = (cos[self.active], sin[self.active])
+        self._angles = lean.angles(tree.positions[active], length or int(tree.positions.max()) + 1)
 
     def run(self, starts: Sequence[tuple[int, bool]], visitor: Visitor) -> Float[Tensor, "row answer_token d_model"]:
         """Run interventions that reach an answer.
@@ -321,17 +341,20 @@ class Forward:
         """Heads' outputs, rotated keys, and values of one layer."""
         lean, weights, beside = self.lean, self.lean.layers[layer], self._beside
         queries = self._going_on(layer)
-        normed = weights.norm1(x)
-        asking = normed if queries.within is None else normed.index_select(1, queries.within)
-        q, k, v = lean.heads(weights.q(asking)), lean.heads(weights.k(normed)), lean.heads(weights.v(normed))
-        q = visitor((layer, "q"), q, queries, asking)
+        normed = weights.attention_input(x)
+        asking = None if queries.within is None else normed.index_select(1, queries.within)
+        q, k, v = weights.queries_keys_values(normed, asking)
+        q = visitor((layer, "q"), q, queries, normed if asking is None else asking)
         k = visitor((layer, "k"), k, None, normed)
         v = visitor((layer, "v"), v, None, normed)
-        angles = self._angles
-        k = lean.rotate(k, angles)
-        q = lean.rotate(q, angles if queries.within is None else (angles[0][queries.within], angles[1][queries.within]))
+        angles = self._angles[layer]
+        k = lean.rotate(weights.normed_keys(k), angles)
+        if angles is not None and queries.within is not None:
+            angles = angles[0][queries.within], angles[1][queries.within]
+        q = lean.rotate(weights.normed_queries(q), angles)
         attention = Attention(
             queries,
+            weights,
             queries.asked(q),
             queries.seen(k, None if beside is None else beside.keys[layer]),
             queries.seen(v, None if beside is None else beside.values[layer]),
@@ -350,13 +373,20 @@ class Forward:
         if queries.within is not None:
             x = x.index_select(1, queries.within)
         z = visitor((layer, "z"), z, queries, None)
-        middle = x + visitor((layer, "attn_out"), weights.o(z.flatten(2)), queries, z)
+        attn_out = _normed(weights.post_norm1, visitor((layer, "o"), weights.o(z.flatten(2)), queries, z))
+        middle = x + visitor((layer, "attn_out"), attn_out, queries, None)
         if not lean.parallel:
             middle = visitor((layer, "resid_mid"), middle, queries, None)
-        normed = weights.norm2(x if lean.parallel else middle)
+        normed = weights.mlp_input(x if lean.parallel else middle)
         neurons = visitor((layer, "post"), weights.hidden(normed), queries, normed)
-        mlp_out = visitor((layer, "mlp_out"), weights.down(neurons), queries, neurons)
-        return visitor((layer, "resid_post"), middle + mlp_out, queries, None)
+        mlp_out = _normed(weights.post_norm2, visitor((layer, "down"), weights.down(neurons), queries, neurons))
+        return visitor(
+            (layer, "resid_post"), middle + visitor((layer, "mlp_out"), mlp_out, queries, None), queries, None
+        )
+
+
+def _normed(norm: Norm | None, x: Tensor) -> Tensor:
+    return x if norm is None else norm(x)
 
 
 def _numbers(tree: TokenTree, clean: TokenTree) -> Int[Tensor, " node"]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions.pairing import matching_positions
-from circuits.models import HookPoints, Model, capture, hooked, shape_of, uninterrupted
+from circuits.models import Model, capture, hook_name, hooked, shape_of, uninterrupted
 from circuits.units import Head
 
 #: Values to put in the place of heads' outputs: head → something that broadcasts to ``[example, pos, d_head]``.
@@ -36,15 +36,15 @@ def mean_head_outputs(model: Model, reference: Task, batch_size: int = 256) -> F
         reference: the set that stands for ordinary input.
         batch_size: examples in one pass.
     """
-    names = [HookPoints(layer).z for layer in range(model.cfg.n_layers)]
+    sites = [(layer, "z") for layer in range(shape_of(model).n_layers)]
     total, count = torch.zeros(0), 0
-    for batch in reference.batches(batch_size):
-        outputs = capture(model, batch.tokens, names)
-        mask = batch.attention_mask
-        summed = torch.stack([outputs[name][mask.to(outputs[name].device)].double().sum(0).cpu() for name in names])
+    for batch in reference.right_padded().batches(batch_size):
+        outputs = capture(model, batch.tokens, sites)
+        mask, some = batch.attention_mask, outputs[sites[0]]
+        summed = torch.stack([outputs[site][mask.to(some.device)].double().sum(0).cpu() for site in sites])
         total = total + summed if total.numel() else summed
         count += int(mask.sum())
-    return (total / count).to(model.cfg.device, model.cfg.dtype)
+    return (total / count).to(some)
 
 
 @uninterrupted
@@ -63,17 +63,21 @@ def replace_heads(model: Model, values: Replacement) -> Iterator[None]:
         head.check(shape)
     fired: set[Head] = set()
 
-    def overwrite(z: Tensor, hook: Any) -> Tensor:
-        z = z.clone()
-        for head, value in values.items():
-            if HookPoints(head.layer).z == hook.name:
+    def overwrite(heads: list[Head]) -> Any:
+        def act(z: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
+            z = z.clone()
+            for head in heads:
                 own = z[:, :, head.index]
-                new = value.to(z.device, z.dtype).expand_as(own)
+                new = values[head].to(z.device, z.dtype).expand_as(own)
                 z[:, :, head.index] = torch.where(new.isnan(), own, new)
                 fired.add(head)
-        return z
+            return z
 
-    with hooked(model, {HookPoints(layer).z: overwrite for layer in sorted({head.layer for head in values})}):
+        return act
+
+    layers = sorted({head.layer for head in values})
+    in_layer = {layer: [head for head in values if head.layer == layer] for layer in layers}
+    with hooked(model, {hook_name(model, (layer, "z")): overwrite(heads) for layer, heads in in_layer.items()}):
         yield
     for head in values.keys() - fired:
         raise CircuitsError(f"{head} was to be replaced, but its layer was never run inside the block")
@@ -113,8 +117,7 @@ def ablate_heads(
     if mode not in ABLATIONS:
         raise CircuitsError(f"there is no ablation {mode!r}: choose from {', '.join(ABLATIONS)}")
     if mode == "zero":
-        nothing = torch.zeros(model.cfg.d_head, device=model.cfg.device)
-        return replace_heads(model, dict.fromkeys(heads, nothing))
+        return replace_heads(model, dict.fromkeys(heads, torch.zeros(())))
     if means is None:
         raise CircuitsError("mean ablation needs the mean outputs: give means=mean_head_outputs(model, reference)")
     shape = shape_of(model)
@@ -141,15 +144,13 @@ def patched_outputs(model: Model, source: Task, target: Task) -> Float[Tensor, "
     for task in (source, target):
         if not bool(task.attention_mask[:, 0].all()):
             raise CircuitsError(f"{task.name} is padded on the left: give {task.name}.right_padded()")
-    names = [HookPoints(layer).z for layer in range(model.cfg.n_layers)]
-    outputs = capture(model, source.tokens, names)
+    sites = [(layer, "z") for layer in range(shape_of(model).n_layers)]
+    outputs = capture(model, source.tokens, sites)
     example, theirs, ours = matching_positions(source, target).T
-    cfg = model.cfg
-    patched = torch.full(
-        (cfg.n_layers, *target.tokens.shape, cfg.n_heads, cfg.d_head), float("nan"), dtype=cfg.dtype, device=cfg.device
-    )
-    for layer, name in enumerate(names):
-        patched[layer, example, ours] = outputs[name][example, theirs]
+    some = outputs[sites[0]]
+    patched = some.new_full((len(sites), *target.tokens.shape, *some.shape[2:]), torch.nan)
+    for layer, site in enumerate(sites):
+        patched[layer, example, ours] = outputs[site][example, theirs]
     return patched
 
 

@@ -8,25 +8,23 @@ from collections.abc import Callable, Sequence
 import torch
 
 from circuits.errors import CircuitsError
-from circuits.models import Model
+from circuits.models import LeanModel, Model, checkpoint_of
 
 #: Tokens in one tensor of rows on a CPU. More fall out of its cache, fewer do not fill its pipelines.
 TOKENS = 2048
 
 
-def token_budget(model: Model) -> int:
+def token_budget(lean: LeanModel) -> int:
     """How many tokens to compute at once: what a CPU's cache likes, or what fits an eighth of a GPU's memory."""
-    device = torch.device(model.cfg.device)
-    if device.type != "cuda":
+    if lean.device.type != "cuda":
         return TOKENS
-    cfg = model.cfg
-    groups = cfg.n_key_value_heads or cfg.n_heads
+    layout = lean.layout
     # the clean run keeps streams, z, keys and values; rows need a layer's projections and neurons at a time
-    kept = cfg.n_layers * (cfg.d_model + (cfg.n_heads + 2 * groups) * cfg.d_head)
-    numbers = kept + 12 * cfg.d_model + 4 * cfg.d_mlp
+    kept = layout.n_layers * (layout.d_model + (layout.n_heads + 2 * layout.n_groups) * layout.d_head)
+    numbers = kept + 12 * layout.d_model + 4 * layout.d_mlp
     # of all its memory, not of what is free: rounding must not depend on what else runs
-    memory: int = torch.cuda.get_device_properties(device).total_memory
-    return max(TOKENS, memory // 8 // int(numbers * model.cfg.dtype.itemsize))
+    memory: int = torch.cuda.get_device_properties(lean.device).total_memory
+    return max(TOKENS, memory // 8 // (numbers * lean.dtype.itemsize))
 
 
 def arithmetic(model: Model) -> torch.dtype:
@@ -34,8 +32,9 @@ def arithmetic(model: Model) -> torch.dtype:
 
     There half precision is emulated: several times slower than float32, and less exact.
     """
-    dtype: torch.dtype = model.cfg.dtype
-    if torch.device(model.cfg.device).type != "cpu" or dtype == torch.float32:
+    some = next(iter(checkpoint_of(model).tensors.values()))
+    dtype = some.dtype
+    if some.device.type != "cpu" or dtype == torch.float32:
         return dtype
     known = torch.cpu.get_capabilities()
     names = ("amx_bf16", "avx512_bf16") if dtype == torch.bfloat16 else ("amx_fp16", "avx512_fp16")

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from circuits.datasets import Task
 from circuits.errors import CircuitsError
-from circuits.interventions.forward import CleanRun, Forward, Recorder, Site
+from circuits.interventions.forward import CleanRun, Forward, Recorder
 from circuits.interventions.memory import in_halves
 from circuits.interventions.tokens import TokenTree, needed_lengths
-from circuits.models import LeanModel
+from circuits.models import LeanModel, Site
 
 #: Modes whose values are the same for every prompt, so that prompts may share nodes.
 SHARED_MODES = ("zero", "mean", "mean_by_position", "revert")
@@ -58,7 +58,7 @@ class Means:
         def add(examples: list[int]) -> None:
             tree = TokenTree.of(reference.select(examples), whole=True)
             recorder = Recorder(sites)
-            CleanRun.of(Forward(lean, tree), recorder)
+            CleanRun.of(Forward(lean, tree, length=reference.tokens.shape[1]), recorder)
             # a node counts once for every prompt that goes through it
             times = torch.bincount(tree.nodes[tree.nodes >= 0], minlength=len(tree)).to(lean.device)
             positions = tree.positions.to(lean.device)
@@ -114,7 +114,13 @@ class Matched:
     @classmethod
     @torch.no_grad()
     def of(
-        cls, lean: LeanModel, source: Task, task: Task, matches: Int[Tensor, "match 3"], sites: Collection[Site]
+        cls,
+        lean: LeanModel,
+        source: Task,
+        task: Task,
+        matches: Int[Tensor, "match 3"],
+        sites: Collection[Site],
+        length: int,
     ) -> "Matched":
         """Run the source.
 
@@ -124,13 +130,14 @@ class Matched:
             task: the prompts.
             matches: rows of example, source position, position.
             sites: which activations.
+            length: of the longest of the other prompts, here or elsewhere.
 
         Raises:
             CircuitsError: patterns of prompts whose tokens do not match one by one.
         """
         tree = TokenTree.of(source, whole=True)
         recorder = Recorder(sites)
-        CleanRun.of(Forward(lean, tree), recorder)
+        CleanRun.of(Forward(lean, tree, length=length), recorder)
         matches = matches[matches[:, 2] < int(needed_lengths(task).max())]
         example, theirs, ours = matches.T
         nodes = torch.full(task.tokens.shape, -1)

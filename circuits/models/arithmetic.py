@@ -467,9 +467,14 @@ class LeanModel:
             _tell([self._rows[name]], taps, which, found)
         return found
 
-    def angles(self, positions: Int[Tensor, " token"]) -> list[Angles]:
-        """For each layer cosines and sines of the rotary angles of some tokens, for `rotate`."""
-        length = int(positions.max()) + 1
+    def angles(self, positions: Int[Tensor, " token"], length: int | None = None) -> list[Angles]:
+        """For each layer cosines and sines of the rotary angles of some tokens, for `rotate`.
+
+        Args:
+            positions: of the tokens.
+            length: of the longest prompt, where the angles depend on it; up to the last position if not given.
+        """
+        length = length or int(positions.max()) + 1
         found: dict[int, Angles] = {id(None): None}
         for rotary in self.layout.rotary:
             if rotary is None or id(rotary) in found:

@@ -164,6 +164,6 @@ def lean_model(model: nn.Module, dtype: torch.dtype | None = None) -> LeanModel:
     if check_views is not None:
         check_views()
     lean = LeanModel({name: tensor.detach() for name, tensor in tensors.items()}, rows, layout, dtype)
-    if dtype is None:
+    if all(tensor.dtype == lean.dtype for tensor in tensors.values()):
         _LEAN[model] = where, lean
     return lean

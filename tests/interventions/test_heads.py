@@ -164,7 +164,8 @@ def test_patching_a_run_with_itself_changes_nothing(model, tasks):
     heads = [Head(layer, head) for layer in range(4) for head in range(4)]
     before = model(task.tokens)
     with patch_heads(model, heads, task, task):
-        assert torch.allclose(model(task.tokens), before, atol=1e-5)
+        # values come from the arithmetic, the run is the hookable model's: equal but for rounding
+        assert torch.allclose(model(task.tokens), before, atol=1e-5 * float(before.abs().max()), rtol=0)
 
 
 def test_hooks_leave_with_the_block_also_after_an_exception(model, bio):
