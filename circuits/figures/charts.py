@@ -155,12 +155,16 @@ def ablation_figure(table: DataFrame) -> go.Figure:
         table: columns ``model``, ``condition``, ``draw``, ``task``, ``exact_match``.
 
     Raises:
-        CircuitsError: a column is missing or there are no rows.
+        CircuitsError: a column is missing, there are no rows, or several are of one bar, as in a table of two scopes.
 
     Source:
         arXiv 2505.16178, Fig. 2b.
     """
     _need(table, "model", "condition", "draw", "task", "exact_match")
+    if table.duplicated(["model", "condition", "draw", "task"]).any():
+        raise CircuitsError(
+            "the table has several rows for one model, condition, draw and task: select one scope first"
+        )
     models = list(table["model"].unique())
     figure = make_subplots(
         cols=len(models),

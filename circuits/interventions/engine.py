@@ -557,8 +557,7 @@ def run_interventions(
     Raises:
         CircuitsError: a unit, site, position or metric does not exist; what a mode or metric needs is missing;
             ``pre`` is not the start; a reference is too short or has no other example; a metric does not give one
-            number for each answer; memory
-            does not suffice for one example.
+            number for each answer; memory does not suffice for one example.
 
     Source:
         docs/method.md, sections 6 and 9.

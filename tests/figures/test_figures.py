@@ -224,6 +224,9 @@ def test_an_ablation_shows_the_mask_that_was_thinned_as_its_control():
     (bar,) = (bar for bar in bars if bar.name == thinned)
     assert (list(bar.y), list(bar.error_y.array)) == (pytest.approx([0.4]), pytest.approx([0.1]))
     assert bar.error_y.visible
+    scopes = pandas.concat([table.assign(scope="global"), table.assign(scope="tensor", exact_match=0.0)])
+    with pytest.raises(CircuitsError, match="several rows for one model, condition, draw and task: select one scope"):
+        ablation_figure(scopes)
 
 
 @pytest.mark.parametrize(
