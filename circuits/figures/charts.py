@@ -23,6 +23,7 @@ LABELS = {
     "pre": "before training",
     "none": "whole model",
     "shared": "shared parameters ablated",
+    "shared_thinned": "shared, thinned to match random",
     "random": "random parameters ablated",
     "change": "by |change|",
     "gradient_x_change": "by |gradient × change|",
@@ -36,6 +37,7 @@ _COLOURS = {
     "qa_ood": "#9467bd",
     "none": "#1f77b4",
     "shared": "#d62728",
+    "shared_thinned": "#f4a6a7",
     "random": "#c7c7c7",
 }
 
@@ -145,16 +147,24 @@ def curves_figure(table: DataFrame) -> go.Figure:
 def ablation_figure(table: DataFrame) -> go.Figure:
     """Exact match with shared parameters ablated against random ones, one panel for each model.
 
+    Where random parameters had too little room outside the shared ones, the shared ones thinned to as many are beside
+    them: these two are to be compared. Bars over several draws are means, and their lines reach from the lowest draw
+    to the highest.
+
     Args:
         table: columns ``model``, ``condition``, ``draw``, ``task``, ``exact_match``.
 
     Raises:
-        CircuitsError: a column is missing or there are no rows.
+        CircuitsError: a column is missing, there are no rows, or several are of one bar, as in a table of two scopes.
 
     Source:
         arXiv 2505.16178, Fig. 2b.
     """
     _need(table, "model", "condition", "draw", "task", "exact_match")
+    if table.duplicated(["model", "condition", "draw", "task"]).any():
+        raise CircuitsError(
+            "the table has several rows for one model, condition, draw and task: select one scope first"
+        )
     models = list(table["model"].unique())
     figure = make_subplots(
         cols=len(models),
@@ -162,38 +172,46 @@ def ablation_figure(table: DataFrame) -> go.Figure:
         horizontal_spacing=0.03,
         subplot_titles=[_label(model) for model in models],
     )
+    conditions = [name for name in ("none", "shared", "shared_thinned", "random") if name in set(table["condition"])]
+    named: set[str] = set()
+    groups = len(models) * table["task"].nunique()
+    width = min(_PAGE, max(640, 130 * groups + 160))
+    room = (width - 120) / (groups * (len(conditions) + 0.5))  # for the number in a bar
     for column, model in enumerate(models, start=1):
-        for condition in ("none", "shared", "random"):
+        for condition in conditions:
             rows = table[(table["model"] == model) & (table["condition"] == condition)]
+            if rows.empty:
+                continue
             by_task = rows.groupby("task", sort=False)["exact_match"].agg(["mean", "min", "max"])
             figure.add_bar(
                 name=_label(condition),
                 legendgroup=condition,
-                showlegend=column == 1,
+                showlegend=condition not in named,
                 x=[_label(task).replace(", ", ",<br>") for task in by_task.index],
                 y=by_task["mean"],
                 error_y={
                     "array": by_task["max"] - by_task["mean"],
                     "arrayminus": by_task["mean"] - by_task["min"],
-                    "visible": condition == "random",
+                    "visible": condition in ("shared_thinned", "random"),
                 },
                 text=[f"{value:.0%}" for value in by_task["mean"]],
                 textposition="auto",
                 insidetextanchor="start",
-                textangle=0,
+                textangle=0 if room > 25 else -90,
                 marker_color=_COLOURS[condition],
                 row=1,
                 col=column,
             )
+            named.add(condition)
     figure.update_layout(
         barmode="group",
         bargap=0.12,
         template="plotly_white",
         uniformtext={"minsize": 8, "mode": "hide"},
-        width=min(_PAGE, max(640, 130 * len(models) * table["task"].nunique() + 160)),
+        width=width,
         height=420,
-        margin={"t": 90, "b": 60, "r": 40},
-        legend={"orientation": "h", "y": 1.28},
+        margin={"t": 100, "b": 60, "r": 40},
+        legend={"orientation": "h", "y": 1.13, "yanchor": "bottom"},
     )
     figure.update_annotations(font_size=14)
     figure.update_xaxes(tickangle=0)

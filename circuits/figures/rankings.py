@@ -107,7 +107,8 @@ def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "
         width=max(640, 380 * len(panels) + 260),
         height=440,
         margin={"t": 90, "b": 60, "r": 20},
-        legend={"x": 1.01, "y": 1, "yanchor": "top"},
+        # a legend that is taller than the plot hides its last lines
+        legend={"x": 1.01, "y": 1, "yanchor": "top", "tracegroupgap": 0},
     )
     return figure
 

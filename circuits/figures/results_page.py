@@ -141,9 +141,8 @@ def _claims(found: Sequence[Finding]) -> list[str]:
     table = claims_table(found)
     return [
         "## The paper's claims",
-        f"Of {len(found)} statements {counts['holds']} hold, {counts['does not hold']} do not, and of "
-        f"{counts['cannot be told']} it cannot be told. One seed of one small model decides nothing about larger ones. "
-        f"{ABOUT_VERDICTS}",
+        f"Verdicts on {len(found)} statements: {', '.join(f'{verdict} {count}' for verdict, count in counts.items())}. "
+        f"One seed of one small model decides nothing about larger ones. {ABOUT_VERDICTS}",
         _markdown(table.assign(verdict=[_bold(verdict) for verdict in table["verdict"]])),
     ]
 

@@ -31,7 +31,17 @@ from circuits.interventions.pairing import matching_positions
 from circuits.interventions.tokens import TokenTree, changed_tokens, check_positions
 from circuits.interventions.values import SHARED_MODES, Matched, Means, other_examples, same_positions
 from circuits.metrics import NAMED_METRICS, AnswerTokens, Metric, kl, metric_of
-from circuits.models import LeanModel, Model, Site, checkpoint_of, facts_of, lean_model, refuse_hooks, shape_of
+from circuits.models import (
+    LeanModel,
+    Model,
+    Site,
+    checkpoint_of,
+    facts_of,
+    lean_model,
+    refuse_hooks,
+    require_start,
+    shape_of,
+)
 from circuits.progress import bar
 from circuits.statistics import corrected, intervals, paired_p_values
 from circuits.storage import provenance
@@ -292,6 +302,8 @@ class Engine:
         metrics: names or functions.
         seed: of resampling.
         tokens: how many tokens to compute at once; `token_budget` if not given.
+        check_start: refuse a ``pre`` to revert to if the checkpoint of ``model`` says that it was trained from another
+            model.
     """
 
     def __init__(
@@ -305,6 +317,8 @@ class Engine:
         metrics: str | Metric | Sequence[str | Metric] = ("exact_match", "log_prob"),
         seed: int = 0,
         tokens: int | None = None,
+        *,
+        check_start: bool = True,
     ) -> None:
         if not interventions:
             raise CircuitsError("there is nothing to run: no interventions were given")
@@ -332,6 +346,8 @@ class Engine:
         self.reference = self.task if reference is None else reference.right_padded()
         modes = {intervention.mode for intervention in interventions}
         self._check(model, modes, pre)
+        if check_start and pre is not None and "revert" in modes:
+            require_start(model, pre)
         self._pre = None if pre is None or "revert" not in modes else lean_model(pre, dtype)
         self.partners: Int[Tensor, " example"] = torch.zeros(0, dtype=torch.long)
         self.matches: dict[str, Int[Tensor, "match 3"]] = {}
@@ -523,6 +539,7 @@ def run_interventions(
     seed: int = 0,
     per_answer: bool = False,
     tokens: int | None = None,
+    check_start: bool = True,
 ) -> pandas.DataFrame:
     """Run each intervention over a task, and measure what it does to the answers.
 
@@ -540,6 +557,8 @@ def run_interventions(
         per_answer: one row for each intervention and answer instead of means.
         tokens: how many tokens to compute at once, by default as many as suit the device; changes speed and memory,
             the result only by rounding.
+        check_start: refuse a ``pre`` to revert to if the checkpoint of ``model`` says that it was trained from another
+            model.
 
     Returns:
         One row for each intervention, in order: ``units``, ``mode``, ``site``, ``positions``, ``task``, ``answers``:
@@ -553,9 +572,9 @@ def run_interventions(
         Provenance is in ``attrs``.
 
     Raises:
-        CircuitsError: a unit, site, position or metric does not exist; what a mode or metric needs is missing; a
-            reference is too short or has no other example; a metric does not give one number for each answer; memory
-            does not suffice for one example.
+        CircuitsError: a unit, site, position or metric does not exist; what a mode or metric needs is missing;
+            ``pre`` is not the start; a reference is too short or has no other example; a metric does not give one
+            number for each answer; memory does not suffice for one example.
 
     Source:
         docs/method.md, sections 6 and 9.
@@ -572,7 +591,7 @@ def run_interventions(
         >>> table[["units", "mode", "answers"]].values.tolist()
         [['L2H1', 'zero', 12], ['L3H0', 'mean', 12]]
     """
-    engine = Engine(model, task, interventions, source, reference, pre, metrics, seed, tokens)
+    engine = Engine(model, task, interventions, source, reference, pre, metrics, seed, tokens, check_start=check_start)
     clean, found = engine.run()
     table = answers_table(engine, clean, found) if per_answer else means_table(engine, clean, found)
     table.attrs = provenance(

@@ -140,14 +140,14 @@ class SweepFolder:
             left.unlink(missing_ok=True)
 
 
-#: What names a place, not a content; contents are compared by their fingerprints.
-_PLACES = ("model", "dataset", "pre")
+#: What changes no number: names of places, whose contents are compared by their fingerprints, and a waiver.
+_ASIDE = ("model", "dataset", "pre", "check_start")
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings and facts that are not the same: name → before, now."""
     pairs = {
-        name: (found.get("plan", {}).get(name), value) for name, value in wanted["plan"].items() if name not in _PLACES
+        name: (found.get("plan", {}).get(name), value) for name, value in wanted["plan"].items() if name not in _ASIDE
     }
     pairs |= {name: (found.get(name), wanted[name]) for name in wanted if name not in ("plan", "git_commit")}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -29,7 +29,7 @@ from circuits.interventions import (
     screen_interventions,
 )
 from circuits.interventions.engine import answers_table, means_table
-from circuits.models import Model, fingerprint, load_model, shape_of
+from circuits.models import Model, fingerprint, load_model, require_start, shape_of
 from circuits.storage import digest
 from circuits.sweeps.plan import Job, SweepPlan
 
@@ -54,7 +54,8 @@ class PreparedSweep:
         interventions: split → the interventions on it, in the order of the table.
 
     Raises:
-        CircuitsError: a model, dataset or ranking cannot be read, or the plan does not fit them.
+        CircuitsError: a model, dataset or ranking cannot be read, the plan does not fit them, or its ``pre`` is not
+            what its model was trained from.
     """
 
     def __init__(self, plan: SweepPlan) -> None:
@@ -69,6 +70,8 @@ class PreparedSweep:
             self.pre = load_model(plan.pre, plan.dtype, plan.device)
             if shape_of(self.pre) != shape_of(self.model):
                 raise CircuitsError(f"the models {plan.pre} and {plan.model} have other sizes: revert needs equal ones")
+            if plan.check_start:
+                require_start(self.model, self.pre)
         self.tasks = {split: self._sample(split) for split in plan.tasks}
         self.sources = self._sources()
         self.reference = self._reference()
@@ -115,6 +118,7 @@ class PreparedSweep:
                 self.pre,
                 tuple(self.plan.metrics),
                 self.plan.seed,
+                check_start=False,  # done above, and once is enough
             )
 
     def _reference(self) -> Task | None:
@@ -157,7 +161,17 @@ class PreparedSweep:
             if estimates is not None:
                 interventions = [interventions[place] for place in largest(estimates, plan.exact_count(len(estimates)))]
             chosen = interventions[job.start : job.stop]
-            engine = Engine(self.model, task, chosen, source, self.reference, self.pre, tuple(plan.metrics), plan.seed)
+            engine = Engine(
+                self.model,
+                task,
+                chosen,
+                source,
+                self.reference,
+                self.pre,
+                tuple(plan.metrics),
+                plan.seed,
+                check_start=False,
+            )
             clean, found = engine.run()
             return (
                 means_table(engine, clean, found),

@@ -100,6 +100,7 @@ class SweepPlan:
             and computes only the largest exactly.
         verify: the share that is computed exactly after a screen.
         per_answer: keep what each intervention does to each answer too, for paired comparisons.
+        check_start: refuse a ``pre`` if the checkpoint of ``model`` says that it was trained from another model.
         job_size: interventions in a job: so many are lost at most when a process is killed (but all of a task's
             estimates).
 
@@ -132,6 +133,7 @@ class SweepPlan:
     screen: str | None = None
     verify: float = 0.2
     per_answer: bool = False
+    check_start: bool = True
     job_size: int = 64
 
     def __post_init__(self) -> None:
@@ -334,9 +336,9 @@ def _read_setting(name: str, value: Any) -> Any:
         if not 0 < _typed(name, value, (int, float), "a share between 0 and 1") <= 1:
             raise CircuitsError(f"verify is {value}: it must be a share above 0, up to 1")
         return float(value)
-    if name == "per_answer":
+    if name in ("per_answer", "check_start"):
         if not isinstance(value, bool):
-            raise CircuitsError(f"per_answer is {value!r}: it must be true or false")
+            raise CircuitsError(f"{name} is {value!r}: it must be true or false")
         return value
     if name == "positions":
         return _typed(name, value, (int, str), "a number, or a name such as all, each or subject")

@@ -200,6 +200,35 @@ def test_charts_show_the_numbers_of_their_tables():
     assert list(bars["random parameters ablated"].error_y.array) == pytest.approx([0.1])
 
 
+def test_an_ablation_shows_the_mask_that_was_thinned_as_its_control():
+    table = pandas.DataFrame(
+        [
+            ("mixed", condition, draw, "bio", value)
+            for condition, values in {
+                "none": [1.0],
+                "shared": [0.1],
+                "random": [0.7, 0.9],
+                "shared_thinned": [0.3, 0.5],
+            }.items()
+            for draw, value in enumerate(values)
+        ],
+        columns=["model", "condition", "draw", "task", "exact_match"],
+    )
+    both = pandas.concat([table[table["condition"] != "shared_thinned"].assign(model="two_stage"), table])
+    bars = list(ablation_figure(both).data)
+    thinned = "shared, thinned to match random"
+    plain = ["whole model", "shared parameters ablated", "random parameters ablated"]
+    assert [bar.name for bar in bars] == [*plain, *plain[:2], thinned, plain[2]]
+    # each is named once, by the first model that has it
+    assert [bar.name for bar in bars if bar.showlegend] == [*plain, thinned]
+    (bar,) = (bar for bar in bars if bar.name == thinned)
+    assert (list(bar.y), list(bar.error_y.array)) == (pytest.approx([0.4]), pytest.approx([0.1]))
+    assert bar.error_y.visible
+    scopes = pandas.concat([table.assign(scope="global"), table.assign(scope="tensor", exact_match=0.0)])
+    with pytest.raises(CircuitsError, match="several rows for one model, condition, draw and task: select one scope"):
+        ablation_figure(scopes)
+
+
 @pytest.mark.parametrize(
     ("heads", "panels", "width"), [(4, 2, 720), (4, 1, 440), (1, 1, 380), (9, 2, 1080), (32, 2, 1080)]
 )

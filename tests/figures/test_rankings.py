@@ -5,7 +5,7 @@ import pytest
 
 from circuits.errors import CircuitsError
 from circuits.figures import save_figure
-from circuits.figures.rankings import agreement_figure, ranking_curves_figure
+from circuits.figures.rankings import RANKING_LABELS, agreement_figure, ranking_curves_figure
 from circuits.statistics import mean_interval
 
 
@@ -43,6 +43,16 @@ def test_curves_show_the_numbers_of_their_table():
     assert [tuple(line.y) for line in whole] == [(0.9, 0.9), (0.1, 0.1)] * 2
     assert [note.text for note in figure.layout.annotations] == ["QA-ID", "QA-OOD"]
     assert "the top n heads fine-tuned" in figure.layout.title.text
+
+
+def test_a_legend_with_every_ranking_fits_beside_the_plot():
+    table = pandas.concat([curves().query("metric == 'change'").assign(metric=name) for name in RANKING_LABELS])
+    figure = ranking_curves_figure(table)
+    layout, entries = figure.layout, [trace for trace in figure.data if trace.showlegend]
+    assert len(entries) >= 11
+    # plotly scrolls what is taller than the plot, and an image has no scroll bar: a line takes 19 pixels, and its gap
+    gap = 10 if layout.legend.tracegroupgap is None else layout.legend.tracegroupgap
+    assert len(entries) * (19 + gap) <= layout.height - layout.margin.t - layout.margin.b
 
 
 def test_the_axis_of_n_is_linear_for_many_units_too():

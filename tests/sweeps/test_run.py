@@ -1,4 +1,5 @@
 import copy
+import json
 import re
 import shutil
 
@@ -11,7 +12,7 @@ from circuits.datasets import DatasetSettings, Task, make_dataset
 from circuits.errors import CircuitsError
 from circuits.interventions import pair_formats, patch_heads
 from circuits.metrics import evaluate
-from circuits.models import load_model
+from circuits.models import fingerprint, load_model
 from circuits.sweeps import SweepPlan, run_sweep, sweep_state
 from circuits.sweeps.jobs import largest
 from circuits.units import Head
@@ -249,3 +250,16 @@ def test_answers_are_kept_for_comparisons_and_all_rows_are_corrected_together(pl
     assert {name: value for name, value in contents(tmp_path / "processes").items() if "plan" not in name} == {
         name: value for name, value in whole.items() if "plan" not in name
     }
+
+
+def test_a_sweep_reverts_to_the_start_that_its_model_was_trained_from(places, plan_of, tmp_path):
+    tuned = shutil.copytree(places.model, tmp_path / "tuned")
+    start = fingerprint(load_model(places.other))
+    (tuned / "circuits.json").write_text(json.dumps({"start_fingerprint": start}))
+    settings = {"modes": "revert", "units": ["L0H0"]}
+    run_sweep(plan_of(tuned, pre=places.other, **settings), tmp_path / "right")
+    # a waiver changes no number: a sweep goes on with or without it
+    run_sweep(plan_of(tuned, pre=places.other, check_start=False, **settings), tmp_path / "right")
+    with pytest.raises(CircuitsError, match=f"tuned was trained from model {start}"):
+        run_sweep(plan_of(tuned, pre=places.model, **settings), tmp_path / "wrong")
+    run_sweep(plan_of(tuned, pre=places.model, check_start=False, **settings), tmp_path / "wrong")

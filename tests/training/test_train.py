@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from circuits.datasets import DatasetSettings, Task, dataset_of, make_dataset, word_tokenizer
 from circuits.errors import CircuitsError
+from circuits.interventions import Intervention, run_interventions
 from circuits.masks import ablate_mask, graft, graft_at, graft_by_score, revert, unit_mask
 from circuits.models import fingerprint, load_huggingface, load_model, load_tokenizer
 from circuits.rankings import Evidence, critical_curve, rank_units, sufficient_curve
@@ -181,6 +182,9 @@ def test_another_start_than_the_one_trained_from_is_refused(few, tmp_path):
         lambda start, **options: graft_at(start, mask, tuned, task, task.answer_mask, **options),
         lambda start, **options: ablate_mask(tuned, mask, [task], start, draws=1, **options),
         lambda start, **options: sufficient_curve(ranking, start, tuned, [task], [0], **options),
+        lambda start, **options: run_interventions(
+            tuned, task, [Intervention((Head(0, 0),), "revert")], pre=start, **options
+        ),
         lambda start, **options: critical_curve(ranking, tuned, [task], start, counts=[0], **options),
         lambda start, **options: rank_units(Evidence(tuned, start, **options), Head, ["change"]),
     ):
