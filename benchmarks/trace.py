@@ -25,18 +25,12 @@ from pathlib import Path
 
 import pandas
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.place import study_model
 from benchmarks.smollm2 import smollm2
 from circuits.datasets import Role, Task
-from circuits.models import (
-    HookedTransformer,
-    checkpoint_of,
-    huggingface_view,
-    load_model,
-    projections_of,
-)
+from circuits.models import Model, checkpoint_of, load_model
 from circuits.storage import provenance, read_json, write_json
 from circuits.tracing import trace_gradients
 
@@ -82,16 +76,14 @@ def plain(model: PreTrainedModel, task: Task, batch_size: int) -> None:
         batch_loss(model, tokens).backward()
 
 
-def largest_difference(
-    model: HookedTransformer, reference: PreTrainedModel, task: Task, components: Sequence[str]
-) -> float:
+def largest_difference(model: Model, reference: PreTrainedModel, task: Task, components: Sequence[str]) -> float:
     """How far an entry lies from the loop's, as a share of its tensor's largest."""
     slow, fast = naive(reference, task), trace_gradients(model, task, components=components).gradients
     found = 0.0
-    for source in checkpoint_of(model).sources:
-        if source.hooked in fast:
-            expected = source.to_hooked(slow[source.checkpoint]) / len(task)
-            found = max(found, float((fast[source.hooked] - expected).abs().max() / expected.max()))
+    for row in checkpoint_of(model).rows:
+        if row.name in fast:
+            expected = row.stored(slow[row.tensor]) / len(task)
+            found = max(found, float((fast[row.name] - expected).abs().max() / expected.max()))
     return found
 
 
@@ -106,18 +98,18 @@ def best_in_turns(works: list[Callable[[], object]], times: int) -> list[float]:
     return [min(found) for found in seconds]
 
 
-def reference_of(model: HookedTransformer, components: Sequence[str]) -> PreTrainedModel:
+def reference_of(model: Model, components: Sequence[str]) -> PreTrainedModel:
     """A plain model of the same values, with gradients at the parameters of some components."""
-    with huggingface_view(model) as view:
-        reference = type(view)(view.config)
-        reference.load_state_dict(view.state_dict())
-        wanted = {row.tensor for row in projections_of(view, checkpoint_of(model).sources, components)}
+    checkpoint = checkpoint_of(model)
+    reference = AutoModelForCausalLM.from_config(checkpoint.config)
+    reference.load_state_dict(checkpoint.tensors, strict=False)
+    wanted = {row.tensor for row in checkpoint.rows if row.component in components}
     for name, parameter in reference.named_parameters():
         parameter.requires_grad_(name in wanted)
     return reference.eval()
 
 
-def speeds(model: HookedTransformer, examples: int, looped: int, batch_size: int, turns: int) -> dict[str, float]:
+def speeds(model: Model, examples: int, looped: int, batch_size: int, turns: int) -> dict[str, float]:
     """Milliseconds an example."""
     torch.set_flush_denormal(True)
     torch.set_num_threads(THREADS)

@@ -46,6 +46,28 @@ def lively(family: str, seed: int = 0):
     return model
 
 
+def gradients_of(model):
+    """A function from a loss, computed with a hookable model, to its gradient at each parameter of the checkpoint."""
+    rows, named = model.checkpoint.rows, dict(model.named_parameters())
+    own_name = getattr(model, "own_name", None)
+
+    def gradients(loss):
+        found = {}
+        if own_name is None:
+            at = torch.autograd.grad(loss, list(model.checkpoint.tensors.values()))
+            by_tensor = dict(zip(model.checkpoint.tensors, at, strict=True))
+            found = {row.name: row.stored(by_tensor[row.tensor]) for row in rows}
+            return {name: value for name, value in found.items() if not (tied and name == "unembed.W_U")}
+        at = torch.autograd.grad(loss, [named[own_name(row.name)] for row in rows])
+        found = {row.name: value.clone() for row, value in zip(rows, at, strict=True)}
+        if tied:
+            found["embed.W_E"] += found.pop("unembed.W_U").T
+        return found
+
+    tied = model.checkpoint.tied
+    return gradients
+
+
 @pytest.fixture
 def unchecked():
     """Without checks of shapes and types: wrong ones reach our refusals, and small calls are ten times faster."""

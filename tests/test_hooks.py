@@ -201,7 +201,7 @@ def test_a_hook_is_honoured_or_refused(case, name):
         try:
             found = numbers(call(case))
         except CircuitsError as error:
-            assert "hooked into the model at blocks.1.attn.hook_z" in str(error)
+            assert "blocks.1.attn.hook_z" in str(error)
             return
     assert found.shape != clean.shape or not numpy.allclose(found, clean, atol=1e-6, equal_nan=True)
     if name in SEARCHES:
@@ -225,7 +225,7 @@ def test_hooks_of_every_sort_are_refused(case, name):
     point, model = hook_name(case.model, (2, "post")), case.model
     module = model.get_submodule("blocks.2.mlp")
 
-    def act(value, hook=None):
+    def act(*_, **__):
         return None
 
     def backward():

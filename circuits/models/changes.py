@@ -77,10 +77,10 @@ def difference(base: str | Path, tuned: str | Path) -> pandas.DataFrame:
 
     Returns:
         One row for the ``kind`` model, for each layer, each component of a layer (and of none: embeddings, the final
-        norm), each head with the parameters it alone owns, each key/value group, and each neuron. Columns ``unit``, its
-        name; ``kind``; ``layer`` and ``index``, missing where there is none; ``component``; ``parameters``; ``norm`` of
-        the change, ``relative`` to the norm before (NaN where that is 0), and ``changed``, the fraction of entries that
-        are not what they were. Its ``attrs`` hold both fingerprints.
+        norm), each head with the parameters it alone owns, each key/value group of several heads, and each neuron.
+        Columns ``unit``, its name; ``kind``; ``layer`` and ``index``, missing where there is none; ``component``;
+        ``parameters``; ``norm`` of the change, ``relative`` to the norm before (NaN where that is 0), and ``changed``,
+        the fraction of entries that are not what they were. Its ``attrs`` hold both fingerprints.
 
     Raises:
         CircuitsError: a folder cannot be read, or the two are not of one model.
@@ -92,6 +92,7 @@ def difference(base: str | Path, tuned: str | Path) -> pandas.DataFrame:
     _check_sizes([str(base), str(tuned)], configs)
     before, after = (_Tensors(Path(folder), config) for folder, config in zip((base, tuned), configs, strict=True))
     _check_words(base, tuned)
+    layout = family_of(configs[0]).layout(configs[0])
     sums: dict[tuple[str, int | None, str | None], Tensor] = {}
     for row in before.rows.values():
         if row.kind == "unembedding" and before.tied and after.tied:
@@ -106,7 +107,9 @@ def difference(base: str | Path, tuned: str | Path) -> pandas.DataFrame:
         if not bool(torch.isfinite(owned).all()):
             raise CircuitsError(f"{row.name} holds numbers that are not finite in {base} or {tuned}")
         if row.owner is not None:
-            _add(sums, (row.owner.NOUN, layer, component), owned)
+            # a group of one head is the head
+            owner = Head if row.owner is KVGroup and layout.n_groups == layout.n_heads else row.owner
+            _add(sums, (owner.NOUN, layer, component), owned)
         whole = owned.sum(1, keepdim=True)
         _add(sums, ("component", layer, component), whole)
         _add(sums, ("model", None, None), whole)

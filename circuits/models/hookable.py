@@ -41,7 +41,7 @@ _SITES = {
 }
 
 #: Libraries that register functions with torch for purposes of their own.
-_LIBRARIES = ("torch", "transformers", "transformer_lens", "accelerate", "circuits")
+_LIBRARIES = ("torch", "transformers", "transformer_lens", "accelerate")
 
 
 def backends() -> tuple[str, ...]:

@@ -218,7 +218,10 @@ def hooked_transformer(reference: PreTrainedModel, rows: list[Row], layout: Layo
     for row in rows:
         name = model.own_name(row.name)
         if name not in parameters:
-            raise CircuitsError(f"the checkpoint has a tensor {row.tensor} that HookedTransformer cannot represent")
+            raise CircuitsError(
+                f"the checkpoint has a tensor {row.tensor} that HookedTransformer cannot represent: load it with "
+                'backend="bridge"'
+            )
         known.add(name)
     model.share(dict(reference.named_parameters()), rows)
     for name in sorted(parameters.keys() - known):

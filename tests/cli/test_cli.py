@@ -778,7 +778,7 @@ def test_diff_and_info_say_where_checkpoints_differ_and_what_one_is(tmp_path):
         "797,440",
         "tied",
         "<s>",
-        "parity hooked model",
+        "parity hookable model",
         "made with start",
     ):
         assert fact in told

@@ -669,7 +669,7 @@ def test_the_logit_difference_is_taken_where_the_answers_first_differ(model, tas
 def test_functions_hooked_into_a_model_are_refused(model, pre, questions, which):
     hooked = model if which == "model" else pre
     with (
-        hooked.hooks(fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: 0 * z)]),
+        hooked.hooks(fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: 0 * z)]),  # noqa: ARG005
         pytest.raises(CircuitsError, match=r"a function is hooked into the model at blocks\.1\.attn\.hook_z"),
     ):
         run_interventions(model, questions, [Intervention((Head(1, 2),), "revert")], pre=pre)

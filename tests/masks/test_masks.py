@@ -54,7 +54,7 @@ def pre(family, tokenizer):
 
 
 def state(model):
-    return {name: value.detach().clone() for name, value in model.named_parameters()}
+    return {name: value.clone() for name, value in parameters_of(model).items()}
 
 
 def equal(one, two):
@@ -213,14 +213,13 @@ def test_the_permuted_control_keeps_what_tensors_hold():
 def test_shared_size_equals_counting_unit_by_unit(mask, model):
     cfg = model.cfg
     groups = cfg.n_key_value_heads or cfg.n_heads
-    under = "_" if cfg.n_key_value_heads else ""
     heads, neurons = shared_size(mask, Head), shared_size(mask, Neuron)
     has = mask.masks
     for row in heads.itertuples():
         prefix = f"blocks.{row.layer}.attn."
         own = sum(int(has[prefix + name][row.index].sum()) for name in ("W_Q", "W_O", "b_Q") if prefix + name in has)
         group = row.index // (cfg.n_heads // groups)
-        names = [f"{prefix}{under}{name}" for name in ("W_K", "W_V", "b_K", "b_V")]
+        names = [f"{prefix}{name}" for name in ("W_K", "W_V", "b_K", "b_V")]
         shared = sum(int(has[name][group].sum()) for name in names if name in has) * groups / cfg.n_heads
         assert (row.query_output, row.key_value, row.size) == (own, shared, own + shared)
     for row in neurons[neurons["layer"] == 2].itertuples():
@@ -379,20 +378,19 @@ def test_the_parameters_of_units(model):
     cfg = model.cfg
     groups = cfg.n_key_value_heads or cfg.n_heads
     repeats = cfg.n_heads // groups
-    under = "_" if cfg.n_key_value_heads else ""
     found = unit_mask(model, [*with_groups([Head(1, 3)], shape_of(model)), KVGroup(2, 1), Neuron(0, 17)])
     alone = unit_mask(model, [Head(1, 3), KVGroup(2, 1), Neuron(0, 17)])
     assert {name for name, packed in (found - alone).packed.items() if packed.count} == {
-        f"blocks.1.attn._{name}" for name in ("W_K", "W_V") if repeats > 1
+        f"blocks.1.attn.{name}" for name in ("W_K", "W_V") if repeats > 1
     }
     wanted = {name: torch.zeros(value.shape, dtype=torch.bool) for name, value in parameters_of(model).items()}
     for name in ("W_Q", "W_O", "b_Q"):
         if f"blocks.1.attn.{name}" in wanted:
             wanted[f"blocks.1.attn.{name}"][3] = True
     for name in ("W_K", "W_V", "b_K", "b_V"):
-        if f"blocks.1.attn.{under}{name}" in wanted:
-            wanted[f"blocks.1.attn.{under}{name}"][3 // repeats] = True
-            wanted[f"blocks.2.attn.{under}{name}"][1] = True
+        if f"blocks.1.attn.{name}" in wanted:
+            wanted[f"blocks.1.attn.{name}"][3 // repeats] = True
+            wanted[f"blocks.2.attn.{name}"][1] = True
     wanted["blocks.0.mlp.W_in"][:, 17] = True
     wanted["blocks.0.mlp.W_out"][17] = True
     if cfg.gated_mlp:
@@ -475,9 +473,8 @@ def test_masks_must_treat_tied_embeddings_alike():
 
 def test_models_that_tie_differently_are_not_grafted(tokenizer):
     tied, untied = load_model(lively("llama")), load_model(lively("llama"))
-    config = copy.deepcopy(untied.checkpoint.config)
-    config.tie_word_embeddings = False
-    untied.checkpoint = dataclasses.replace(untied.checkpoint, config=config)
+    layout = dataclasses.replace(untied.checkpoint.layout, tied=False)
+    untied.checkpoint = dataclasses.replace(untied.checkpoint, layout=layout)
     mask = unit_mask(tied, [Head(0, 0)])
     with pytest.raises(CircuitsError, match="only one ties its embeddings"):
         graft(untied, mask, tied)

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from circuits.errors import CircuitsError
 from circuits.figures import difference_figure
-from circuits.models import component_of, difference, fingerprint, load_model, parameters_of, save_model, shape_of
-from circuits.units import Head, KVGroup, Neuron, layer_of
+from circuits.models import difference, fingerprint, load_model, parameters_of, save_model, shape_of
+from circuits.units import Head, KVGroup, Neuron, component_of, layer_of
 from tests.conftest import lively
 
 NUMBERS = ["norm", "relative", "changed"]
@@ -23,24 +23,23 @@ def pair(family, tokenizer, tmp_path):
     model = load_model(lively(family), tokenizer=tokenizer)
     save_model(model, tmp_path / "base")
     values = parameters_of(model)
-    grouped = len(values["blocks.2.attn.W_K"]) < len(values["blocks.2.attn.W_Q"])
     with torch.no_grad():
         values["blocks.1.attn.W_Q"][2] *= 1.5
         values["blocks.3.mlp.W_out"][17] += 0.25
         values["blocks.2.attn.W_K"][1, 0, 0] += 1
         values["embed.W_E"][5, 3] += 1
-        if family == "llama":
-            values["unembed.W_U"].data = values["embed.W_E"].data.T
     save_model(model, tmp_path / "tuned", max_shard_size="1MB")
     return tmp_path / "base", tmp_path / "tuned"
 
 
 def entries_of(unit, parameters):
-    """The entries that belong to a unit alone, found by hand."""
+    """The entries that belong to a unit alone, found by hand: keys and values of several heads to no head."""
+    grouped = len(parameters["blocks.0.attn.W_K"]) < len(parameters["blocks.0.attn.W_Q"])
     mine = {
         Neuron: ("mlp.W_in", "mlp.W_gate", "mlp.W_out", "mlp.b_in"),
         KVGroup: ("attn.W_K", "attn.W_V"),
-        Head: ("attn.W_Q", "attn.W_K", "attn.W_V", "attn.W_O", "attn.b_Q", "attn.b_K", "attn.b_V"),
+        Head: ("attn.W_Q", "attn.W_O", "attn.b_Q")
+        + (() if grouped else ("attn.W_K", "attn.W_V", "attn.b_K", "attn.b_V")),
     }[type(unit)]
     for name, value in parameters.items():
         inside = name.split(".", 2)[-1]

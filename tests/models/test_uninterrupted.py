@@ -42,11 +42,11 @@ def blocks(pair, task):
 
     def swapped():
         with swapping(model, pre, Neuron) as switch:
-            switch(torch.ones(4, model.cfg.d_mlp, dtype=torch.bool))
+            switch.to(torch.ones(4, model.cfg.d_mlp, dtype=torch.bool))
 
     def ablated():
         with ablating(model, Head) as switch:
-            switch(torch.ones(4, 4, dtype=torch.bool))
+            switch.to(torch.ones(4, 4, dtype=torch.bool))
 
     def block(make):
         def run():

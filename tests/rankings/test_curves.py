@@ -277,7 +277,7 @@ def test_reverting_means_the_same_in_the_engine_and_in_masks(model, pre, tasks):
         )
         with revert(model, unit_mask(model, units), pre):
             expected = evaluate(model, questions)["log_prob"].mean()
-        assert found["log_prob"].iloc[0] == pytest.approx(expected, abs=1e-5)
+        assert found["log_prob"].iloc[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_bad_input_is_refused(model, pre, recalled, rankings):

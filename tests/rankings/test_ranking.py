@@ -35,7 +35,7 @@ def head_sum(values: dict[str, torch.Tensor], model, layer: int, head: int) -> f
     )
     if grouped:
         each = model.cfg.n_heads // grouped
-        return own + sum(float(values[f"{attention}_{name}"][head // each].sum()) / each for name in ("W_K", "W_V"))
+        return own + sum(float(values[f"{attention}{name}"][head // each].sum()) / each for name in ("W_K", "W_V"))
     return own + sum(float(values[attention + name][head].sum()) for name in ("W_K", "b_K", "W_V", "b_V"))
 
 

@@ -139,7 +139,7 @@ def test_weights_return_also_after_an_exception(model, pre):
 
     def fail():
         with swapping(model, pre, Head) as switch:
-            switch(torch.ones(4, 4, dtype=torch.bool))
+            switch.to(torch.ones(4, 4, dtype=torch.bool))
             assert torch.equal(model.blocks[3].attn.W_O, pre.blocks[3].attn.W_O)
             assert identity(model) == name
             raise KeyError("on the way")

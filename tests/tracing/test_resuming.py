@@ -116,14 +116,6 @@ def test_checkpoints_of_different_kinds_and_none_are_refused(model, bio, hugging
         trace_checkpoints([], bio)
 
 
-def test_a_model_with_functions_hooked_into_it_is_refused(model, bio):
-    with (
-        model.hooks([("blocks.0.attn.hook_z", lambda z, hook: z * 0)]),  # noqa: ARG005
-        pytest.raises(CircuitsError, match=r"hooked into the model at blocks\.0\.attn\.hook_z"),
-    ):
-        trace_gradients(model, bio)
-
-
 def test_weights_edited_in_a_block_are_traced_as_they_are(model, bio):
     before = trace_gradients(model, bio)
     with torch.no_grad():
