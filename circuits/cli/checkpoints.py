@@ -31,7 +31,8 @@ def diff(
         about = {"base": str(base), "tuned": str(tuned), "fingerprints": table.attrs}
         for kind, rows in table.groupby("kind", sort=False):
             write_table(out / f"{kind}s.parquet", rows, about, csv)
-        save_figure(difference_figure(table), out / "difference.html")
+        figure = difference_figure(table, title=f"What changed from {base.name} to {tuned.name}")
+        save_figure(figure, out / "difference.html")
     numbers = ["norm", "relative", "changed"]
     show(table[table["kind"] == "model"][["parameters", *numbers]], f"{tuned} against {base}")
     parts = table[table["kind"] == "component"]

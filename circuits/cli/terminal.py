@@ -44,7 +44,7 @@ _SUCCESS = ("exact_match", "first_token", "source_exact_match", "before", "after
 
 
 def _is_success(column: str) -> bool:
-    return column.removesuffix("_effect") in _SUCCESS or column.startswith("random drop")
+    return column.removesuffix("_effect") in _SUCCESS or column == "changed" or column.startswith("random drop")
 
 
 def cell(value: Any, success: bool = False) -> str:

@@ -9,9 +9,10 @@
 4. Over several seeds every claim is tested on its differences, one for each seed: two models that were trained from the
    same seed are a pair. Interval and p-value are Student's t.
 5. The p-values of a page are corrected together (Holm), and its intervals hold together (level 1 − 0.05 / claims).
-6. *Holds*: p is below 0.05, and the difference is as the paper says and at least the smallest size. *Does not hold*: p
-   is below 0.05 and the difference is the other way, or the interval has no room for a difference of the smallest size.
-   *Cannot be told*: all else, with the number of questions or seeds that could tell four times in five.
+6. *Holds*: p is below 0.05, the interval lies above zero, and the difference is at least the smallest size. *Does not
+   hold*: the interval has no room for a difference of the smallest size. *Cannot be told*: all else, with the number of
+   questions or seeds that could tell four times in five. (p alone would not do: Holm's correction finds more than
+   intervals that hold together, so p may be below 0.05 beside an interval with zero in it.)
 """
 
 import functools
@@ -38,10 +39,10 @@ _PERMUTATIONS = 20_000
 VERDICTS = ("holds", "does not hold", "cannot be told")
 #: What the verdicts mean, for a reader.
 ABOUT_VERDICTS = (
-    "A claim holds if the difference is as the paper says, p is below 0.05, and the difference is worth the name: at "
+    "A claim holds if the interval lies where the paper says, p is below 0.05, and the difference is worth the name: at "
     f"least {100 * SMALLEST_ACCURACY:.0f} points of accuracy (or area), {SMALLEST_SIZE:.0%} of a size, "
     f"{SMALLEST_GINI} of a Gini coefficient or {SMALLEST_CORRELATION} of a correlation. It does not hold if the "
-    "difference is the other way, or the interval has no room for one as large as that. All else cannot be told from "
+    "interval has no room for a difference as large as that. All else cannot be told from "
     f"this many answers or seeds. All p-values are corrected together (Holm), and all intervals hold together at "
     f"{1 - _ERROR:.0%}."
 )
@@ -90,10 +91,9 @@ class Finding:
             >>> [Finding("1a", "", "", "", *numbers).verdict for numbers in told]
             ['holds', 'cannot be told', 'does not hold']
         """
-        real = self.p_value < _ERROR and abs(self.difference) >= self.smallest
-        if real and self.difference > 0:
+        if self.p_value < _ERROR and self.low > 0 and self.difference >= self.smallest:
             return "holds"
-        return "does not hold" if real or self.high < self.smallest else "cannot be told"
+        return "does not hold" if self.high < self.smallest else "cannot be told"
 
 
 def formatted(value: float | int | None, form: str) -> str:

@@ -13,12 +13,13 @@ _TITLES = {
 }
 
 
-def difference_figure(table: DataFrame, value: str = "relative") -> go.Figure:
+def difference_figure(table: DataFrame, value: str = "relative", *, title: str = "") -> go.Figure:
     """Heat maps of a difference: layers × components, layers × heads and, where there are some, layers × groups.
 
     Args:
         table: from `circuits.models.difference`.
         value: ``relative``, ``norm`` or ``changed``.
+        title: of the figure.
 
     Raises:
         CircuitsError: there is no such value, or the table is another one.
@@ -58,8 +59,9 @@ def difference_figure(table: DataFrame, value: str = "relative") -> go.Figure:
     figure.update_yaxes(title="layer", col=1)
     figure.update_layout(
         template="plotly_white",
+        title=title or None,
         coloraxis={"colorscale": "Blues", "cmin": 0, "colorbar": {"title": _TITLES[value], "title_side": "right"}},
-        height=max(320, 26 * layers + 160),
-        margin={"t": 60, "b": 60},
+        height=max(320, 26 * layers + 160) + (40 if title else 0),
+        margin={"t": 100 if title else 60, "b": 60},
     )
     return figure

@@ -55,7 +55,13 @@ class HeadReading:
 
 
 def prompt_length(task: Task, example: int) -> int:
-    """Number of tokens before the first answer of an example."""
+    """Number of tokens before the first answer of an example.
+
+    Raises:
+        CircuitsError: the task has no such example.
+    """
+    if not 0 <= example < len(task):
+        raise CircuitsError(f"there is no example {example} of {task.name}: it has 0 to {len(task) - 1}")
     return int(task.answers.loc[task.answers["example"] == example, "start"].min())
 
 
@@ -86,23 +92,24 @@ def _score(pattern: Float[Tensor, "... query key"], mask: Tensor) -> Float[Tenso
     return (pattern * mask).sum((-1, -2)) / mask.any(-1).sum()
 
 
-def read_head(model: Model, head: Head, task: Task, example: int, title: str = "", top: int = 8) -> HeadReading:
+def read_head(model: Model, head: Head | str, task: Task, example: int, title: str = "", top: int = 8) -> HeadReading:
     """What one head does on one example of a task, up to the token that predicts the answer.
 
     Args:
         model: loaded with `circuits.load_model` from a folder with a tokenizer.
-        head: the head.
+        head: the head, or its name, as in ``L21H17``.
         task: tokenised examples.
         example: which of them.
         title: what to call the prompt.
         top: how many output tokens to name.
 
     Raises:
-        CircuitsError: the model has no such head or no tokenizer.
+        CircuitsError: the model has no such head or no tokenizer, or the task no such example.
 
     Source:
         arXiv 2505.16178, Fig. 5; docs/method.md, section 7.
     """
+    head = Head.parse(head) if isinstance(head, str) else head
     head.check(shape_of(model))
     if model.tokenizer is None:
         raise CircuitsError("reading a head needs a tokenizer: load the model from a folder that has one")

@@ -26,7 +26,7 @@ def _by_head(table: pandas.DataFrame) -> pandas.DataFrame:
 
 def sweep_heads(
     model: Model,
-    tasks: Sequence[Task],
+    tasks: Task | Sequence[Task],
     modes: str | Sequence[str] = ABLATIONS,
     reference: Task | None = None,
     heads: Sequence[Head] | None = None,
@@ -35,7 +35,7 @@ def sweep_heads(
 
     Args:
         model: loaded with `circuits.load_model`.
-        tasks: what to score.
+        tasks: what to score; one or several.
         modes: ``zero``, ``mean``, ``mean_by_position``, ``resample``; one or several.
         reference: the set that means and resampled values come from; the first task if not given.
         heads: only these; all of them if not given.
@@ -52,6 +52,7 @@ def sweep_heads(
     Source:
         docs/method.md, section 6 (head ablation).
     """
+    tasks = [tasks] if isinstance(tasks, Task) else list(tasks)
     if not tasks:
         raise CircuitsError("a sweep needs a task to score: none was given")
     chosen = list(shape_of(model).heads()) if heads is None else list(heads)

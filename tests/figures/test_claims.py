@@ -33,6 +33,8 @@ def test_a_verdict_needs_a_small_p_value_and_a_difference_worth_the_name():
     assert verdict(-0.2, -0.5, 0.1, 0.06) == "cannot be told"
     # certain, but less than two points
     assert verdict(0.015, 0.005, 0.03, 0.001) == "cannot be told"
+    # Holm's p-value finds it, the interval that is shown does not
+    assert verdict(0.2, -0.1, 0.5, 0.04) == verdict(-0.2, -0.5, 0.1, 0.04) == "cannot be told"
     # no room for two points in the paper's direction
     assert verdict(0.005, 0.001, 0.009, 0.001) == verdict(0.0, -0.01, 0.01, 1.0) == "does not hold"
     assert verdict(math.nan, math.nan, math.nan, math.nan) == "cannot be told"
@@ -158,6 +160,22 @@ def test_several_seeds_are_tested_on_their_differences():
     assert findings_over_seeds(seeds(-0.4, -0.5, -0.45))[0].verdict == "does not hold"
     assert findings_over_seeds(seeds(0.4))[0].needed.startswith("one seed")
     assert findings_over_seeds(seeds(0.4, math.nan))[0].needed == "1 of 2 seeds have no such number"
+
+
+def test_a_verdict_agrees_with_the_interval_that_is_shown():
+    # beside two claims that are certain, Holm asks the third for no more than if it were alone; its interval does
+    many = [
+        [Finding(*NOTHING, 0.5 + seed / 1e6), Finding(*NOTHING, 0.5 - seed / 1e6), Finding(*NOTHING, difference)]
+        for seed, difference in enumerate((0.32, 0.45, 0.25))
+    ]
+    *certain, last = findings_over_seeds(many)
+    assert [one.verdict for one in certain] == ["holds"] * 2
+    assert last.p_value == pytest.approx(stats.ttest_1samp([0.32, 0.45, 0.25], 0).pvalue)
+    assert (last.p_value < 0.05, last.low < 0, last.verdict) == (True, True, "cannot be told")
+    mirrored = [[replace(one, difference=-one.difference) for one in claims] for claims in many]
+    *certain, last = findings_over_seeds(mirrored)
+    assert [one.verdict for one in certain] == ["does not hold"] * 2
+    assert (last.p_value < 0.05, last.high > 0, last.verdict) == (True, True, "cannot be told")
 
 
 def test_equal_arms_rarely_get_a_verdict_on_sizes():

@@ -1,6 +1,8 @@
 """Every family: a small random model with all its peculiarities gives Hugging Face's numbers, and its rows cover it."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from circuits.errors import CircuitsError
+from circuits.models import load_config
 from circuits.models.arithmetic import SITES, LeanModel
 from circuits.models.families import families, family_of
 from circuits.models.rows import checkpoint_tensors
@@ -356,6 +359,21 @@ def test_an_unknown_key_is_refused_by_name(reference):
     config.architectures = [type(reference).__name__]
     with pytest.raises(CircuitsError, match="sets clip_qkv to 8.0, which circuits does not understand"):
         family_of(config)
+
+
+PUBLISHED = json.loads((Path(__file__).parent / "published_configs.json").read_text())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_config_files_are_understood_as_their_makers_publish_them(name, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    config = load_config(tmp_path)
+    layout = family_of(config).layout(config)
+    assert layout.n_layers == PUBLISHED[name].get("num_hidden_layers", 12)
+    assert layout.d_model == PUBLISHED[name].get("hidden_size", 768)
+    window = PUBLISHED[name].get("sliding_window") if "qwen" not in name.lower() else None
+    assert set(layout.windows) <= {window, None}
+    assert (window in layout.windows) or window is None
 
 
 @pytest.mark.parametrize(

@@ -70,3 +70,11 @@ def test_bad_input_is_refused(model, tasks, huggingface):
         read_head(model, Head(99, 0), tasks["bio"], 0)
     with pytest.raises(CircuitsError, match="needs a tokenizer"):
         read_head(load_model(huggingface), Head(0, 0), tasks["bio"], 0)
+    with pytest.raises(CircuitsError, match="there is no example 99 of bio: it has 0 to "):
+        read_head(model, Head(0, 0), tasks["bio"].select(range(9)), 99)
+    with pytest.raises(CircuitsError, match="'banana' is not a head"):
+        read_head(model, "banana", tasks["bio"], 0)
+
+
+def test_a_head_may_be_named(model, tasks):
+    assert torch.equal(*(read_head(model, head, tasks["bio"], 0).pattern for head in ("L1H2", Head(1, 2))))

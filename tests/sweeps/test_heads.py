@@ -1,5 +1,6 @@
 import copy
 
+import pandas
 import pytest
 import torch
 
@@ -64,3 +65,9 @@ def test_a_patch_sweep_says_how_often_the_other_answer_is_given(model, tasks):
 def test_a_sweep_without_tasks_is_refused(model):
     with pytest.raises(CircuitsError, match="a sweep needs a task"):
         sweep_heads(model, [])
+
+
+def test_one_task_alone_is_a_task(model, tasks):
+    task = tasks["qa_id"].select(range(4))
+    alone, listed = (sweep_heads(model, given, "zero", heads=[Head(1, 2)]) for given in (task, [task]))
+    pandas.testing.assert_frame_equal(alone, listed)

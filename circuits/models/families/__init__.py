@@ -37,10 +37,12 @@ NO_PART_OF_THE_MODEL = frozenset(
     use_cache cache_implementation initializer_range pretraining_tp is_decoder is_llama_config
     output_attentions output_hidden_states return_dict keys_to_ignore_at_inference
     attention_dropout attn_pdrop embd_pdrop resid_pdrop hidden_dropout classifier_dropout
-    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
+    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id mask_token_id cls_token_id decoder_start_token_id
+    tokenizer_class model_max_length
     id2label label2id num_labels problem_type task_specific_params
     summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
-    do_sample temperature top_p top_k max_length unsloth_version unsloth_fixed
+    do_sample temperature top_p top_k typical_p max_length max_new_tokens repetition_penalty length_penalty num_beams
+    num_beam_groups diversity_penalty num_return_sequences unsloth_version unsloth_fixed
     """.split()
 )
 
@@ -100,10 +102,12 @@ def named_family(architectures: Sequence[str] | None, model_type: str | None = N
 def _check_keys(config: Any, family: Family) -> None:
     usual = type(config)().to_dict()
     for key, value in config.to_dict().items():
-        if key in family.KEYS or key in NO_PART_OF_THE_MODEL or value is None or value is False:
+        known = key in family.KEYS or key in NO_PART_OF_THE_MODEL
+        # keys with an underscore are notes of libraries to themselves
+        if known or key.startswith("_") or value is None or value is False:
             continue
         if key not in usual or value != usual[key]:
             raise CircuitsError(
                 f"config.json sets {key} to {value!r}, which circuits does not understand for {family.ARCHITECTURE}: "
-                "what the model computes may depend on it"
+                "what the model computes may depend on it. If it does not, delete it from config.json"
             )

@@ -10,7 +10,8 @@ from circuits.models.layout import Layout, decoder_layout, windows_by_type
 from circuits.models.rows import Row, decoder_rows
 
 ARCHITECTURE = "Gemma2ForCausalLM"
-KEYS = (DECODER_KEYS - {"hidden_act"}) | {
+# published files also have hidden_act, which the Hugging Face model does not read
+KEYS = DECODER_KEYS | {
     *("hidden_activation", "attention_bias", "query_pre_attn_scalar", "sliding_window", "layer_types"),
     *("final_logit_softcapping", "attn_logit_softcapping"),
 }

@@ -9,7 +9,7 @@ from circuits.models.rows import Row, decoder_rows
 
 ARCHITECTURE = "Gemma3ForCausalLM"
 # the Hugging Face model reads no attn_logit_softcapping: a checkpoint that sets it is refused
-KEYS = (DECODER_KEYS - {"hidden_act"}) | {
+KEYS = DECODER_KEYS | {
     *("hidden_activation", "attention_bias", "query_pre_attn_scalar", "sliding_window", "layer_types"),
     *("final_logit_softcapping", "_sliding_window_pattern", "sliding_window_pattern"),
 }
