@@ -5,7 +5,7 @@ OUT ?= runs/study$(if $(filter-out llama,$(FAMILY)),-$(FAMILY))
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: setup study study-real test test-real check bench notebooks data clean
+.PHONY: setup study study-real test test-bridge test-real check bench parity notebooks data clean
 
 setup: $(READY)
 
@@ -14,6 +14,15 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing into .venv (some minutes the first time)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $(READY)
+
+# A second environment, with TransformerLens 4.
+READY_TL4 := .venv-tl4/ready
+
+$(READY_TL4): pyproject.toml constraints-tl4.txt
+	@test -x .venv-tl4/bin/python || $(PYTHON) -m venv .venv-tl4
+	@echo "installing into .venv-tl4 (some minutes the first time)"
+	@.venv-tl4/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints-tl4.txt --editable ".[dev]"
+	@touch $(READY_TL4)
 
 # The paper's study end to end; goes on where it was. FAMILY=pythia for the other architecture.
 study: $(READY)
@@ -28,6 +37,16 @@ study-real: $(READY)
 # The docstrings' examples run in 'make check'.
 test: $(READY)
 	@$(BIN)/python -m pytest tests -n auto --dist loadfile
+
+# What depends on the model, with TransformerLens 4.
+test-bridge: $(READY_TL4)
+	@.venv-tl4/bin/python -m pytest -n auto --dist loadfile \
+		tests/models tests/tracing tests/masks tests/interventions tests/rankings tests/sweeps tests/test_hooks.py
+
+# How far every family is from Hugging Face's numbers, with TransformerLens 3 and 4.
+parity: $(READY) $(READY_TL4)
+	@$(BIN)/python -m benchmarks.parity
+	@.venv-tl4/bin/python -m benchmarks.parity
 
 # The slow checks on a real pretrained model.
 test-real: $(READY)
@@ -53,4 +72,4 @@ data: $(READY)
 	@$(BIN)/circuits data --people 50 --out data/reference
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-tl4 runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

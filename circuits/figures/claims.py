@@ -39,8 +39,8 @@ _PERMUTATIONS = 20_000
 VERDICTS = ("holds", "does not hold", "cannot be told")
 #: What the verdicts mean, for a reader.
 ABOUT_VERDICTS = (
-    "A claim holds if the interval lies where the paper says, p is below 0.05, and the difference is worth the name: at "
-    f"least {100 * SMALLEST_ACCURACY:.0f} points of accuracy (or area), {SMALLEST_SIZE:.0%} of a size, "
+    "A claim holds if the interval lies where the paper says, p is below 0.05, and the difference is worth the name: "
+    f"at least {100 * SMALLEST_ACCURACY:.0f} points of accuracy (or area), {SMALLEST_SIZE:.0%} of a size, "
     f"{SMALLEST_GINI} of a Gini coefficient or {SMALLEST_CORRELATION} of a correlation. It does not hold if the "
     "interval has no room for a difference as large as that. All else cannot be told from "
     f"this many answers or seeds. All p-values are corrected together (Holm), and all intervals hold together at "

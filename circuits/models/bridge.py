@@ -3,7 +3,7 @@
 1. The bridge puts wrappers into the module tree it is given, which renames its parameters. So it gets a tree of its
    own, whose parameters and buffers are the very objects of the reference; attention is eager, so that patterns can be
    hooked.
-2. Nothing is processed, fetched or converted; the tokenizer is taken as it is.
+2. Nothing is processed, fetched or converted.
 3. For a fused tensor the bridge would keep copies of its parts (GPT-NeoX), or parameters of its own that receive the
    gradients (GPT-2, Phi-3). Here each part reads the fused tensor whenever it runs.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from circuits.errors import CircuitsError
@@ -59,7 +59,7 @@ class FusedPart(nn.Module):
         return functional.linear(x, self.weight, self.bias)
 
 
-def bridge(reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> TransformerBridge:
+def bridge(reference: PreTrainedModel) -> TransformerBridge:
     """A `TransformerBridge` over a Hugging Face model's parameters, which the model itself goes on using.
 
     Raises:
@@ -80,8 +80,6 @@ def bridge(reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
             )
         except ValueError as error:
             raise CircuitsError(f"TransformerLens has no bridge for the architecture {name}: {error}") from None
-        if tokenizer is not None:
-            model.tokenizer = tokenizer
     config: Any = tree.config
     # GPT-2's config may leave this to the library
     if name == "GPT2LMHeadModel":

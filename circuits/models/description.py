@@ -49,6 +49,7 @@ def describe(
         "parameters": sum(tensor.numel() for tensor in checkpoint.tensors.values()),
         "stored as": ", ".join(sorted(set(stored))),
         "loaded as": dtype,
+        "hookable model": "TransformerBridge" if hasattr(model, "original_model") else "HookedTransformer",
         "layers": shape.n_layers,
         "heads": shape.n_heads,
         "key/value groups": shape.n_key_value_heads,

@@ -67,7 +67,8 @@ def hookable(
     Args:
         reference: the Hugging Face model.
         tokenizer: what the model tokenizes with; it is not changed.
-        backend: ``hooked_transformer`` or ``bridge``; the first of `backends` if not given.
+        backend: ``hooked_transformer`` or ``bridge``; if not given, the first of `backends` that can represent the
+            model.
 
     Returns:
         The model in evaluation mode. Its parameters share the memory of the reference's.
@@ -85,24 +86,30 @@ def hookable(
         True
     """
     available = backends()
-    backend = backend or available[0]
-    if backend not in available:
+    if backend not in (None, *available):
         raise CircuitsError(
             f"the installed TransformerLens has no backend {backend!r}: choose from {', '.join(available)}"
         )
     prepends = tokenizer is not None and len(tokenizer("").input_ids) > 0
     model: Any
-    if backend == "hooked_transformer":
-        from circuits.models.hooked_transformer import hooked_transformer
+    chosen = backend or available[0]
+    if chosen == "hooked_transformer":
+        from circuits.models.hooked_transformer import RepresentationError, hooked_transformer
 
         family = family_of(_named(reference))
-        model = hooked_transformer(reference, family.rows(reference.config), family.layout(reference.config))
-        if tokenizer is not None:
-            model.tokenizer = tokenizer
-    else:
+        try:
+            model = hooked_transformer(reference, family.rows(reference.config), family.layout(reference.config))
+        except RepresentationError:
+            if backend is not None:
+                raise
+            chosen = "bridge"
+    if chosen == "bridge":
         from circuits.models.bridge import bridge
 
-        model = bridge(reference, tokenizer)
+        model = bridge(reference)
+    if tokenizer is not None:
+        with quiet():
+            model.tokenizer = tokenizer
     # the tokenizer alone decides whether there is a first token of its own
     model.cfg.tokenizer_prepends_bos = model.cfg.default_prepend_bos = prepends
     return model

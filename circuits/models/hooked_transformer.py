@@ -29,6 +29,10 @@ with quiet():
     from transformer_lens.components import Embed, RMSNorm
 
 
+class RepresentationError(CircuitsError):
+    """HookedTransformer lacks what the model computes."""
+
+
 class OffsetNorm(RMSNorm):
     """RMSNorm that multiplies by 1 + w, as Gemma's do."""
 
@@ -105,7 +109,7 @@ def _rotary(layout: Layout) -> dict[str, Any]:
     """Settings for rotary positions; a second base is that of the layers with windows."""
     kinds = {id(rotary): rotary for rotary in layout.rotary}
     if len(kinds) > 2 or (len(kinds) > 1 and None in layout.rotary):
-        raise CircuitsError("the checkpoint's layers differ in their positions, which HookedTransformer cannot")
+        raise RepresentationError("the checkpoint's layers differ in their positions, which HookedTransformer cannot")
     windowed = {id(layout.rotary[layer]) for layer, window in enumerate(layout.windows) if window is not None}
     ordered = sorted(kinds.values(), key=lambda rotary: id(rotary) in windowed)
     main, local = ordered[0], ordered[1] if len(ordered) > 1 else None
@@ -139,13 +143,13 @@ def _rotary(layout: Layout) -> dict[str, Any]:
             "yarn_original_max_position_embeddings": of["original_max_position_embeddings"],
         }
     elif kind != "default":
-        raise CircuitsError(
+        raise RepresentationError(
             f"the checkpoint's rotary scaling {kind!r} is not supported by HookedTransformer: "
             f'default, linear, llama3 and yarn are; backend="bridge" knows it'
         )
     if local is not None:
         if _rope(local).get("rope_type", "default") != "default":
-            raise CircuitsError(
+            raise RepresentationError(
                 "the checkpoint scales the rotary angles of its windows, which HookedTransformer cannot"
             )
         settings["rotary_base_local"] = _rope(local)["rope_theta"]
@@ -195,7 +199,7 @@ def hooked_transformer(reference: PreTrainedModel, rows: list[Row], layout: Layo
     """A `HookedTransformer` whose parameters are views of a Hugging Face model's, unprocessed.
 
     Raises:
-        CircuitsError: something in its layout or among its tensors cannot be represented.
+        RepresentationError: something in its layout or among its tensors.
     """
     with quiet():
         model = SharingTransformer(
@@ -218,7 +222,7 @@ def hooked_transformer(reference: PreTrainedModel, rows: list[Row], layout: Layo
     for row in rows:
         name = model.own_name(row.name)
         if name not in parameters:
-            raise CircuitsError(
+            raise RepresentationError(
                 f"the checkpoint has a tensor {row.tensor} that HookedTransformer cannot represent: load it with "
                 'backend="bridge"'
             )

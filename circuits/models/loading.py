@@ -60,7 +60,8 @@ def load_model(
         device: where the model goes; CUDA if there is any, else the CPU.
         adapter: a local PEFT folder (LoRA, DoRA, …), merged into the weights in that dtype.
         tokenizer: for a model in memory; a folder brings its own, an adapter its own or its base's.
-        backend: ``hooked_transformer`` (default where TransformerLens 3 is installed) or ``bridge``.
+        backend: ``hooked_transformer`` (default where TransformerLens 3 is installed and has what the model computes)
+            or ``bridge``.
 
     Returns:
         A `HookedTransformer` or a `TransformerBridge` in evaluation mode. It has ``model.checkpoint`` (a `Checkpoint`)

@@ -202,6 +202,7 @@ def decoder_rows(
     output_bias: bool = False,
     mlp_bias: bool = False,
     norms: Mapping[str, str] = PRE_NORMS,
+    norm_bias: bool = False,
     offset: float = 0.0,
     factor: float = 1.0,
 ) -> list[Row]:
@@ -213,6 +214,7 @@ def decoder_rows(
         output_bias: whether attention's output has one.
         mlp_bias: whether the MLP has them.
         norms: TransformerLens' name of a layer's norm → its module.
+        norm_bias: whether norms have biases.
         offset: of the norms' scales.
         factor: of the embedding.
     """
@@ -232,5 +234,5 @@ def decoder_rows(
         mlp = {"in": "up", "gate": "gate", "out": "down"}
         rows += mlp_rows(layer, {part: f"{module}mlp.{name}_proj" for part, name in mlp.items()}, bias=mlp_bias)
         for name, tensor in norms.items():
-            rows += norm_rows(f"blocks.{layer}.{name}", f"{module}{tensor}", offset=offset)
-    return [*rows, *norm_rows("ln_final", "model.norm", offset=offset), unembedding]
+            rows += norm_rows(f"blocks.{layer}.{name}", f"{module}{tensor}", bias=norm_bias, offset=offset)
+    return [*rows, *norm_rows("ln_final", "model.norm", bias=norm_bias, offset=offset), unembedding]

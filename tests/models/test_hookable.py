@@ -495,6 +495,9 @@ def test_what_cannot_be_hooked_is_refused(backend):
             CircuitsError, match=r"a tensor .*mlp.gate_proj.bias that HookedTransformer .* backend=\"bridge\""
         ):
             hookable(biased, backend=backend)
+        # unless one was asked for, the other backend takes its place
+        assert hasattr(hookable(biased), "original_model")
+        assert not hasattr(hookable(lively("llama")), "original_model")
     else:
         assert near(logits_of(hookable(biased, backend=backend)), logits_of(biased))
     with pytest.raises(CircuitsError, match=r"has no hook point blocks.7.attn.hook_q: functions cannot act there"):
