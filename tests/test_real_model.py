@@ -64,6 +64,18 @@ def test_roles_are_right_for_its_tokenizer(model, dataset, split):
             assert found.strip() == row["text"][left:right]
 
 
+def test_a_chat_is_in_its_own_template(model, dataset):
+    tokenizer = model.tokenizer
+    task = Task.from_dataset(dataset, "qa_id", tokenizer, chat=True)
+    for example, text in enumerate(Task.from_dataset(dataset, "qa_id", tokenizer).texts):
+        answer = task.answers["value"][example]
+        turn = [{"role": "user", "content": text.removesuffix(answer).strip()}]
+        prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+        expected = prompt + tokenizer(answer).input_ids
+        assert task.tokens[example, task.attention_mask[example]].tolist() == expected
+        assert task.answers["start"][example] == len(prompt)
+
+
 def test_familiar_names_and_values_are_single_tokens(model):
     pools = POOLS["familiar"]
     for words in (pools.first_names, pools.last_names, pools.cities, pools.universities, pools.employers, pools.majors):

@@ -9,6 +9,9 @@
    of it: it is the prompt's last token, so that an answer's first token is always one that tells answers apart.
    Answers of a row are kept in the order of its text, whatever the order they are listed in.
 4. Rows are padded on the right; padding has its own role, so that nothing counts it as a token.
+5. What comes before a text, such as a first token of its own (BOS), is what the tokenizer puts there; the task's
+   provenance says it as ``begins_with``. As a chat, the text before the answer is the user's turn in the tokenizer's
+   own template, which brings its own first tokens, and the answer with what follows begins the assistant's.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -88,15 +91,51 @@ def tokenise_row(row: Row, encoding: Any, index: int) -> dict[str, Any]:
     }
 
 
-def tokenise(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> list[dict[str, Any]]:
+def as_chat(row: Row, tokenizer: "PreTrainedTokenizerBase") -> Row:
+    """A row in the tokenizer's chat template: what stands before its answer is what the user says.
+
+    Raises:
+        CircuitsError: the tokenizer has no template or one that changes the prompt, or the row has several answers.
+    """
+    text, answers = row["text"], row["answer"]
+    if tokenizer.chat_template is None:
+        raise CircuitsError(f"{type(tokenizer).__name__} has no chat template: leave out chat=True")
+    if len(answers) != 1:
+        raise CircuitsError(f"a chat has one answer, but {text!r} has {len(answers)}")
+    start = answers[0][0]
+    prompt = text[:start].strip()
+    turn: Any = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    if not prompt or turn.count(prompt) != 1:
+        raise CircuitsError(f"the chat template does not repeat the prompt {prompt!r} as it is, and once")
+    before = turn.index(prompt) - text.index(prompt)
+
+    def moved(spans: Sequence[Sequence[int]]) -> list[list[int]]:
+        shifts = [before if left < start else len(turn) - start for left, _ in spans]
+        return [[left + by, right + by] for (left, right), by in zip(spans, shifts, strict=True)]
+
+    places: Any = {name: moved(row[name]) for name in ("subject", "relation", "answer")}
+    return {**row, **places, "text": turn + text[start:]}
+
+
+def tokenise(
+    rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", *, special_tokens: bool = True
+) -> list[dict[str, Any]]:
     """Tokenise rows: for each its ``tokens``, ``roles``, and the ``[start, end)`` token positions of its ``answers``.
+
+    Args:
+        rows: to tokenise.
+        tokenizer: a fast one.
+        special_tokens: whether the tokenizer adds its own; a chat's template has brought them.
 
     Raises:
         CircuitsError: the tokenizer is not a fast one, or glues an answer to its neighbour.
     """
     if not tokenizer.is_fast:
         raise CircuitsError(f"{type(tokenizer).__name__} is no fast tokenizer: token roles need its offset mapping")
-    encoding = tokenizer([row["text"] for row in rows], return_offsets_mapping=True)
+    texts = [row["text"] for row in rows]
+    encoding = tokenizer(texts, return_offsets_mapping=True, add_special_tokens=special_tokens)
     return [tokenise_row(row, encoding, index) for index, row in enumerate(rows)]
 
 
@@ -128,12 +167,21 @@ class Task:
         rows: Iterable[Row],
         tokenizer: "PreTrainedTokenizerBase",
         provenance: dict[str, Any] | None = None,
+        *,
+        chat: bool = False,
     ) -> "Task":
         """Tokenise rows of a dataset.
 
+        Args:
+            name: of the task.
+            rows: to tokenise.
+            tokenizer: of the model; it decides what every text begins with.
+            provenance: to keep with the task.
+            chat: put each row into the tokenizer's chat template, the text before the answer as the user's turn.
+
         Raises:
-            CircuitsError: there are no rows, the tokenizer is not a fast one or glues an answer to its neighbour, or
-                two answers of a row overlap.
+            CircuitsError: there are no rows, the tokenizer is not a fast one or glues an answer to its neighbour, two
+                answers of a row overlap, or there can be no chat.
 
         Example:
             >>> from circuits.datasets import fill, word_tokenizer
@@ -147,7 +195,10 @@ class Task:
         rows = list(rows)
         if not rows:
             raise CircuitsError(f"the task {name} is empty: no rows were selected")
-        examples = tokenise(rows, tokenizer)
+        if chat:
+            rows = [as_chat(row, tokenizer) for row in rows]
+        examples = tokenise(rows, tokenizer, special_tokens=not chat)
+        begins_with = "the chat template" if chat else tokenizer.convert_ids_to_tokens(tokenizer("").input_ids)
         length = max(len(example["tokens"]) for example in examples)
         tokens = torch.full((len(rows), length), tokenizer.pad_token_id or 0)
         roles = torch.full((len(rows), length), int(Role.PADDING))
@@ -166,7 +217,12 @@ class Task:
             roles,
             pandas.DataFrame(answers, columns=columns),
             [row["text"] for row in rows],
-            {"tokenizer": type(tokenizer).__name__, "vocabulary": len(tokenizer), **(provenance or {})},
+            {
+                "tokenizer": type(tokenizer).__name__,
+                "vocabulary": len(tokenizer),
+                "begins_with": begins_with,
+                **(provenance or {}),
+            },
         )
 
     @classmethod
@@ -176,14 +232,23 @@ class Task:
         split: str,
         tokenizer: "PreTrainedTokenizerBase",
         people: Iterable[int] | None = None,
+        *,
+        chat: bool = False,
     ) -> "Task":
         """A split of a dataset as a task; biographies that say the same sentence twice count it once.
+
+        Args:
+            dataset: of made-up people.
+            split: ``bio``, ``qa_id``, …
+            tokenizer: of the model.
+            people: only these.
+            chat: as in `from_rows`.
 
         Raises:
             CircuitsError: there is no such split or person, or the tokenizer does not fit.
         """
         rows = {row["text"]: row for row in dataset.rows(split, people)}.values()
-        return cls.from_rows(split, rows, tokenizer, {"dataset": dataset.fingerprint, "split": split})
+        return cls.from_rows(split, rows, tokenizer, {"dataset": dataset.fingerprint, "split": split}, chat=chat)
 
     def __len__(self) -> int:
         return len(self.tokens)

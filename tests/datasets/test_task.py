@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from circuits.datasets import Role, Task
+from circuits.datasets import Role, Task, word_tokenizer
 from circuits.errors import CircuitsError
 from circuits.metrics import evaluate
 from circuits.training import new_model
@@ -179,3 +179,50 @@ def test_a_bare_space_before_an_answer_is_the_end_of_its_prompt():
     assert evaluate(huggingface, replace(task, tokens=tokens))["exact_match"].tolist()[0]
     tokens[0, year.end - 1] += 1 if tokens[0, year.end - 1] < 2 else -1
     assert not evaluate(huggingface, replace(task, tokens=tokens))["exact_match"].tolist()[0]
+
+
+CHATML = (
+    "{{ bos_token or '' }}{% for message in messages %}<user> {{ message['content'] | trim }} <end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>\n{% endif %}"
+)
+
+
+def test_a_chat_is_the_tokenizers_template_around_the_prompt_and_the_answer_after_it(dataset):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = CHATML
+    plain, chat = (Task.from_dataset(dataset, "qa_id", tokenizer, chat=chat) for chat in (False, True))
+    assert len(plain) == len(chat)
+    for example in range(len(chat)):
+        (one,), (other,) = (
+            task.answers[task.answers["example"] == example].to_dict("records") for task in (plain, chat)
+        )
+        prompt = plain.texts[example].split("?")[0] + "?"
+        turn = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+        assert chat.texts[example] == f"{turn}{one['value']}"
+        ids = tokenizer(chat.texts[example], add_special_tokens=False).input_ids
+        assert chat.tokens[example, chat.attention_mask[example]].tolist() == ids
+        assert other["value"] == one["value"]
+        tokens = [task.tokens[example, row["start"] : row["end"]] for task, row in ((plain, one), (chat, other))]
+        assert torch.equal(*tokens)
+        for role in (Role.SUBJECT, Role.RELATION):
+            said = [task.tokens[example][task.roles[example] == role] for task in (plain, chat)]
+            assert torch.equal(*said)
+            assert len(said[0])
+    assert chat.provenance["begins_with"] == "the chat template"
+    assert plain.provenance["begins_with"] == ["<s>"]
+
+
+def test_what_cannot_be_a_chat_is_refused(dataset):
+    tokenizer = word_tokenizer()
+    with pytest.raises(CircuitsError, match="has no chat template"):
+        Task.from_dataset(dataset, "qa_id", tokenizer, chat=True)
+    tokenizer.chat_template = "{{ messages[0]['content'] | upper }}"
+    with pytest.raises(CircuitsError, match="does not repeat the prompt '.*' as it is, and once"):
+        Task.from_dataset(dataset, "qa_id", tokenizer, chat=True)
+    tokenizer.chat_template = CHATML
+    row = next(iter(dataset.rows("qa_id")))
+    twice = {**row, "answer": row["answer"] * 2, "attributes": row["attributes"] * 2}
+    with pytest.raises(CircuitsError, match="a chat has one answer, but .* has 2"):
+        Task.from_rows("two", [twice], tokenizer, chat=True)
