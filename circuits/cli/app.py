@@ -765,6 +765,7 @@ def study(
             show_default=False,
         ),
     ] = None,
+    draws: Annotated[int, typer.Option(help="Random masks, permutations and rankings.", min=2)] = 5,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw; default: 0.", show_default=False)] = None,
     seeds: Annotated[
         str | None,
@@ -792,6 +793,7 @@ def study(
         optimisation=replace(usual.optimisation, steps=usual.optimisation.steps if steps is None else steps),
         fraction=fraction,
         rank_examples=usual.rank_examples if rank_examples is None else rank_examples,
+        draws=draws,
     )
     # models this small are as fast on one thread, and two are many times slower when anything else runs; fading
     # weights would slow them down too

@@ -3,8 +3,8 @@
 1. The Hugging Face model that was read is the reference. Two paths compute with its tensors: the lean model (all our
    numbers) and the hookable model (what a user explores with).
 2. All read the same random tokens: twelve, or a few more than the shortest sliding window if that is no longer than
-   the model's own context and a thousand. Logits must agree with the reference: in float32 to 1e-4, or to 1e-5 of the
-   largest logit where that is more.
+   the model's own context and a thousand. The logits of the last twelve positions must agree with the reference: in
+   float32 to 1e-4, or to 1e-5 of the largest logit where that is more.
 3. Where they do not, the residual streams are compared, and the path and the first layer that departs are named.
 """
 
@@ -26,7 +26,8 @@ from circuits.models.quiet import quiet
 #: at different places: 6 % apart in bfloat16 after the 30 layers of SmolLM2-135M; wrong weights are 100 % apart.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 
-#: The shortest probe, how far it goes beyond a window, and the longest.
+#: The shortest probe, which is also how many positions have their logits compared (those of all positions of a long
+#: probe would take more memory than many a model), how far a probe goes beyond a window, and the longest.
 _SHORT, _BEYOND, _LONG = 12, 4, 1024
 
 #: The stream before each layer, and the logits.
@@ -70,7 +71,7 @@ def _length(layout: Layout) -> int:
 
 def _huggingface(model: PreTrainedModel, tokens: Int[Tensor, "batch pos"]) -> _Run:
     with quiet():
-        found = model(tokens, output_hidden_states=True, use_cache=False)
+        found = model(tokens, output_hidden_states=True, use_cache=False, logits_to_keep=_SHORT)
     # the last of its streams has been through the final norm
     return list(found.hidden_states[:-1]), found.logits
 
@@ -83,8 +84,15 @@ def _hookable(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> _Run:
     def keep(stream: Tensor, hook: Any) -> None:  # noqa: ARG001
         streams.append(stream)
 
-    with quiet(), either.hooks(fwd_hooks=[(name, keep) for name in names]):
-        logits = either(tokens)
+    def last(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (arguments[0][:, -_SHORT:], *arguments[1:])
+
+    handle = either.unembed.register_forward_pre_hook(last)
+    try:
+        with quiet(), either.hooks(fwd_hooks=[(name, keep) for name in names]):
+            logits = either(tokens)
+    finally:
+        handle.remove()
     return streams, logits
 
 
@@ -95,8 +103,8 @@ def _lean(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> _Run:
         streams.append(stream)
         return stream
 
-    last = lean.run(tokens, visits={(layer, "resid_pre"): keep for layer in range(lean.n_layers)})
-    return streams, lean.unembed(last)
+    stream = lean.run(tokens, visits={(layer, "resid_pre"): keep for layer in range(lean.n_layers)})
+    return streams, lean.unembed(stream[:, -_SHORT:])
 
 
 _PATHS: dict[str, Callable[[nn.Module, Tensor], _Run]] = {"lean model": _lean, "hookable model": _hookable}

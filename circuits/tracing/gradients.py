@@ -348,9 +348,11 @@ class RunningTrace:
             if use.kind in ("embedding", "position"):
                 start[use.kind] = use
                 return
-            # the values, not what they were computed from: the graph is freed as it is gone through
+            # the values, not what they were computed from: the graph is freed as it is gone through. A function that
+            # knew the tensor it is hooked to would keep it, and the graph before it, for ever
             reads = use.read.detach()
-            use.written.register_hook(lambda gradient: wrote(use._replace(written=reads), reads, gradient))
+            values = use._replace(read=reads, written=reads)
+            use.written.register_hook(lambda gradient: wrote(values, reads, gradient))
 
         def tap_behind(use: Use) -> None:
             reads, parts = use.read.detach(), behind.setdefault((use.tensor, use.kind), [])

@@ -402,7 +402,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(plan, tmp_path, monkeypatch):
     assert call("sweep", "run", plan, "--out", tmp_path / "out").returncode == 0
 
 
-SMALL_STUDY = ("--people", 12, "--steps", 40, "--rank-examples", 5)
+SMALL_STUDY = ("--people", 12, "--steps", 40, "--rank-examples", 3, "--draws", 2)
 
 
 @pytest.fixture(scope="module")
@@ -628,7 +628,7 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
     assert f"{mixed:.1%} against {two:.1%}" in page
     assert f"{summary['shared']['mixed']['size']:,} against {summary['shared']['two_stage']['size']:,}" in page
     assert f"{summary['graft']['mixed']['size']:,} (" in page
-    assert "| `rank_examples` | 5 |" in page
+    assert "| `rank_examples` | 3 |" in page
     assert "| `evaluate_examples` | all |" in page
     tables = {path.stem: pandas.read_parquet(path) for path in (study / "tables").iterdir()}
     found = findings(summary, tables)

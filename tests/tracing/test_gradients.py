@@ -1,4 +1,6 @@
 import copy
+import gc
+import weakref
 from dataclasses import replace
 from functools import lru_cache
 
@@ -8,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from circuits.datasets import Task, word_tokenizer
 from circuits.errors import CircuitsError
-from circuits.models import checkpoint_of, lean_model, load_model, parameters_of
+from circuits.models import arithmetic, checkpoint_of, lean_model, load_model, parameters_of
 from circuits.models.hookable import backends
 from circuits.tracing import (
     LOSSES,
@@ -107,6 +109,25 @@ def test_of_any_family_a_trace_equals_a_loop_of_backward_passes_through_the_hook
             slow.add_hooked(model, batch)
         assert_same(fast.sums, slow.sums)
         assert_same(fast.hook_points, slow.hook_points)
+
+
+def test_what_a_batch_was_computed_with_is_freed(model, bio, monkeypatch):
+    written, tell = [], arithmetic._tell
+
+    def told(rows, taps, read, output):
+        written.append(weakref.ref(output))
+        tell(rows, taps, read, output)
+
+    monkeypatch.setattr(arithmetic, "_tell", told)
+    gc.collect()
+    gc.disable()
+    try:
+        running = gradients.RunningTrace(TraceSettings("abs", "answer", 10, "example", COMPONENTS))
+        running.add(lean_model(model), bio)
+        assert len(written) > 4 * 6
+        assert [one for one in written if one() is not None] == []
+    finally:
+        gc.enable()
 
 
 def test_a_trace_of_a_hooked_model_is_another_trace(model, bio, tmp_path):
