@@ -2,9 +2,9 @@
 
 1. The Hugging Face model that was read is the reference. Two paths compute with its tensors: the lean model (all our
    numbers) and the hookable model (what a user explores with).
-2. All read the same random tokens: twelve, or a few more than the shortest sliding window if that is no longer than
-   the model's own context and a thousand. The logits of the last twelve positions must agree with the reference: in
-   float32 to 1e-4, or to 1e-5 of the largest logit where that is more.
+2. All read the same random tokens: twice twelve, or once a few more than the shortest sliding window if that is no
+   longer than the model's own context and a thousand. The logits of the last twelve positions must agree with the
+   reference: in float32 to 1e-4, or to 1e-5 of the largest logit where that is more.
 3. Where they do not, the residual streams are compared, and the path and the first layer that departs are named.
 """
 
@@ -38,7 +38,9 @@ _Run = tuple[list[Tensor], Tensor]
 def check_parity(model: nn.Module, reference: PreTrainedModel) -> Parity:
     """How far every path is from the logits of the reference; too far raises a `CircuitsError`."""
     layout = checkpoint_of(model).layout
-    tokens = torch.randint(layout.d_vocab, (2, _length(layout)), generator=torch.Generator().manual_seed(0))
+    length = _length(layout)
+    shape = (2 if length == _SHORT else 1, length)
+    tokens = torch.randint(layout.d_vocab, shape, generator=torch.Generator().manual_seed(0))
     expected_streams, expected = _huggingface(reference, tokens.to(reference.device))
     allowed = max(1e-4, _TOLERANCE[reference.dtype] * float(expected.abs().max()))
     differences = {}

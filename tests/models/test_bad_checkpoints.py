@@ -244,10 +244,10 @@ BAD = {
     "config of another model": ("model", lambda f: settings(f, num_hidden_layers=6), "is missing from the weights"),
     "config of a wider model": ("model", lambda f: settings(f, intermediate_size=600), "has another shape"),
     "config with words for numbers": ("model", lambda f: settings(f, hidden_size="wide"), "cannot be read"),
-    "config with a scaling we do not have": (
+    "config with a scaling that nobody has": (
         "model",
-        lambda f: settings(f, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
-        "rotary scaling 'dynamic' is not supported",
+        lambda f: settings(f, rope_parameters={"rope_type": "spiral", "rope_theta": 1e4, "factor": 2.0}),
+        "cannot be read|spiral",
     ),
     "config with biases that nothing represents": ("model", lambda f: settings(f, mlp_bias=True), "is missing|biases"),
     "unsupported architecture": ("model", gpt2, "ElephantForCausalLM is not supported"),
@@ -389,6 +389,10 @@ def test_what_is_unusual_but_sound_loads(good, tmp_path):
     settings(tmp_path / "model", architectures=["LlamaForCausalLM"], model_type="llama")
     assert load_model(tmp_path / "model").checkpoint.parity.differences["hookable model"] < 1e-4
     assert not (tmp_path / "ran").exists()
+    # what HookedTransformer lacks, the bridge has
+    shutil.copytree(good / "model", tmp_path / "scaled")
+    settings(tmp_path / "scaled", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
+    assert hasattr(load_model(tmp_path / "scaled"), "original_model")
 
 
 def test_a_flipped_bit_is_found_only_where_a_checksum_was_kept(good, tmp_path):
