@@ -1,6 +1,7 @@
 """Local Hugging Face checkpoints and tokenizers, refused unless they are complete."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -10,6 +11,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from circuits.errors import CircuitsError
@@ -17,6 +19,7 @@ from circuits.models.adapters import merge_adapter
 from circuits.models.families import family_of, named_family
 from circuits.models.folder import base_of, check_config, check_folder, first_line, is_adapter, weights_of
 from circuits.models.quiet import quiet
+from circuits.storage import read_json
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 
@@ -137,13 +140,21 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         folder = model_folder(folder)
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = _tokenizer_class(folder).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers' library raises plain exceptions
         raise CircuitsError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from None
     if not tokenizer.is_fast:
         raise CircuitsError(f"the tokenizer in {folder} is no fast tokenizer: token roles need its offset mapping")
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """What reads the tokenizer as it was saved: transformers would rebuild some architectures' own in its place."""
+    file = folder / "tokenizer_config.json"
+    named = read_json(file).get("tokenizer_class") if file.is_file() else None
+    plain = named in ("PreTrainedTokenizerFast", "TokenizersBackend") and (folder / "tokenizer.json").is_file()
+    return PreTrainedTokenizerFast if plain else AutoTokenizer
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: int, source: str) -> None:
