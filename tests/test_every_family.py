@@ -33,10 +33,10 @@ from circuits.rankings import Evidence, attention_scores, critical_curve, rank_u
 from circuits.tracing import trace_gradients
 from circuits.training import Optimisation, train
 from circuits.units import COMPONENTS, Head, KVGroup, Neuron
-from tests.models.test_hookable import CONFIGS, lively
+from tests.models.test_hookable import FAMILIES, lively
 
 
-@pytest.fixture(scope="module", params=[name for name in CONFIGS if "-" not in name])
+@pytest.fixture(scope="module", params=FAMILIES)
 def name(request) -> str:
     return request.param
 

@@ -76,11 +76,11 @@ class Layout:
         windows: for each layer how many tokens a token sees, itself included, or None for all.
         score_scales: for each layer, what attention scores are multiplied with.
         gated: whether the MLP has a gate.
-        parallel: whether attention and MLP read the same stream.
+        parallel: whether attention and MLP read the same stream, each through a norm of its own.
         pre_norms: whether attention and MLP read a normalised stream.
         post_norms: whether what they write is normalised.
-        head_norms: whether queries and keys are normalised before rotation: each ``head`` by itself, or ``all``
-            together.
+        head_norms: whether queries and keys are normalised before rotation: each ``head`` by itself, with one scale for
+            all heads, or ``all`` together.
         learned_positions: whether positions are embedded.
         score_cap: attention scores are cap · tanh(score / cap).
         logit_cap: the same for logits.

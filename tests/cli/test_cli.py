@@ -269,7 +269,7 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
         return result.stdout
 
     must("data", "--people", 8, "--out", "facts", "--seed", 3)
-    settings = ("--steps", 60, "--rows", 24, "--seed", 3)
+    settings = ("--steps", 30, "--rows", 12, "--seed", 3)
     must("train", "--data", "facts", "--out", "ck", "--recipe", "mixed", *settings)
     must("evaluate", "ck/mixed", "--out", "scores.parquet", "--csv")
     assert len(pandas.read_csv("scores.csv")) == len(pandas.read_parquet("scores.parquet"))
@@ -298,7 +298,7 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
     along = GradientTrace.load("along/bio.safetensors")
     assert "blocks.0.ln1.w" in along.gradients
     assert "blocks.0.attn.W_O" not in along.gradients
-    rank = ("--pre", "ck/pre", "--traces", "traces", "--mask", "shared/mask.safetensors", "--examples", 10)
+    rank = ("--pre", "ck/pre", "--traces", "traces", "--mask", "shared/mask.safetensors", "--examples", 4)
     shown = must("rank", "ck/mixed", *rank, "--draws", 2, "--out", "ranked")
     assert "left out: graft_size" in shown
     ranking, summary = (pandas.read_parquet(f"ranked/{name}.parquet") for name in ("ranking", "summary"))

@@ -29,14 +29,14 @@ from circuits.metrics import evaluate
 from circuits.models import load_model
 from circuits.statistics import paired
 from circuits.units import Component, Head, KVGroup, Neuron
-from tests.conftest import lively
+from tests.conftest import loaded
 
 ROLES = {"subject": Role.SUBJECT, "relation": Role.RELATION, "answer": Role.ANSWER}
 
 
 @pytest.fixture
-def pre(family, tokenizer):
-    return load_model(lively(family, seed=1), tokenizer=tokenizer)
+def pre(family):
+    return loaded(family, seed=1)
 
 
 def alone(task: Task, example: int) -> torch.Tensor:

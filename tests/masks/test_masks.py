@@ -35,7 +35,7 @@ from circuits.statistics import mean_interval
 from circuits.storage import write_tensors
 from circuits.tracing import GradientTrace, trace_gradients
 from circuits.units import Head, KVGroup, Neuron, with_groups
-from tests.conftest import lively
+from tests.conftest import lively, loaded
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def mask(traces):
 
 
 @pytest.fixture
-def pre(family, tokenizer):
-    return load_model(lively(family, seed=1), tokenizer=tokenizer)
+def pre(family):
+    return loaded(family, seed=1)
 
 
 def state(model):

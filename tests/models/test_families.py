@@ -69,6 +69,15 @@ CONFIGURATIONS = {
     "gpt_neox, parallel": ("GPTNeoX", {}),
     "gpt_neox, sequential": ("GPTNeoX", {"use_parallel_residual": False, "tie_word_embeddings": True}),
     "gpt_neox, no attention bias": ("GPTNeoX", {"attention_bias": False}),
+    "stablelm, biases": ("StableLm", {"use_qkv_bias": True}),
+    "stablelm, tied": (
+        "StableLm",
+        {
+            "tie_word_embeddings": True,
+            "num_key_value_heads": 4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+        },
+    ),
     "gpt2": ("GPT2", {}),
     "gpt2, untied": ("GPT2", {"tie_word_embeddings": False, "n_inner": 44, "scale_attn_by_inverse_layer_idx": True}),
 }
@@ -382,6 +391,8 @@ def test_config_files_are_understood_as_their_makers_publish_them(name, tmp_path
         ("gemma2", "use_bidirectional_attention", True),
         ("gemma3", "attn_logit_softcapping", 20.0),
         ("gpt2", "add_cross_attention", True),
+        ("stablelm, biases", "use_parallel_residual", True),
+        ("stablelm, biases", "qk_layernorm", True),
         ("llama", "quantization_config", {"quant_method": "gptq"}),
         ("llama", "chunk_size_feed_forward", 4),
     ],

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from circuits.datasets import Task
-from circuits.models import Model, load_model
-from tests.conftest import lively
+from circuits.models import Model
+from tests.conftest import loaded
 
 
 @pytest.fixture
-def pre(family, tokenizer) -> Model:
-    return load_model(lively(family, seed=1), tokenizer=tokenizer)
+def pre(family) -> Model:
+    return loaded(family, seed=1)
 
 
 @pytest.fixture

@@ -245,7 +245,7 @@ def test_answers_are_kept_for_comparisons_and_all_rows_are_corrected_together(pl
     for name in ("parts/0001.parquet", "table.parquet", "table.csv"):
         (tmp_path / "serial" / name).unlink()
     run_sweep(plan, tmp_path / "serial")
-    run_sweep(plan, tmp_path / "processes", executor="processes", workers=2)
+    run_sweep(plan, tmp_path / "processes", executor="processes", workers=1)
     assert contents(tmp_path / "serial") == whole
     assert {name: value for name, value in contents(tmp_path / "processes").items() if "plan" not in name} == {
         name: value for name, value in whole.items() if "plan" not in name

@@ -202,16 +202,16 @@ def test_another_start_than_the_one_trained_from_is_refused(few, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_weights_side_by_side_or_alone(few, tmp_path):
-    short = replace(SMALL, steps=10)
+    short = replace(SMALL, steps=6)
     alone = [
         *train("mixed", few, tmp_path / "a", optimisation=short),
         *train("two-stage", few, tmp_path / "a", optimisation=short),
     ]
     jobs = [Job("mixed"), Job("bio-only"), Job("two-stage", "bio-only")]
-    train_side_by_side(jobs, few, tmp_path / "b", optimisation=short, evaluate_every=5)
+    train_side_by_side(jobs, few, tmp_path / "b", optimisation=short, evaluate_every=3)
     for folder in alone:
         assert same(weights(folder), weights(tmp_path / "b" / folder.name))
-        assert pandas.read_parquet(tmp_path / "b" / folder.name / "curve.parquet")["step"].tolist() == [5, 10]
+        assert pandas.read_parquet(tmp_path / "b" / folder.name / "curve.parquet")["step"].tolist() == [3, 6]
 
 
 def test_a_finished_stage_is_not_run_again_and_other_settings_are_refused(few, tmp_path):
