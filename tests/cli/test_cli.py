@@ -269,7 +269,7 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
         return result.stdout
 
     must("data", "--people", 8, "--out", "facts", "--seed", 3)
-    settings = ("--steps", 30, "--rows", 12, "--seed", 3)
+    settings = ("--steps", 60, "--rows", 24, "--seed", 3)
     must("train", "--data", "facts", "--out", "ck", "--recipe", "mixed", *settings)
     must("evaluate", "ck/mixed", "--out", "scores.parquet", "--csv")
     assert len(pandas.read_csv("scores.csv")) == len(pandas.read_parquet("scores.parquet"))

@@ -31,7 +31,7 @@ LENGTHS = (19, 16, 19, 14)
 #: A configuration of each family; two of GPT-NeoX, and two of Llama that HookedTransformer cannot represent.
 BRIDGED = ("llama, biases, no groups", "llama, dynamic")
 CHOSEN = ("llama", *BRIDGED, "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "olmo2")
-CHOSEN += ("gpt_neox, parallel", "gpt_neox, sequential", "gpt2")
+CHOSEN += ("gpt_neox, parallel", "gpt_neox, sequential", "gpt2", "stablelm, biases")
 
 
 @pytest.fixture(scope="module", params=CHOSEN)

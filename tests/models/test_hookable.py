@@ -18,6 +18,7 @@ from transformers import (
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    StableLmConfig,
 )
 
 from circuits.errors import CircuitsError
@@ -85,6 +86,7 @@ CONFIGS = {
     ),
     "olmo2": small(Olmo2Config, num_key_value_heads=2),
     "phi3": small(Phi3Config, num_key_value_heads=2, sliding_window=5),
+    "stablelm": small(StableLmConfig, num_key_value_heads=2, use_qkv_bias=True),
     "qwen2": small(Qwen2Config, num_key_value_heads=2),
     "qwen3": small(Qwen3Config, num_key_value_heads=2, head_dim=16),
 }

@@ -103,7 +103,7 @@ def test_of_any_family_a_trace_equals_a_loop_of_backward_passes_through_the_hook
     task = replace(bio.select(range(5)), tokens=bio.tokens[:5] % 61)
     model = load_model(lively_of(name), backend=backend)
     ways = (("abs", "example"), ("square", "batch"), ("signed", "example"))
-    for statistic, per in ways[:1] if "-" in name else ways:
+    for statistic, per in ways if "-" not in name and backend == backends()[0] else ways[:1]:
         fast, slow = (gradients.RunningTrace(TraceSettings(statistic, "answer", 3, per, COMPONENTS)) for _ in range(2))
         for batch in task.batches(3):
             fast.add(lean_model(model), batch)
