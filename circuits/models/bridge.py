@@ -6,10 +6,13 @@
 2. Nothing is processed, fetched or converted.
 3. For a fused tensor the bridge would keep copies of its parts (GPT-NeoX), or parameters of its own that receive the
    gradients (GPT-2, Phi-3). Here each part reads the fused tensor whenever it runs.
+4. A bridge's modules hold functions that know other modules of it, which a copy would go on using. So a copy is made
+   anew, around a copy of the reference.
 """
 
 import copy
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +62,33 @@ class FusedPart(nn.Module):
         return functional.linear(x, self.weight, self.bias)
 
 
-def bridge(reference: PreTrainedModel) -> TransformerBridge:
+class SharingBridge(TransformerBridge):
+    """A `TransformerBridge` whose parameters are the tensors at ``model.checkpoint``."""
+
+    checkpoint: Any
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SharingBridge":
+        from circuits.models.hookable import user_hooks  # which makes bridges
+
+        for found in user_hooks(self):
+            raise CircuitsError(f"a function is hooked into the model at {found.name}: a copy would lack it")
+        (reference,) = vars(self)["_reference"]
+        twin = bridge(copy.deepcopy(reference, memo))
+        memo[id(self)] = twin
+        if self.tokenizer is not None:
+            with quiet():
+                twin.tokenizer = copy.deepcopy(self.tokenizer, memo)
+        for name in ("tokenizer_prepends_bos", "default_prepend_bos"):
+            setattr(twin.cfg, name, getattr(self.cfg, name))
+        checkpoint = vars(self).get("checkpoint")
+        if checkpoint is not None:
+            own = {name: copy.deepcopy(getattr(checkpoint, name), memo) for name in ("config", "tensors")}
+            twin.checkpoint = replace(checkpoint, **own)
+        twin.train(self.training)
+        return twin
+
+
+def bridge(reference: PreTrainedModel) -> SharingBridge:
     """A `TransformerBridge` over a Hugging Face model's parameters, which the model itself goes on using.
 
     Raises:
@@ -78,13 +107,17 @@ def bridge(reference: PreTrainedModel) -> TransformerBridge:
                 model_name="memory",
                 post_adapter_hook=lambda adapter: _read_fused_parts(adapter, tree.config),
             )
+            model.__class__ = SharingBridge
         except ValueError as error:
             raise CircuitsError(f"TransformerLens has no bridge for the architecture {name}: {error}") from None
     config: Any = tree.config
     # GPT-2's config may leave this to the library
     if name == "GPT2LMHeadModel":
         model.cfg.d_mlp = config.n_inner or 4 * config.n_embd
-    return model.eval()
+    # in a tuple, where torch does not take it for a module of the model
+    vars(model)["_reference"] = (reference,)
+    model.eval()
+    return cast(SharingBridge, model)
 
 
 def _read_fused_parts(adapter: Any, config: Any) -> None:

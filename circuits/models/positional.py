@@ -87,7 +87,7 @@ def positional_weights(
 
     def write(layer: int, site: str) -> Callable[..., Tensor]:
         def hook(_: Any, __: Any, activation: Tensor) -> Tensor:
-            found = _computed(other, layer, site, kept).view_as(activation)
+            found = _computed(other, layer, site, kept).reshape(activation.shape)
             at = chosen[0].to(activation.device)
             return torch.where(at.view(*at.shape, *(1,) * (activation.dim() - 2)), found, activation)
 

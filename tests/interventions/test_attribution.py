@@ -25,8 +25,10 @@ def estimate_by_hand(model, task, unit, site, values, positions, matches=None):
         kept = {}
 
         def keep(x, hook, kept=kept):
-            x.retain_grad()
-            kept[hook.name] = x
+            # what is given back goes on; the bridge may go on with something else than it shows
+            kept["x"] = x.clone()
+            kept["x"].retain_grad()
+            return kept["x"]
 
         name = hook_name(unit, site)
         with torch.enable_grad():
@@ -34,7 +36,7 @@ def estimate_by_hand(model, task, unit, site, values, positions, matches=None):
             answer = task.answers.iloc[example]
             tokens = task.tokens[example, answer["start"] : answer["end"]]
             logits[answer["start"] - 1 : answer["end"] - 1].gather(1, tokens[:, None]).sum().backward()
-        own, gradient = select(kept[name].detach(), unit, site), select(kept[name].grad, unit, site)
+        own, gradient = (select(value, unit, site) for value in (kept["x"].detach(), kept["x"].grad))
         for place in places(task, example, positions):
             new = values(name, example)
             if new is None:

@@ -26,7 +26,8 @@ from circuits.interventions.engine import Engine
 from circuits.interventions.forward import CleanRun
 from circuits.interventions.memory import arithmetic
 from circuits.metrics import evaluate
-from circuits.models import load_model
+from circuits.models import load_model, parameters_of
+from circuits.models.hookable import backends
 from circuits.statistics import paired
 from circuits.units import Component, Head, KVGroup, Neuron
 from tests.conftest import loaded
@@ -153,7 +154,8 @@ def every_unit(model) -> list[tuple[tuple, str | None]]:
     found += [((Component(1, "resid_post"),), None), ((Head(0, 0), Neuron(2, 3), Component(3, "attn_out")), None)]
     if not grouped:
         found += [((Head(1, 2),), site) for site in ("k", "v")]
-    if not model.cfg.parallel_attn_mlp:
+    # at the bridge's resid_mid a change reaches the MLP alone
+    if not model.cfg.parallel_attn_mlp and backends()[0] != "bridge":
         found.append(((Component(2, "resid_mid"),), None))
     return found
 
@@ -224,23 +226,19 @@ def test_resampling_equals_hooks_written_by_hand(model, questions, bio):
 def reverted(model, pre, units):
     """A copy of the model with the units' own slices of the weights from before fine-tuning."""
     changed = copy.deepcopy(model)
+    own, old = parameters_of(changed), parameters_of(pre)
     grouped = model.cfg.n_key_value_heads is not None
-    with torch.no_grad():
-        for unit in units:
-            own, old = changed.blocks[unit.layer], pre.blocks[unit.layer]
-            if isinstance(unit, Neuron):
-                own.mlp.W_in[:, unit.index] = old.mlp.W_in[:, unit.index]
-                own.mlp.b_in[unit.index] = old.mlp.b_in[unit.index]
-                own.mlp.W_out[unit.index] = old.mlp.W_out[unit.index]
-                if model.cfg.gated_mlp:
-                    own.mlp.W_gate[:, unit.index] = old.mlp.W_gate[:, unit.index]
-                continue
-            names = ["W_Q", "b_Q", "W_O"] if isinstance(unit, Head) else []
-            under = "_" if grouped else ""
+    for unit in units:
+        if isinstance(unit, Neuron):
+            names = ["mlp.W_in", "mlp.b_in", "mlp.W_gate", "mlp.W_out"]
+        else:
+            names = ["attn.W_Q", "attn.b_Q", "attn.W_O"] if isinstance(unit, Head) else []
             if isinstance(unit, KVGroup) or not grouped:
-                names += [f"{under}{kind}_{letter}" for kind in "Wb" for letter in "KV"]
-            for name in names:
-                getattr(own.attn, name)[unit.index] = getattr(old.attn, name)[unit.index]
+                names += [f"attn.{kind}_{letter}" for kind in "Wb" for letter in "KV"]
+        for name in (f"blocks.{unit.layer}.{name}" for name in names):
+            if name in own:
+                rows = (slice(None), unit.index) if name.endswith(("W_in", "W_gate")) else unit.index
+                own[name][rows] = old[name][rows]
     return changed
 
 
@@ -252,6 +250,7 @@ def test_reverting_equals_a_model_with_the_old_weights(model, pre, questions):
         assert found == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.skipif(backends()[0] == "bridge", reason="computes with HookedTransformer's own modules")
 def test_reverting_at_some_tokens_equals_hooks_written_by_hand(model, pre, questions):
     head, neuron = Head(1, 2), Neuron(2, 5)
     (found,) = log_probs(model, questions, [Intervention((head, neuron), "revert", positions="subject")], pre=pre)

@@ -2,7 +2,7 @@ import copy
 import gc
 import weakref
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from circuits.datasets import Task, word_tokenizer
 from circuits.errors import CircuitsError
-from circuits.models import arithmetic, checkpoint_of, lean_model, load_model, parameters_of
+from circuits.models import arithmetic, lean_model, load_model, parameters_of
 from circuits.models.hookable import backends
 from circuits.tracing import (
     LOSSES,
@@ -25,6 +25,7 @@ from circuits.tracing import (
 from circuits.tracing.gradients import TraceSettings
 from circuits.training import new_model
 from circuits.units import COMPONENTS, Head, Neuron, component_of
+from tests.conftest import gradients_of
 from tests.models.test_hookable import CONFIGS
 from tests.models.test_hookable import lively as lively_of
 
@@ -49,22 +50,15 @@ def single_gradients(model, task: Task, loss: str) -> list[dict[str, torch.Tenso
 
     Every parameter of the checkpoint has a gradient here; tied embeddings are one, W_E, with the sum of both uses.
     """
-    named, found = dict(model.named_parameters()), []
-    parameters = {name: named[model.own_name(name)] for name in parameters_of(model)}
+    gradients, found = gradients_of(model), []
     for example in range(len(task)):
         tokens = task.tokens[example, task.attention_mask[example]][None]
-        model.zero_grad()
         log_probs = model(tokens)[0].log_softmax(-1)
         positions = range(1, tokens.shape[1])
         if loss == "answer":
             answers = task.answers[task.answers["example"] == example]
             positions = [i for a in answers.itertuples() for i in range(a.start, a.end)]
-        (-sum(log_probs[i - 1, tokens[0, i]] for i in positions) / len(positions)).backward()
-        gradients = {name: parameter.grad.clone() for name, parameter in parameters.items()}
-        if checkpoint_of(model).config.tie_word_embeddings:
-            gradients["embed.W_E"] += gradients.pop("unembed.W_U").T
-        found.append(gradients)
-    model.zero_grad()
+        found.append(gradients(-sum(log_probs[i - 1, tokens[0, i]] for i in positions) / len(positions)))
     return found
 
 
@@ -230,19 +224,22 @@ def test_the_hook_point_trace_equals_hooked_backward_passes(model, bio):
     sums = {name: torch.zeros_like(value) for name, value in traced.hook_points.items()}
     for example in range(len(bio)):
         task = bio.select([example])
-        kept, gradients = {}, {}
-        forward = [
-            (f"blocks.{layer}.{p}", lambda t, hook: kept.update({hook.name: t.detach()}))
-            for layer in layers
-            for p in ("attn.hook_z", "mlp.hook_post")
-        ]
-        backward = [(name, lambda t, hook: gradients.update({hook.name: t.detach()})) for name, _ in forward]
-        with model.hooks(forward, backward):
+        kept = {}
+
+        def keep(x, hook, name):
+            # what is given back goes on; the bridge may go on with something else than it shows
+            kept[name] = x.clone()
+            kept[name].retain_grad()
+            return kept[name]
+
+        points = [f"blocks.{layer}.{p}" for layer in layers for p in ("attn.hook_z", "mlp.hook_post")]
+        with model.hooks([(name, partial(keep, name=name)) for name in points]):
             example_losses(model, task).sum().backward()
         model.zero_grad()
         for layer in layers:
             for kind, name, dims in ((Head, "attn.hook_z", (0, 1, 3)), (Neuron, "mlp.hook_post", (0, 1))):
-                value, gradient = kept[f"blocks.{layer}.{name}"], gradients[f"blocks.{layer}.{name}"]
+                at = kept[f"blocks.{layer}.{name}"]
+                value, gradient = at.detach(), at.grad
                 sums[f"{kind.NOUN}.gradient_norm"][layer] += gradient.square().sum(dims).sqrt()
                 sums[f"{kind.NOUN}.gradient_x_activation"][layer] += (gradient * value).sum(dims)
     for name, value in sums.items():
