@@ -34,6 +34,7 @@ from circuits.models.huggingface import (
     load_tokenizer,
     model_folder,
 )
+from circuits.models.quiet import quiet
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -87,6 +88,9 @@ def load_model(
         refuse_hooks(source)
         name, reference = "memory", copy.deepcopy(source).to(dtype=DTYPES[dtype]).eval()
         reference.config.architectures = [type(source).__name__]
+        with torch.no_grad(), quiet():
+            # dynamic rotary angles are those of the longest prompt so far, until a short one comes
+            reference(torch.zeros(1, 1, dtype=torch.long, device=reference.device), use_cache=False)
         check_finite(reference, "the model in memory")
         if adapter is not None:
             reference = merge_adapter(reference, adapter)

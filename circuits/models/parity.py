@@ -73,8 +73,6 @@ def _length(layout: Layout) -> int:
 
 def _huggingface(model: PreTrainedModel, tokens: Int[Tensor, "batch pos"]) -> _Run:
     with quiet():
-        # dynamic rotary angles are those of the longest prompt so far, until a short one comes
-        model(tokens[:, :1], use_cache=False)
         found = model(tokens, output_hidden_states=True, use_cache=False, logits_to_keep=_SHORT)
     # the last of its streams has been through the final norm
     return list(found.hidden_states[:-1]), found.logits

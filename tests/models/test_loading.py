@@ -21,6 +21,7 @@ from circuits.models import (
 from circuits.models.hookable import backends, hookable
 from circuits.training import new_model
 from tests.conftest import lively
+from tests.models.test_families import random_model
 
 #: What TransformerLens 3 alone has.
 ONLY_3 = pytest.mark.skipif(backends()[0] == "bridge", reason="TransformerLens 4 has no HookedTransformer")
@@ -207,6 +208,15 @@ def test_an_architecture_that_is_not_supported_is_refused(tmp_path):
     OPTForCausalLM(OPTConfig(**sizes, vocab_size=10)).save_pretrained(tmp_path / "opt")
     with pytest.raises(CircuitsError, match=r"OPTForCausalLM is not supported: .*LlamaForCausalLM.* how to add one"):
         load_model(tmp_path / "opt")
+
+
+@torch.no_grad()
+def test_a_model_with_dynamic_angles_is_loaded_whatever_it_has_read(tokenizer):
+    reference = random_model("llama, dynamic")
+    tokens = torch.randint(67, (1, 30), generator=torch.Generator().manual_seed(0))
+    reference(tokens)
+    model = load_model(reference)
+    assert torch.allclose(model(tokens[:, :12]), random_model("llama, dynamic")(tokens[:, :12]).logits, atol=1e-4)
 
 
 def test_an_unknown_dtype_is_refused(huggingface):
