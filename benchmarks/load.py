@@ -28,6 +28,8 @@ torch.set_num_threads(1)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 if sys.argv[1] == "circuits":
     from circuits.models import load_model
+    # as is TransformerLens, which takes a second
+    import circuits.models.hooked_transformer
 else:
     # what transformers imports at its first model is a library too
     from transformers import LlamaForCausalLM

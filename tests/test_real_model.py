@@ -7,6 +7,7 @@ import pandas
 import pytest
 import torch
 
+from benchmarks.gemma3 import gemma3
 from benchmarks.smollm2 import smollm2
 from circuits.datasets import DatasetSettings, Role, Task, make_dataset
 from circuits.datasets.pools import POOLS
@@ -17,7 +18,7 @@ from circuits.metrics import evaluate
 from circuits.models import load_huggingface, load_model, parameters_of
 from circuits.rankings import induction_scores, read_head
 from circuits.sweeps import sweep_heads
-from circuits.tracing import trace_gradients
+from circuits.tracing import loss_gradients, trace_gradients
 from circuits.units import Head, layout_of
 
 pytestmark = pytest.mark.real
@@ -170,3 +171,25 @@ def test_an_induction_head_is_found_by_its_score_and_drawn(model):
         save_figure(figure, Path("runs/real/induction.png"))
     except CircuitsError as error:
         assert "needs Chrome" in str(error)
+
+
+def test_a_model_of_another_family_is_loaded_traced_and_ablated(dataset):
+    model = load_model(gemma3())
+    # longer than its window
+    assert model.checkpoint.parity.tokens > 512
+    tokens = model.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        best = [model.tokenizer.decode(index) for index in model(tokens)[0, -1].topk(3).indices]
+    assert " Paris" in best
+    task = Task.from_dataset(dataset, "qa_id", model.tokenizer).select(range(2))
+    traced = trace_gradients(model, task, "signed", components=["attention"]).gradients
+    expected = loss_gradients(model, task)
+    for name in ("blocks.5.attn.W_Q", "blocks.16.attn.W_O", "blocks.16.attn.W_K"):
+        value = expected[name] / len(task)
+        assert float((traced[name] - value).abs().max()) < 1e-4 * float(value.abs().max())
+    heads = [Head(5, 2), Head(17, 0)]
+    table = sweep_heads(model, task, "zero", heads=heads).set_index("head")
+    for head in heads:
+        with ablate_heads(model, [head]):
+            found = evaluate(model, task)["log_prob"].mean()
+        assert table["log_prob"][str(head)] == pytest.approx(found, abs=1e-3)
