@@ -20,6 +20,7 @@ from circuits.rankings import induction_scores, read_head
 from circuits.sweeps import sweep_heads
 from circuits.tracing import loss_gradients, trace_gradients
 from circuits.units import Head, layout_of
+from tests.conftest import gradients_of
 
 pytestmark = pytest.mark.real
 TEXT = "Which university did Leonora Okonkwo attend? The capital of France is Paris, and the capital of Italy is Rome."
@@ -111,14 +112,15 @@ def test_its_trace_equals_single_backward_passes(model, dataset):
     task = Task.from_dataset(dataset, "qa_id", model.tokenizer).select([0, 5, 9])
     traced = trace_gradients(model, task)
     parameters = {name: value for name, value in parameters_of(model).items() if layout_of(name).unit is not None}
-    sums = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    sums, gradients = {name: torch.zeros_like(value) for name, value in parameters.items()}, gradients_of(model)
     for answer in task.answers.itertuples():
         tokens = task.tokens[answer.example, task.attention_mask[answer.example]][None]
         log_probs = model(tokens)[0].log_softmax(-1)
         positions = range(answer.start, answer.end)
         loss = -sum(log_probs[i - 1, tokens[0, i]] for i in positions) / len(positions)
-        for name, gradient in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
-            sums[name] += gradient.abs()
+        for name, gradient in gradients(loss).items():
+            if name in sums:
+                sums[name] += gradient.abs()
     for name, value in sums.items():
         assert torch.allclose(traced.gradients[name], value / len(task), rtol=1e-3, atol=1e-4 * float(value.max())), (
             name
