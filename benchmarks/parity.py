@@ -26,7 +26,8 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from circuits.datasets import Role, Task
+from benchmarks.trace import ANSWER, made_up_task
+from circuits.datasets import Task
 from circuits.interventions import run_interventions, single
 from circuits.metrics import evaluate
 from circuits.models import Model, hook_name, hooked, lean_model, load_model, save_model, shape_of
@@ -52,7 +53,7 @@ REAL: dict[str, tuple[str, dict[str, Any]]] = {
     "Pythia 410M": ("GPTNeoX", {_HIDDEN: 1024, _MLP: 4096, _HEADS: 16}),
     "GPT-2": ("GPT2", {"n_embd": 768, "n_head": 12, "n_layer": 2}),
 }
-_PROMPTS, _LENGTH, _ANSWER = 3, 19, 2
+_PROMPTS, _LENGTH = 3, 19
 
 
 def real_model(name: str) -> PreTrainedModel:
@@ -69,18 +70,6 @@ def real_model(name: str) -> PreTrainedModel:
 
 def share(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected.float()).abs().max() / expected.float().abs().max())
-
-
-def made_up_task(vocabulary: int) -> Task:
-    """Random tokens; the last two are the answer."""
-    tokens = torch.randint(vocabulary, (_PROMPTS, _LENGTH), generator=torch.Generator().manual_seed(1))
-    roles = torch.full_like(tokens, int(Role.OTHER))
-    roles[:, -_ANSWER:] = int(Role.ANSWER)
-    answers = pandas.DataFrame(
-        [(example, example, "answer", "", _LENGTH - _ANSWER, _LENGTH) for example in range(_PROMPTS)],
-        columns=["example", "person", "attribute", "value", "start", "end"],
-    )
-    return Task("made_up", tokens, roles, answers, [""] * _PROMPTS)
 
 
 @torch.no_grad()
@@ -104,8 +93,8 @@ def traces_apart(reference: PreTrainedModel, model: Model, task: Task) -> float:
     sums = {name: torch.zeros_like(value) for name, value in reference.named_parameters()}
     for tokens in task.tokens:
         reference.zero_grad()
-        logits = reference(tokens[None]).logits[0, -_ANSWER - 1 : -1]
-        torch.nn.functional.cross_entropy(logits, tokens[-_ANSWER:]).backward()
+        logits = reference(tokens[None]).logits[0, -ANSWER - 1 : -1]
+        torch.nn.functional.cross_entropy(logits, tokens[-ANSWER:]).backward()
         for name, value in reference.named_parameters():
             sums[name] += value.grad.abs() / _PROMPTS
     reference.zero_grad()
@@ -152,7 +141,7 @@ def main() -> None:
     for name in names:
         reference = real_model(name) if names is REAL else random_model(name)
         model = load_model(reference)
-        task = made_up_task(reference.config.vocab_size)
+        task = made_up_task(reference.config.vocab_size, _PROMPTS, 1, length=_LENGTH)
         numbers = logits_apart(reference, model, task.tokens)
         numbers += [traces_apart(reference, model, task), ablations_apart(model, task)]
         shown = name if isinstance(model, default) else f"{name} (bridge)"

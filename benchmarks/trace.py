@@ -36,17 +36,17 @@ from circuits.tracing import trace_gradients
 
 LENGTH = 16
 THREADS = 2
-_ANSWER = 2
+ANSWER = 2
 PIECES = ("study", "smollm2", "memory_smollm2", "memory_3b_of_4_layers")
 
 
-def made_up_task(vocabulary: int, examples: int, seed: int = 0) -> Task:
+def made_up_task(vocabulary: int, examples: int, seed: int = 0, *, length: int = LENGTH) -> Task:
     """Random tokens; the last two are the answer."""
-    tokens = torch.randint(vocabulary, (examples, LENGTH), generator=torch.Generator().manual_seed(seed))
+    tokens = torch.randint(vocabulary, (examples, length), generator=torch.Generator().manual_seed(seed))
     roles = torch.full_like(tokens, int(Role.OTHER))
-    roles[:, -_ANSWER:] = int(Role.ANSWER)
+    roles[:, -ANSWER:] = int(Role.ANSWER)
     answers = pandas.DataFrame(
-        [(example, example, "answer", "", LENGTH - _ANSWER, LENGTH) for example in range(examples)],
+        [(example, example, "answer", "", length - ANSWER, length) for example in range(examples)],
         columns=["example", "person", "attribute", "value", "start", "end"],
     )
     return Task("made_up", tokens, roles, answers, [""] * examples)
@@ -54,8 +54,8 @@ def made_up_task(vocabulary: int, examples: int, seed: int = 0) -> Task:
 
 def batch_loss(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     hidden = model.base_model(tokens, use_cache=False).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[:, -_ANSWER - 1 : -1])
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, -_ANSWER:].flatten())
+    logits = model.get_output_embeddings()(hidden[:, -ANSWER - 1 : -1])
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, -ANSWER:].flatten())
 
 
 def naive(model: PreTrainedModel, task: Task) -> dict[str, torch.Tensor]:

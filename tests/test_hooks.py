@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-from dataclasses import replace
 
 import numpy
 import pandas
@@ -58,7 +57,7 @@ from circuits.rankings import (
 from circuits.sweeps import sweep_heads, sweep_patches
 from circuits.tracing import example_losses, loss_gradients, trace_checkpoints, trace_gradients
 from circuits.units import Head
-from tests.conftest import lively
+from tests.conftest import lively, said_by
 from tests.test_public_names import PACKAGES
 
 HEAD, OTHER = Head(1, 2), Head(3, 1)
@@ -95,16 +94,6 @@ class Case:
         """The model's answers inside a block that another function opens."""
         with context:
             return numbers(answer_logits(self.model, self.task))
-
-
-@torch.no_grad()
-def said_by(model, task):
-    """The task with what a model answers for the truth, so that it gets everything right."""
-    tokens = task.tokens.clone()
-    for answer in task.answers.itertuples():
-        for place in range(answer.start, answer.end):
-            tokens[answer.example, place] = model(tokens[answer.example, :place][None])[0, -1].argmax()
-    return replace(task, tokens=tokens)
 
 
 def numbers(found) -> numpy.ndarray:

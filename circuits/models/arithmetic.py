@@ -623,6 +623,11 @@ class LeanModel:
         cap = self.layout.logit_cap
         return logits if cap is None else (logits / cap).tanh() * cap
 
+    def needed(self, tokens: Int[Tensor, "batch pos"], length: int) -> Int[Tensor, "batch shorter"]:
+        """The tokens that activations of the first ones depend on: these, or all if angles depend on the length."""
+        by_length = any(rotary is not None and rotary.by_length for rotary in self.layout.rotary)
+        return tokens if by_length else tokens[:, :length]
+
     def logits_at(
         self, tokens: Int[Tensor, "batch pos"], where: Int[Tensor, "answer 2"], *, visits: Visits = _NOWHERE
     ) -> Float[Tensor, "answer d_vocab"]:

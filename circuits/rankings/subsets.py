@@ -292,7 +292,7 @@ def score_subsets(
         for number, rows, batch in batches:
             where = batch.answer_mask.nonzero().to(lean.device)
             # nothing after the last token that predicts an answer needs to be run
-            tokens = batch.tokens[:, : int(where[:, 1].max())]
+            tokens = lean.needed(batch.tokens, int(where[:, 1].max()))
             angles = lean.angles(torch.arange(tokens.shape[1]))
             streams = [lean.embed(tokens)]
             for state, (subset, first) in enumerate(zip(distinct, firsts, strict=True)):

@@ -384,10 +384,7 @@ class RunningTrace:
         }
         with torch.enable_grad():
             predicted = _predicted(batch, settings.loss, share, lean.device)
-            # nothing behind the last token that predicts is needed, unless angles depend on the length
-            by_length = any(rotary is not None and rotary.by_length for rotary in lean.layout.rotary)
-            tokens = batch.tokens if by_length else batch.tokens[:, : int(predicted.read.max()) + 1]
-            tokens = tokens.to(lean.device)
+            tokens = lean.needed(batch.tokens, int(predicted.read.max()) + 1).to(lean.device)
             last = lean.run(tokens, visits=visits, taps=taps)
             gradient = _unembedded(lean, last.detach(), predicted, dict.fromkeys(self.sums, tap_behind))
             begun = torch.autograd.grad(last, [use.written for use in start.values()], gradient)

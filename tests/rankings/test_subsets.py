@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from circuits.rankings import subsets as room
 from circuits.rankings.subsets import ablating, count_parameters, mean_outputs, score_subsets, swapping
 from circuits.units import Head, Neuron
 from tests.conftest import lively
+from tests.models.test_families import random_model
 
 KINDS = (Head, Neuron)
 
@@ -147,6 +149,21 @@ def test_weights_return_also_after_an_exception(model, pre):
     with pytest.raises(KeyError):
         fail()
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+@torch.no_grad()
+def test_angles_are_those_of_the_whole_prompt(tasks):
+    reference = random_model("llama, dynamic", max_position_embeddings=6)
+    task = replace(tasks["qa_id"].select(range(1)), tokens=tasks["qa_id"].select(range(1)).tokens % 67)
+    model = load_model(reference)
+    nothing = torch.zeros(1, 3, 4, dtype=torch.bool)
+    with ablating(model, Head) as switch:
+        found = score_subsets(model, [task], nothing, switch)["log_prob"].item()
+    log_probs = reference(task.tokens).logits[0].log_softmax(-1)
+    answer = task.answers.iloc[0]
+    places = range(answer["start"], answer["end"])
+    expected = sum(float(log_probs[place - 1, task.tokens[0, place]]) for place in places)
+    assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_model_of_another_kind_is_refused(model, family):

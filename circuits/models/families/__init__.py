@@ -102,11 +102,11 @@ def named_family(architectures: Sequence[str] | None, model_type: str | None = N
 def _check_keys(config: Any, family: Family) -> None:
     usual = type(config)().to_dict()
     for key, value in config.to_dict().items():
-        known = key in family.KEYS or key in NO_PART_OF_THE_MODEL
         # keys with an underscore are notes of libraries to themselves
-        if known or key.startswith("_") or value is None or value is False:
+        if key in family.KEYS or key in NO_PART_OF_THE_MODEL or key.startswith("_"):
             continue
-        if key not in usual or value != usual[key]:
+        # what the config's class does not know, and is switched off, is not there
+        if value != usual[key] if key in usual else value is not None and value is not False:
             raise CircuitsError(
                 f"config.json sets {key} to {value!r}, which circuits does not understand for {family.ARCHITECTURE}: "
                 "what the model computes may depend on it. If it does not, delete it from config.json"
