@@ -15,14 +15,32 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import jaxtyping
 from jaxtyping import install_import_hook
 
-# shapes and types of every function in a module that speaks of shapes are checked while the tests run; in the others,
-# which are called most, mypy sees to types. Stays installed, so that it also covers what is imported late
+# Shapes are checked while the tests run, of every function and dataclass that speaks of them. Functions made inside
+# others are left out, as each call would compile their check anew; to types without shapes mypy sees. Stays installed,
+# so that it also covers what is imported late
 ROOT = Path(__file__).parents[1]
 SHAPED = [
     ".".join(file.relative_to(ROOT).with_suffix("").parts)
     for file in (ROOT / "circuits").rglob("*.py")
     if "from jaxtyping import" in file.read_text()
 ]
+check_shapes = jaxtyping.jaxtyped
+
+
+def shaped(*, typechecker):
+    def decorate(checked):
+        function = getattr(checked, "__func__", getattr(checked, "fget", checked))
+        speaks = "jaxtyping" in str(list(getattr(function, "__annotations__", {}).values()))
+        return (
+            check_shapes(checked, typechecker=typechecker)
+            if speaks and "<locals>" not in function.__qualname__
+            else checked
+        )
+
+    return decorate
+
+
+jaxtyping.jaxtyped = shaped
 install_import_hook(SHAPED, "beartype.beartype")
 
 import pytest
