@@ -129,7 +129,7 @@ def null_rate(draw: Draw, people: numpy.ndarray, times: int, seed: int = 0) -> f
 def real_effects(checkpoint: str | None) -> pandas.DataFrame:
     """Effects of zeroing each head of the study's model, one row for each head and answer."""
     from benchmarks.place import study_model, study_task
-    from circuits.datasets import Task, dataset_of
+    from circuits.facts import dataset_of
     from circuits.interventions import run_interventions, single
     from circuits.models import load_model, shape_of
 
@@ -137,7 +137,7 @@ def real_effects(checkpoint: str | None) -> pandas.DataFrame:
         model, task = study_model(), study_task()
     else:
         model = load_model(checkpoint)
-        task = Task.from_dataset(dataset_of(Path(checkpoint)), "qa_ood", model.tokenizer)
+        task = dataset_of(Path(checkpoint)).task("qa_ood", model.tokenizer)
     return run_interventions(model, task, single(shape_of(model).heads()), per_answer=True)
 
 

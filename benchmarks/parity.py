@@ -27,11 +27,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.trace import ANSWER, made_up_task
-from circuits.datasets import Task
 from circuits.interventions import run_interventions, single
 from circuits.metrics import evaluate
 from circuits.models import Model, hook_name, hooked, lean_model, load_model, save_model, shape_of
 from circuits.models.hookable import backends
+from circuits.tasks import Task
 from circuits.tracing import trace_gradients
 from circuits.units import COMPONENTS, Head
 from tests.models.test_families import CONFIGURATIONS, enliven, random_model

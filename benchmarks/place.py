@@ -2,8 +2,9 @@
 
 import tempfile
 
-from circuits.datasets import DatasetSettings, Task, make_dataset, word_tokenizer
+from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
 from circuits.models import Model, load_model
+from circuits.tasks import Task
 from circuits.training import new_model
 
 
@@ -15,4 +16,4 @@ def study_model(family: str = "llama") -> Model:
 def study_task() -> Task:
     with tempfile.TemporaryDirectory() as folder:
         dataset = make_dataset(folder, DatasetSettings(people=100))
-        return Task.from_dataset(dataset, "qa_ood", word_tokenizer())
+        return dataset.task("qa_ood", word_tokenizer())

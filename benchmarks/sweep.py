@@ -30,13 +30,14 @@ from torch.nn.functional import linear
 
 from benchmarks.place import study_model, study_task
 from benchmarks.smollm2 import smollm2
-from circuits.datasets import DatasetSettings, Task, make_dataset
+from circuits.facts import DatasetSettings, example_of, make_dataset
 from circuits.interventions import Intervention, pair_people, run_interventions, screen_interventions, single
 from circuits.interventions.engine import Engine, Prompts
 from circuits.interventions.forward import Forward
 from circuits.interventions.memory import arithmetic
 from circuits.models import Model, hook_name, load_model, shape_of
 from circuits.storage import provenance, write_json
+from circuits.tasks import Task
 from circuits.units import Head
 
 TOKENS, PROMPTS = 16, 16
@@ -73,7 +74,7 @@ def prompts(model: Model) -> tuple[Task, Task]:
                 "answer": [[start + shift, end + shift]],
             }
         )
-    task = Task.from_rows("questions", moved, model.tokenizer)
+    task = Task.from_examples("questions", map(example_of, moved), model.tokenizer)
     lengths = task.attention_mask.sum(1).numpy()
     short = (task.answers["end"] - task.answers["start"]).to_numpy() == 1
     task = task.select(numpy.flatnonzero((lengths == TOKENS) & short).tolist())

@@ -29,9 +29,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from benchmarks.place import study_model
 from benchmarks.smollm2 import smollm2
-from circuits.datasets import Role, Task
 from circuits.models import Model, checkpoint_of, load_model
 from circuits.storage import provenance, read_json, write_json
+from circuits.tasks import Task
 from circuits.tracing import trace_gradients
 
 LENGTH = 16
@@ -43,13 +43,11 @@ PIECES = ("study", "smollm2", "memory_smollm2", "memory_3b_of_4_layers")
 def made_up_task(vocabulary: int, examples: int, seed: int = 0, *, length: int = LENGTH) -> Task:
     """Random tokens; the last two are the answer."""
     tokens = torch.randint(vocabulary, (examples, length), generator=torch.Generator().manual_seed(seed))
-    roles = torch.full_like(tokens, int(Role.OTHER))
-    roles[:, -ANSWER:] = int(Role.ANSWER)
     answers = pandas.DataFrame(
-        [(example, example, "answer", "", length - ANSWER, length) for example in range(examples)],
-        columns=["example", "person", "attribute", "value", "start", "end"],
+        [(example, length - ANSWER, length) for example in range(examples)],
+        columns=["example", "start", "end"],
     )
-    return Task("made_up", tokens, roles, answers, [""] * examples)
+    return Task("made_up", tokens, torch.ones_like(tokens, dtype=torch.bool), answers, [""] * examples)
 
 
 def batch_loss(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:

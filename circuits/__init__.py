@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from circuits.datasets import DatasetSettings, FactDataset, Task, make_dataset
     from circuits.errors import CircuitsError
+    from circuits.facts import DatasetSettings, FactDataset, make_dataset
     from circuits.figures import attention_figure, heads_figure, save_figure
     from circuits.interventions import Intervention, ablate_heads, patch_heads, run_interventions
     from circuits.masks import (
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from circuits.models import load_model, save_model
     from circuits.rankings import attention_scores, rank_units, read_head
     from circuits.sweeps import SweepPlan, run_sweep, sweep_heads, sweep_patches
+    from circuits.tasks import Task
     from circuits.tracing import GradientTrace, trace_gradients
     from circuits.training import train
     from circuits.units import Head, KVGroup, Neuron
 
 _HOMES = {
     "CircuitsError": "errors",
-    "DatasetSettings": "datasets",
-    "FactDataset": "datasets",
+    "DatasetSettings": "facts",
+    "FactDataset": "facts",
     "GradientTrace": "tracing",
     "Head": "units",
     "Intervention": "interventions",
@@ -40,7 +41,7 @@ _HOMES = {
     "Neuron": "units",
     "ParameterMask": "masks",
     "SweepPlan": "sweeps",
-    "Task": "datasets",
+    "Task": "tasks",
     "ablate_heads": "interventions",
     "attention_figure": "figures",
     "attention_scores": "rankings",
@@ -49,7 +50,7 @@ _HOMES = {
     "graft_by_score": "masks",
     "heads_figure": "figures",
     "load_model": "models",
-    "make_dataset": "datasets",
+    "make_dataset": "facts",
     "mean": "masks",
     "patch_heads": "interventions",
     "rank_units": "rankings",

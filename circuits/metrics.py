@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.models import answer_logits
+from circuits.tasks import Task
 
 #: The columns of a scored task: each is a number for every answer.
 METRICS: tuple[str, ...] = ("exact_match", "first_token", "log_prob")
@@ -29,11 +29,11 @@ class AnswerTokens:
         owner: the row of ``task.answers`` each belongs to.
         answers: how many answers there are.
         first: whether it is the first of its answer.
-        foils: for each answer, what the source's answer has at the first token where the two differ: `logit_diff`
-            compares with it.
+        foils: for each answer, what its foil has at the first token where the two differ: `logit_diff` compares with
+            it.
         foil_places: which of the answer tokens stands at that place.
         alike: the text of an answer that its foil nowhere differs from as far as both go; None if there is none.
-        foil_tokens: the source's answers token by token, if each has as many tokens as the answer it is paired with.
+        source_tokens: the source's answers token by token, if each has as many tokens as the answer it is paired with.
         clean: log-probabilities without intervention, that `kl` compares with.
     """
 
@@ -44,25 +44,33 @@ class AnswerTokens:
     foils: Int[Tensor, " answer"] | None = None
     foil_places: Int[Tensor, " answer"] | None = None
     alike: str | None = None
-    foil_tokens: Int[Tensor, " answer_token"] | None = None
+    source_tokens: Int[Tensor, " answer_token"] | None = None
     clean: Float[Tensor, "answer_token d_vocab"] | None = None
 
     @classmethod
     def of(cls, task: Task, source: Task | None = None, device: torch.device | str = "cpu") -> "AnswerTokens":
-        """Of a task; the foils are the answers of a source with as many answers."""
+        """Of a task; its foils are its own, or else the answers of a source with as many answers."""
         where = task.answer_mask.nonzero()
         owner = _owners(task)
         first = torch.ones(len(owner), dtype=torch.bool)
         first[1:] = owner[1:] != owner[:-1]
-        foils = places = foil_tokens = alike = None
-        if source is not None and len(source.answers) == len(task.answers):
-            foils, places, alike = _foils(task, source)
+        foils = places = source_tokens = alike = None
+        other = source if task.foils is None else task.foils
+        if other is not None and len(other.answers) == len(task.answers):
+            foils, places, alike = _foils(task, other)
             foils, places = foils.to(device), places.to(device)
-            if torch.equal(_owners(source), owner):
-                foil_tokens = source.tokens[source.answer_mask].to(device)
+        if source is not None and torch.equal(_owners(source), owner):
+            source_tokens = source.tokens[source.answer_mask].to(device)
         targets = task.tokens[where[:, 0], where[:, 1]]
         return cls(
-            targets.to(device), owner.to(device), len(task.answers), first.to(device), foils, places, alike, foil_tokens
+            targets.to(device),
+            owner.to(device),
+            len(task.answers),
+            first.to(device),
+            foils,
+            places,
+            alike,
+            source_tokens,
         )
 
     def check_foils(self) -> None:
@@ -114,7 +122,9 @@ def logit_diff(logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerT
         CircuitsError: there are no foils, or one is the answer itself, the beginning of it or a continuation.
     """
     if known.foils is None or known.foil_places is None:
-        raise CircuitsError("the metric logit_diff needs a foil for each answer: give a source with other answers")
+        raise CircuitsError(
+            "the metric logit_diff needs a foil for each answer: give the task foils, or a source with other answers"
+        )
     known.check_foils()
     told = logits[..., known.foil_places, :].float()
     answers = known.chosen(told, known.targets[known.foil_places])
@@ -124,16 +134,16 @@ def logit_diff(logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerT
 def source_exact_match(
     logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerTokens
 ) -> Float[Tensor, "... answer"]:
-    """1 if every token of the foil has the largest logit: the source's answer is given.
+    """1 if every token of the source's answer has the largest logit: it is given.
 
     Raises:
-        CircuitsError: there are no foils, or one has another number of tokens than the answer.
+        CircuitsError: there is no source, or its answers have other numbers of tokens.
     """
-    if known.foil_tokens is None:
+    if known.source_tokens is None:
         raise CircuitsError(
             "the metric source_exact_match needs a source whose answers have as many tokens as the task's"
         )
-    return (known.total((logits.argmax(-1) != known.foil_tokens).float()) == 0).double()
+    return (known.total((logits.argmax(-1) != known.source_tokens).float()) == 0).double()
 
 
 def kl(logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerTokens) -> Float[Tensor, "... answer"]:
@@ -234,16 +244,15 @@ def evaluate(model: nn.Module, task: Task, batch_size: int = 256) -> pandas.Data
         batch_size: examples in one forward pass.
 
     Returns:
-        One row for each answer: ``example``, ``person``, ``attribute``, ``value``, ``start``, ``end``,
-        ``exact_match``, ``first_token``, ``log_prob``.
+        One row for each answer: those of ``task.answers`` with ``exact_match``, ``first_token``, ``log_prob``.
 
     Example:
-        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
         >>> from circuits.training import new_model
         >>> import tempfile
         >>> dataset = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4))
         >>> tokenizer = word_tokenizer()
-        >>> task = Task.from_dataset(dataset, "qa_ood", tokenizer)
+        >>> task = dataset.task("qa_ood", tokenizer)
         >>> float(evaluate(new_model("tiny-llama", tokenizer), task).exact_match.mean())
         0.0
     """

@@ -33,8 +33,8 @@ from typing import Any
 import pandas
 import torch
 
-from circuits.datasets import FAMILIAR, SPLITS, DatasetSettings, FactDataset, Task, make_dataset
 from circuits.errors import CircuitsError
+from circuits.facts import FAMILIAR, SPLITS, DatasetSettings, FactDataset, make_dataset
 from circuits.figures import (
     attention_figure,
     save_figure,
@@ -79,6 +79,7 @@ from circuits.rankings import (
 from circuits.statistics import intervals, mean_interval
 from circuits.storage import check_ending, flatten, provenance, read_json, write_json, write_table
 from circuits.sweeps import sweep_heads, sweep_patches
+from circuits.tasks import Task
 from circuits.tracing import GradientTrace, trace_gradients
 from circuits.training import PRETRAINED, Job, Optimisation, train_side_by_side
 from circuits.units import Head, Neuron
@@ -297,7 +298,7 @@ class _Study:
     @cached_property
     def tasks(self) -> dict[str, Task]:
         tokenizer = self.model("pre").tokenizer
-        return {split: Task.from_dataset(self.dataset, split, tokenizer) for split in SPLITS}
+        return {split: self.dataset.task(split, tokenizer) for split in SPLITS}
 
     def sample(self, split: str, count: int | None) -> Task:
         return self.tasks[split] if count is None else self.tasks[split].sample(count, self.settings.seed)
@@ -360,7 +361,7 @@ class _Study:
             evaluate(model, self.sample(split, self.settings.evaluate_examples)).assign(split=split)
             for split in self.tasks
         ]
-        return pandas.concat(tables, ignore_index=True)[["split", "example", "person", "attribute", *METRICS]]
+        return pandas.concat(tables, ignore_index=True)[["split", "example", "group", "attribute", *METRICS]]
 
     def trace(self) -> None:
         """Trace the gradients of both tasks."""
@@ -424,7 +425,7 @@ class _Study:
         columns = ["model", "score", "size", "fraction", "exact_match", "log_prob", "chosen"]
         self.write("grafts", pandas.concat(curves)[columns] if curves else pandas.DataFrame(columns=columns))
         keys = ["model", "score", "size", "fraction"]
-        columns = [*keys, "split", "example", "person", "attribute", *METRICS]
+        columns = [*keys, "split", "example", "group", "attribute", *METRICS]
         answers = pandas.concat(grafted, ignore_index=True)[columns] if grafted else pandas.DataFrame(columns=columns)
         self.write("grafted_answers", answers)
         self.write("grafted", _accuracies(answers, keys))
@@ -768,7 +769,7 @@ _TABLES = {
 def _share_interval(answers: pandas.DataFrame) -> list[float]:
     """The 95 % interval of exact match: answers of one person are not independent."""
     values = answers["exact_match"].to_numpy(float)
-    low, high = intervals(values, answers["person"].to_numpy(), proportion=True)
+    low, high = intervals(values, answers["group"].to_numpy(), proportion=True)
     return [round(float(low), 4), round(float(high), 4)]
 
 

@@ -46,7 +46,8 @@ install_import_hook(SHAPED, "beartype.beartype")
 import pytest
 import torch
 
-from circuits.datasets import DatasetSettings, FactDataset, Task, make_dataset, word_tokenizer
+from circuits.facts import DatasetSettings, FactDataset, make_dataset, word_tokenizer
+from circuits.tasks import Task
 from circuits.training import new_model
 
 FAMILIES = ("llama", "pythia")
@@ -146,7 +147,7 @@ def model(family):
 
 @pytest.fixture(scope="session")
 def tasks(dataset, tokenizer) -> dict[str, Task]:
-    return {split: Task.from_dataset(dataset, split, tokenizer) for split in ("bio", "qa_id", "qa_ood")}
+    return {split: dataset.task(split, tokenizer) for split in ("bio", "qa_id", "qa_ood")}
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from circuits.datasets import Task
 from circuits.metrics import evaluate
+from circuits.tasks import Task
 from tests.conftest import lively
 
 
@@ -41,12 +43,12 @@ def test_a_right_answer_is_an_exact_match(huggingface, tasks):
             tokens[answer.example, position] = (
                 huggingface(tokens[answer.example : answer.example + 1]).logits[0, position - 1].argmax()
             )
-    right = Task(task.name, tokens, task.roles, task.answers, task.texts)
+    right = replace(task, tokens=tokens)
     assert evaluate(huggingface, right)["exact_match"].all()
     spoiled = tokens.clone()
     last = int(right.answers["end"][2]) - 1
     spoiled[2, last] = (spoiled[2, last] + 1) % 400
-    scores = evaluate(huggingface, Task(task.name, spoiled, task.roles, task.answers, task.texts))
+    scores = evaluate(huggingface, replace(task, tokens=spoiled))
     assert scores["exact_match"].tolist() == [True, True, False, True, True, True]
 
 
@@ -56,10 +58,10 @@ def test_hugging_face_and_hooked_models_score_alike(model, huggingface, tasks):
 
 
 def test_several_answers_in_one_example_are_scored_apart(tmp_path, tokenizer):
-    from circuits.datasets import DatasetSettings, make_dataset
+    from circuits.facts import DatasetSettings, make_dataset
 
     dataset = make_dataset(tmp_path / "facts", DatasetSettings(people=3, row="biography"))
-    task = Task.from_dataset(dataset, "bio", tokenizer)
+    task = dataset.task("bio", tokenizer)
     assert len(task.answers) == 6 * len(task)
     huggingface = lively("llama")
     expected = by_hand(huggingface, task.select([0, 4]))

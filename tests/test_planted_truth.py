@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from circuits.datasets import Role, Task
 from circuits.masks import influenced_parameters, shared_parameters, shared_size
 from circuits.models import load_model, shape_of
+from circuits.tasks import Task
 from circuits.tracing import PER, STATISTICS, trace_gradients
 from circuits.units import Head, Neuron
 
@@ -86,11 +86,8 @@ def task_of(name: str, examples: int = 24, length: int = 6) -> Task:
     words, answers = (torch.tensor(list(tokens[name])) for tokens in (WORDS, ANSWERS))
     tokens = words[torch.randint(len(words), (examples, length), generator=generator)]
     tokens[:, -1] = answers[torch.randint(len(answers), (examples,), generator=generator)]
-    roles = torch.full_like(tokens, int(Role.OTHER))
-    roles[:, -1] = int(Role.ANSWER)
-    rows = [(example, example, "answer", "", length - 1, length) for example in range(examples)]
-    columns = ["example", "person", "attribute", "value", "start", "end"]
-    return Task(name, tokens, roles, pandas.DataFrame(rows, columns=columns), [""] * examples)
+    answers = pandas.DataFrame({"example": range(examples), "start": length - 1, "end": length})
+    return Task(name, tokens, torch.ones_like(tokens, dtype=torch.bool), answers, [""] * examples)
 
 
 @pytest.fixture(scope="module")

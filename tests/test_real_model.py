@@ -3,21 +3,21 @@
 import copy
 from pathlib import Path
 
-import pandas
 import pytest
 import torch
 
 from benchmarks.gemma3 import gemma3
 from benchmarks.smollm2 import smollm2
-from circuits.datasets import DatasetSettings, Role, Task, make_dataset
-from circuits.datasets.pools import POOLS
 from circuits.errors import CircuitsError
+from circuits.facts import DatasetSettings, example_of, make_dataset
+from circuits.facts.pools import POOLS
 from circuits.figures import Rectangle, attention_figure, save_figure
 from circuits.interventions import ablate_heads
 from circuits.metrics import evaluate
 from circuits.models import load_huggingface, load_model, parameters_of
 from circuits.rankings import induction_scores, read_head
 from circuits.sweeps import sweep_heads
+from circuits.tasks import Task
 from circuits.tracing import loss_gradients, trace_gradients
 from circuits.units import Head, layout_of
 from tests.conftest import gradients_of
@@ -56,20 +56,20 @@ def test_it_knows_something(model):
 
 
 @pytest.mark.parametrize("split", ["bio", "qa_id", "qa_ood_unseen"])
-def test_roles_are_right_for_its_tokenizer(model, dataset, split):
+def test_spans_are_right_for_its_tokenizer(model, dataset, split):
     rows = list({row["text"]: row for row in dataset.rows(split)}.values())
-    task = Task.from_rows(split, rows, model.tokenizer)
+    task = Task.from_examples(split, map(example_of, rows), model.tokenizer)
     for example, row in enumerate(rows):
-        for role, name in ((Role.SUBJECT, "subject"), (Role.ANSWER, "answer")):
+        for name in ("subject", "answer"):
             left, right = row[name][0]
-            found = model.tokenizer.decode(task.tokens[example][task.roles[example] == role])
+            found = model.tokenizer.decode(task.tokens[example][task.span(name)[example]])
             assert found.strip() == row["text"][left:right]
 
 
 def test_a_chat_is_in_its_own_template(model, dataset):
     tokenizer = model.tokenizer
-    task = Task.from_dataset(dataset, "qa_id", tokenizer, chat=True)
-    for example, text in enumerate(Task.from_dataset(dataset, "qa_id", tokenizer).texts):
+    task = dataset.task("qa_id", tokenizer, chat=True)
+    for example, text in enumerate(dataset.task("qa_id", tokenizer).texts):
         answer = task.answers["value"][example]
         turn = [{"role": "user", "content": text.removesuffix(answer).strip()}]
         prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
@@ -109,7 +109,7 @@ def test_an_opening_makes_it_read_first_names_alike_in_both_formats(model):
 
 
 def test_its_trace_equals_single_backward_passes(model, dataset):
-    task = Task.from_dataset(dataset, "qa_id", model.tokenizer).select([0, 5, 9])
+    task = dataset.task("qa_id", model.tokenizer).select([0, 5, 9])
     traced = trace_gradients(model, task)
     parameters = {name: value for name, value in parameters_of(model).items() if layout_of(name).unit is not None}
     sums, gradients = {name: torch.zeros_like(value) for name, value in parameters.items()}, gradients_of(model)
@@ -128,7 +128,7 @@ def test_its_trace_equals_single_backward_passes(model, dataset):
 
 
 def test_a_sweep_of_some_heads_equals_zeroing_their_weights(model, dataset):
-    task = Task.from_dataset(dataset, "qa_id", model.tokenizer).select([1, 4])
+    task = dataset.task("qa_id", model.tokenizer).select([1, 4])
     heads = [Head(0, 0), Head(12, 4), Head(29, 8)]
     table = sweep_heads(model, [task], ["zero"], heads=heads)
     for head, row in zip(heads, table.itertuples(), strict=True):
@@ -142,13 +142,11 @@ def induction_task(model) -> Task:
     """Unrelated words said twice: what followed a word before should be said again."""
     words = " apple river seven cloud paper green north music table horse"
     once = model.tokenizer(words).input_ids
-    tokens = torch.tensor([[*once, *once]])
-    length = tokens.shape[1]
-    roles = torch.zeros_like(tokens)
-    roles[0, -1] = Role.ANSWER
-    answer = (0, 0, "next word", words.split()[-1], length - 1, length)
-    columns = ["example", "person", "attribute", "value", "start", "end"]
-    return Task("induction", tokens, roles, pandas.DataFrame([answer], columns=columns), [f"{words}{words}"])
+    said = f"{words}{words}"
+    answer = said.split()[-1]
+    task = Task.from_prompts([said.removesuffix(f" {answer}")], [f" {answer}"], model.tokenizer)
+    assert task.tokens.tolist() == [[*once, *once]]
+    return task
 
 
 def test_an_induction_head_is_found_by_its_score_and_drawn(model):
@@ -183,7 +181,7 @@ def test_a_model_of_another_family_is_loaded_traced_and_ablated(dataset):
     with torch.no_grad():
         best = [model.tokenizer.decode(index) for index in model(tokens)[0, -1].topk(3).indices]
     assert " Paris" in best
-    task = Task.from_dataset(dataset, "qa_id", model.tokenizer).select(range(2))
+    task = dataset.task("qa_id", model.tokenizer).select(range(2))
     traced = trace_gradients(model, task, "signed", components=["attention"]).gradients
     expected = loss_gradients(model, task)
     for name in ("blocks.5.attn.W_Q", "blocks.16.attn.W_O", "blocks.16.attn.W_K"):

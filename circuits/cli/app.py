@@ -100,7 +100,7 @@ def data(
     seed: Seed = 0,
 ) -> None:
     """Make up people, their biographies and questions."""
-    from circuits.datasets import DatasetSettings, make_dataset
+    from circuits.facts import DatasetSettings, make_dataset
 
     settings = DatasetSettings(
         people=people,
@@ -138,7 +138,7 @@ def train(
     seed: Seed = 0,
 ) -> None:
     """Train models on biographies and questions. Started again, it goes on where it was."""
-    from circuits.datasets import FactDataset
+    from circuits.facts import FactDataset
 
     dataset = FactDataset(data)
     with busy("starting"):
@@ -693,7 +693,7 @@ def attention(
     seed: Seed = 0,
 ) -> None:
     """Draw what one head attends to in a biography and in the question of one person."""
-    from circuits.datasets.wordings import ATTRIBUTES
+    from circuits.facts.wordings import ATTRIBUTES
     from circuits.storage import check_ending
 
     check_ending(out, (".html", ".png", ".svg", ".pdf"), "figure")
@@ -706,7 +706,7 @@ def attention(
         person = int(people[people["split"] == "qa_ood"].sample(1, random_state=seed).index[0])
     if person not in people.index:
         raise CircuitsError(f"there is no person {person}: the dataset has people 0 to {len(people) - 1}")
-    from circuits.datasets import Task, check_held_out
+    from circuits.facts import check_held_out
 
     split = str(people["split"][person])
     check_held_out(model, dataset, [split], people=[person])
@@ -720,9 +720,9 @@ def attention(
     chosen = Head.parse(head, shape_of(loaded))
     if loaded.tokenizer is None:
         raise CircuitsError(f"{model} has no tokenizer: save one beside its weights")
-    questions = Task.from_dataset(dataset, split, loaded.tokenizer, [person])
+    questions = dataset.task(split, loaded.tokenizer, [person])
     question = questions.select(questions.answers.index[questions.answers["attribute"] == attribute].tolist())
-    biography = pair_formats(question, Task.from_dataset(dataset, "bio", loaded.tokenizer, [person]))
+    biography = pair_formats(question, dataset.task("bio", loaded.tokenizer, [person]))
     readings = [
         read_head(loaded, chosen, biography, 0, "BIO", top),
         read_head(loaded, chosen, question, 0, "QA", top),

@@ -8,8 +8,9 @@ from circuits.cli.terminal import busy
 from circuits.errors import CircuitsError
 
 if TYPE_CHECKING:
-    from circuits.datasets import FactDataset, Task
+    from circuits.facts import FactDataset
     from circuits.models import Model
+    from circuits.tasks import Task
 
 
 def check_table(path: Path) -> None:
@@ -27,7 +28,7 @@ def check_folder(path: Path) -> None:
 
 def open_dataset(data: Path | None, model: Path, splits: Sequence[str]) -> "FactDataset":
     """The dataset in a folder, or the one a checkpoint was trained on; splits called held out must be that."""
-    from circuits.datasets import FactDataset, check_held_out, dataset_of
+    from circuits.facts import FactDataset, check_held_out, dataset_of
 
     if not model.is_dir():
         raise CircuitsError(f"there is no folder {model}: give the path of a checkpoint on this machine")
@@ -46,11 +47,9 @@ def load(model: Path, dtype: str = "float32", device: str | None = None) -> "Mod
 
 def task_of(dataset: "FactDataset", split: str, model: "Model", examples: int | None, seed: int) -> "Task":
     """A split of a dataset, or examples drawn from it."""
-    from circuits.datasets import Task
-
     if model.tokenizer is None:
         raise CircuitsError("the checkpoint has no tokenizer: save one beside its weights")
-    task = Task.from_dataset(dataset, split, model.tokenizer)
+    task = dataset.task(split, model.tokenizer)
     return task if examples is None else task.sample(examples, seed)
 
 

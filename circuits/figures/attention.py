@@ -1,33 +1,33 @@
 """The attention study of one head: its pattern over the same fact in two formats, side by side (Fig. 5).
 
 1. Each prompt gives one heat map: rows are the tokens that attend, columns the tokens attended to. Axis labels carry
-   the colour of the token's role.
-2. Rectangles mark subject linking (later tokens attend to the subject) and relation focusing (the last token attends
-   to the words that name the relation). Found from roles, a rectangle is solid if the head attends there more than
-   uniform attention would, and dotted if it does not; a behaviour is present in both formats if it is solid in both.
+   the colour of the behaviour whose span the token is in.
+2. Rectangles mark behaviours: subject linking (later tokens attend to the subject), relation focusing (the last token
+   attends to the words that name the relation), or the last token to any other span. Found from spans, a rectangle is
+   solid if the head attends there more than uniform attention would, and dotted if it does not; a behaviour is present
+   in both formats if it is solid in both.
 3. Below, the head's own reading: its output at the last token through the final norm and the unembedding, as top
    tokens with logits; the answer's first token is orange where it is among them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuits.datasets import Role
 from circuits.errors import CircuitsError
 from circuits.figures.charts import number
-from circuits.rankings import BEHAVIOURS, HeadReading, behaviour_masks
+from circuits.rankings import BEHAVIOURS, Behaviour, HeadReading
 
-_COLOURS = {"subject_linking": "#d62728", "relation_focusing": "#2ca02c"}
+#: Of behaviours, in the order of the spans of a task.
+_COLOURS = ("#d62728", "#2ca02c", "#ff7f0e", "#17becf", "#e377c2", "#8c564b", "#bcbd22", "#7f7f7f")
 _BY_HAND = "#9467bd"
 _MEANINGS = {
     "subject_linking": "subject linking: attention to the subject's tokens, mean over the tokens after its first",
     "relation_focusing": "relation focusing: attention of the last token to the words that name the relation",
 }
-_ROLE_COLOURS = {Role.SUBJECT: _COLOURS["subject_linking"], Role.RELATION: _COLOURS["relation_focusing"]}
 _CELL = 34
 
 
@@ -51,21 +51,34 @@ class Rectangle:
 
 
 def found_rectangles(readings: Sequence[HeadReading]) -> list[Rectangle]:
-    """Where the behaviours lie on each pattern, found from token roles.
+    """Where the behaviours lie on each pattern, found from the prompts' spans.
 
     A behaviour counts as shown on a pattern if its attention exceeds what uniform attention would give there.
     """
     found = []
-    for name in BEHAVIOURS:
+    for behaviour in _behaviours(readings):
+        name = behaviour.name
         for panel, reading in enumerate(readings):
-            if name not in reading.scores:
+            cells = behaviour.cells(reading.spans, len(reading.tokens))
+            if cells is None:
                 continue
             score, uniform = reading.scores[name]
-            cells = behaviour_masks(reading.roles)[name]
             queries = cells.any(1).nonzero().flatten().tolist()
             for first, last in _runs(cells.any(0).nonzero().flatten().tolist()):
                 found.append(Rectangle(panel, (queries[0], queries[-1]), (first, last), name, score > uniform))
     return found
+
+
+def _behaviours(readings: Sequence[HeadReading]) -> list[Behaviour]:
+    """Those of all readings, the study's first."""
+    found = list(dict.fromkeys(behaviour for reading in readings for behaviour in reading.behaviours))
+    return sorted(found, key=lambda behaviour: behaviour not in BEHAVIOURS)
+
+
+def _colours(readings: Sequence[HeadReading]) -> dict[str, str]:
+    """Behaviour → colour."""
+    others = [behaviour for behaviour in _behaviours(readings) if behaviour not in BEHAVIOURS]
+    return {behaviour.name: _COLOURS[place % len(_COLOURS)] for place, behaviour in enumerate([*BEHAVIOURS, *others])}
 
 
 def _runs(positions: list[int]) -> list[tuple[int, int]]:
@@ -86,7 +99,7 @@ def attention_figure(
 
     Args:
         readings: of the same head, usually over a BIO and a QA prompt of one person, from `circuits.read_head`.
-        rectangles: by hand; found from token roles if not given.
+        rectangles: by hand; found from the prompts' spans if not given.
         subtitle: a line under the title, such as the model's name.
 
     Raises:
@@ -116,10 +129,10 @@ def attention_figure(
         horizontal_spacing=0.16 if columns > 1 else 0,
     )
     for column, reading in enumerate(readings, start=1):
-        _draw_pattern(figure, reading, column, columns)
+        _draw_pattern(figure, reading, column, columns, _colours(readings))
         _draw_reading(figure, reading, column)
     _draw_rectangles(figure, drawn, readings)
-    _explain(figure, drawn)
+    _explain(figure, drawn, readings)
     figure.update_layout(
         title={
             "text": f"<b>{readings[0].head}</b>" + (f"<br><sup>{escape(subtitle)}</sup>" if subtitle else ""),
@@ -146,9 +159,16 @@ def attention_figure(
     return figure
 
 
-def _explain(figure: go.Figure, rectangles: list[Rectangle]) -> None:
+def _explain(figure: go.Figure, rectangles: list[Rectangle], readings: Sequence[HeadReading]) -> None:
     """Say under the figure what its words mean."""
-    lines = [_MEANINGS[label] for label in _MEANINGS if any(rectangle.label == label for rectangle in rectangles)]
+    labels = {rectangle.label for rectangle in rectangles}
+    lines = [
+        _MEANINGS.get(
+            behaviour.name, f"{behaviour.name.replace('_', ' ')}: attention of the last token to {behaviour.keys}"
+        )
+        for behaviour in _behaviours(readings)
+        if behaviour.name in labels
+    ]
     if any(not rectangle.shown for rectangle in rectangles):
         lines.append("dotted: no more than uniform attention, which is the same for all earlier tokens, would give")
     lines.append("bars: the head's output at the last token through final norm and unembedding; orange: the answer")
@@ -172,11 +192,19 @@ def _axis(number: int, letter: str) -> str:
     return letter if number == 1 else f"{letter}{number}"
 
 
-def _draw_pattern(figure: go.Figure, reading: HeadReading, column: int, columns: int) -> None:
+def _draw_pattern(
+    figure: go.Figure, reading: HeadReading, column: int, columns: int, colours: Mapping[str, str]
+) -> None:
     length = len(reading.tokens)
+    behaviours = {behaviour.name: behaviour.keys for behaviour in reading.behaviours}
+    at = {
+        position: colour
+        for name, colour in reversed(list(colours.items()))
+        for position in reading.spans.get(behaviours.get(name, ""), ())
+    }
     labels = [
-        f'<span style="color:{_ROLE_COLOURS.get(Role(role), "#444")}">{escape(token)}</span>'
-        for token, role in zip(reading.tokens, reading.roles, strict=True)
+        f'<span style="color:{at.get(position, "#444")}">{escape(token)}</span>'
+        for position, token in enumerate(reading.tokens)
     ]
     weights = [
         [float(reading.pattern[query, key]) if key <= query else None for key in range(length)]
@@ -287,6 +315,7 @@ def _draw_reading(figure: go.Figure, reading: HeadReading, column: int) -> None:
 
 
 def _draw_rectangles(figure: go.Figure, rectangles: list[Rectangle], readings: Sequence[HeadReading]) -> None:
+    colours = _colours(readings)
     for rectangle in rectangles:
         if not 0 <= rectangle.panel < len(readings):
             raise CircuitsError(
@@ -295,7 +324,7 @@ def _draw_rectangles(figure: go.Figure, rectangles: list[Rectangle], readings: S
         length = len(readings[rectangle.panel].tokens)
         if not all(0 <= position < length for position in (*rectangle.queries, *rectangle.keys)):
             raise CircuitsError(f"the rectangle {rectangle.label!r} lies outside the {length} tokens of its panel")
-        colour = _COLOURS.get(rectangle.label, _BY_HAND)
+        colour = colours.get(rectangle.label, _BY_HAND)
         figure.add_shape(
             type="rect",
             x0=rectangle.keys[0] - 0.5,
@@ -315,7 +344,7 @@ def _draw_rectangles(figure: go.Figure, rectangles: list[Rectangle], readings: S
                 marker={
                     "symbol": "square-open",
                     "size": 13,
-                    "color": _COLOURS.get(label, _BY_HAND),
+                    "color": colours.get(label, _BY_HAND),
                     "line": {"width": 3},
                 },
                 name=label.replace("_", " "),

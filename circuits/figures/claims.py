@@ -153,14 +153,14 @@ def _by_question(answers: pandas.DataFrame, value: str = "exact_match", **chosen
     """One number for each question, the mean over draws."""
     for name, wanted in chosen.items():
         answers = answers[answers[name] == wanted]
-    return answers.groupby(["person", "example", "attribute"])[value].mean()
+    return answers.groupby(["group", "example", "attribute"])[value].mean()
 
 
 def _compared(one: "pandas.Series[float]", other: "pandas.Series[float]", level: float) -> dict[str, Any]:
     """Difference, interval and p-value of two sides of the same questions, and how many questions could tell."""
     if not one.index.equals(other.index):
         raise CircuitsError("two conditions are compared on the same questions, but these were asked different ones")
-    people = one.index.get_level_values("person").to_numpy()
+    people = one.index.get_level_values("group").to_numpy()
     found = paired(one.to_numpy(), other.to_numpy(), people, level=level)
     sought = max(abs(found.difference), SMALLEST_ACCURACY)
     count = answers_needed(sought, one.to_numpy(), other.to_numpy(), people)

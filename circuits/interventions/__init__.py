@@ -10,14 +10,13 @@ from circuits.interventions.heads import (
     patched_outputs,
     replace_heads,
 )
-from circuits.interventions.intervention import MODES, POSITIONS, SITES, Intervention, cumulative, pairs, single
+from circuits.interventions.intervention import MODES, SITES, Intervention, cumulative, pairs, single
 from circuits.interventions.memory import arithmetic
 from circuits.interventions.pairing import matching_positions, pair_formats, pair_people
 
 __all__ = [
     "ABLATIONS",
     "MODES",
-    "POSITIONS",
     "SITES",
     "Engine",
     "Intervention",

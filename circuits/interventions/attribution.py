@@ -18,7 +18,6 @@ import pandas
 import torch
 from torch import Tensor
 
-from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions.engine import Engine, Prompts, describe, sites_of
 from circuits.interventions.forward import CleanRun, Forward, Queries, Visitor
@@ -28,6 +27,7 @@ from circuits.metrics import Metric
 from circuits.models import Model, Site, facts_of
 from circuits.progress import bar
 from circuits.storage import provenance
+from circuits.tasks import Task
 from circuits.units import AnyUnit, Component, Head, KVGroup
 
 
@@ -120,11 +120,11 @@ def screen_interventions(
 
     Example:
         >>> from circuits import Head, Task, load_model
-        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
         >>> from circuits.training import new_model
         >>> import tempfile
         >>> tokenizer = word_tokenizer()
-        >>> task = Task.from_dataset(make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)), "qa_id", tokenizer)
+        >>> task = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)).task("qa_id", tokenizer)
         >>> model = load_model(new_model("tiny-llama", tokenizer))
         >>> screen_interventions(model, task, [Intervention((Head(2, 1),))]).columns.tolist()
         ['units', 'mode', 'site', 'positions', 'task', 'answers', 'estimate']

@@ -22,7 +22,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions.forward import Attention, CleanRun, Forward, Queries, Visitor
 from circuits.interventions.intervention import Intervention
@@ -45,6 +44,7 @@ from circuits.models import (
 from circuits.progress import bar
 from circuits.statistics import corrected, intervals, paired_p_values
 from circuits.storage import provenance
+from circuits.tasks import Task
 from circuits.units import AnyUnit, Component, Head, KVGroup, Neuron
 
 #: Logits in memory at once: as many as an allocator gives out of memory it already has.
@@ -296,7 +296,7 @@ class Engine:
         model: loaded with `circuits.load_model`.
         task: the prompts.
         interventions: what to run.
-        source: the run to patch from, paired with the task.
+        source: the run to patch from, paired with the task; its counterfactuals if not given.
         reference: the set that means and resampled values come from; the task itself if not given.
         pre: the model before fine-tuning, to revert to.
         metrics: names or functions.
@@ -342,9 +342,11 @@ class Engine:
         self.grouped = self.lean.n_groups != self.lean.n_heads
         self.task = task.right_padded()
         self.length = self.task.tokens.shape[1]
+        modes = {intervention.mode for intervention in interventions}
+        if source is None and "patch" in modes:
+            source = self.task.counterfactuals
         self.source = None if source is None else source.right_padded()
         self.reference = self.task if reference is None else reference.right_padded()
-        modes = {intervention.mode for intervention in interventions}
         self._check(model, modes, pre)
         if check_start and pre is not None and "revert" in modes:
             require_start(model, pre)
@@ -384,20 +386,23 @@ class Engine:
         for positions in {one.positions for one in self.interventions}:
             check_positions(self.task, positions)
         if "patch" in modes and self.source is None:
-            raise CircuitsError("patching needs the run to take values from: give source")
+            raise CircuitsError(
+                "patching needs the run to take values from: give source, or a task with counterfactuals"
+            )
         if self.source is not None and len(self.source) != len(self.task):
             raise CircuitsError(
                 f"a source pairs examples: it has {len(self.source)}, the task {self.task.name} has {len(self.task)}"
             )
         if self.source is not None:
             same = self.task.answers["value"].tolist() == self.source.answers["value"].tolist()
-            compared = [name for name in ("logit_diff", "source_exact_match") if name in self.metrics]
+            needed = ["source_exact_match"] if self.task.foils is not None else ["logit_diff", "source_exact_match"]
+            compared = [name for name in needed if name in self.metrics]
             if same and compared:
                 raise CircuitsError(
                     f"{compared[0]} compares with another answer, but the source has the same ones: pair people"
                 )
-            if "logit_diff" in compared and len(self.task.answers) == len(self.source.answers):
-                AnswerTokens.of(self.task, self.source).check_foils()
+        if "logit_diff" in self.metrics:
+            AnswerTokens.of(self.task, self.source).check_foils()
         if "revert" in modes:
             if pre is None:
                 raise CircuitsError("reverting needs the model before fine-tuning: give pre")
@@ -547,8 +552,8 @@ def run_interventions(
         model: loaded with `circuits.load_model`.
         task: the prompts and their answers; padding may stand on either side.
         interventions: what to change, each in a run of its own.
-        source: for ``patch``: the run to take values from, paired with the task by `pair_people` or `pair_formats`.
-            Its answers are also the foils of ``logit_diff``.
+        source: for ``patch``: the run to take values from, paired with the task by `pair_people` or `pair_formats`; the
+            task's counterfactuals if not given. Where the task has no foils, its answers are those of ``logit_diff``.
         reference: for ``mean``, ``mean_by_position`` and ``resample``: where values come from; the task if not given.
         pre: for ``revert``: the model before fine-tuning.
         metrics: names (``exact_match``, ``first_token``, ``log_prob``, ``logit_diff``, ``source_exact_match``,
@@ -566,8 +571,8 @@ def run_interventions(
         ``patch``, a match in the source). Over these, for each metric: its mean, ``…_effect`` (mean difference from the
         model without intervention), ``…_effect_low`` and ``…_effect_high`` (its 95 % interval), ``…_effect_p`` (of a
         paired test that there is none) and ``…_effect_q`` (the same, corrected by Benjamini–Hochberg for the rows of
-        the table); NaN where no answer is acted on. Answers of one person, where the task has a column ``person``, are
-        taken together in intervals and tests. With ``per_answer``, one row for each intervention and answer: the
+        the table); NaN where no answer is acted on. Answers of one group (a person, say) are taken together in
+        intervals and tests. With ``per_answer``, one row for each intervention and answer: the
         columns of ``task.answers``, ``changed`` (whether it acts on this one), and each metric with its ``…_effect``.
         Provenance is in ``attrs``.
 
@@ -581,11 +586,11 @@ def run_interventions(
 
     Example:
         >>> from circuits import Head, Task, load_model
-        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
         >>> from circuits.training import new_model
         >>> import tempfile
         >>> tokenizer = word_tokenizer()
-        >>> task = Task.from_dataset(make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)), "qa_id", tokenizer)
+        >>> task = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)).task("qa_id", tokenizer)
         >>> model = load_model(new_model("tiny-llama", tokenizer))
         >>> table = run_interventions(model, task, [Intervention((Head(2, 1),)), Intervention((Head(3, 0),), "mean")])
         >>> table[["units", "mode", "answers"]].values.tolist()
@@ -623,7 +628,7 @@ def answers_table(engine: Engine, clean: dict[str, numpy.ndarray], found: dict[s
 def means_table(engine: Engine, clean: dict[str, numpy.ndarray], found: dict[str, numpy.ndarray]) -> pandas.DataFrame:
     """What `Engine.run` found, one row for each intervention: means over the answers that it acts on."""
     answers, count = engine.task.answers, len(engine.interventions)
-    people = answers["person"].to_numpy() if "person" in answers else None
+    groups = answers["group"].to_numpy() if "group" in answers else None
     numbers = numpy.zeros(count, dtype=int)
     columns = {
         f"{name}{ending}": numpy.full(count, numpy.nan)
@@ -635,12 +640,12 @@ def means_table(engine: Engine, clean: dict[str, numpy.ndarray], found: dict[str
         numbers[members] = changed.sum()
         if not changed.any():
             continue
-        groups = None if people is None else people[changed]
+        own = None if groups is None else groups[changed]
         for name, values in found.items():
             chosen = values[members][:, changed]
             effects = chosen - clean[name][changed]
-            low, high = intervals(effects, groups)
-            measured = (chosen.mean(1), effects.mean(1), low, high, paired_p_values(effects, groups))
+            low, high = intervals(effects, own)
+            measured = (chosen.mean(1), effects.mean(1), low, high, paired_p_values(effects, own))
             for ending, column in zip(
                 ("", "_effect", "_effect_low", "_effect_high", "_effect_p"), measured, strict=True
             ):

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions.pairing import matching_positions
 from circuits.models import Model, capture, hook_name, hooked, shape_of, uninterrupted
+from circuits.tasks import Task
 from circuits.units import Head
 
 #: Values to put in the place of heads' outputs: head → something that broadcasts to ``[example, pos, d_head]``.
@@ -105,11 +105,11 @@ def ablate_heads(
 
     Example:
         >>> from circuits import Head, evaluate, load_model, Task
-        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
         >>> from circuits.training import new_model
         >>> import tempfile
         >>> tokenizer = word_tokenizer()
-        >>> task = Task.from_dataset(make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)), "bio", tokenizer)
+        >>> task = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)).task("bio", tokenizer)
         >>> model = load_model(new_model("tiny-llama", tokenizer))
         >>> with ablate_heads(model, [Head(2, 1)]):
         ...     ablated = evaluate(model, task)
@@ -171,11 +171,11 @@ def patch_heads(model: Model, heads: Iterable[Head], source: Task, target: Task)
 
     Example:
         >>> from circuits import Head, evaluate, load_model, Task
-        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
         >>> from circuits.training import new_model
         >>> import tempfile
         >>> tokenizer = word_tokenizer()
-        >>> task = Task.from_dataset(make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)), "qa_id", tokenizer)
+        >>> task = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)).task("qa_id", tokenizer)
         >>> model = load_model(new_model("tiny-llama", tokenizer))
         >>> with patch_heads(model, [Head(2, 1)], source=task, target=task):
         ...     same = evaluate(model, task)

@@ -5,7 +5,7 @@
    ``mean_by_position``; ``resample``, its value in another example of the reference set, at the same position;
    ``patch``, its value in the source run at the matching position; ``revert``, what the unit computes with its own
    weights from before fine-tuning.
-3. Positions say at which tokens: all, one position, or the tokens of one role.
+3. Positions say at which tokens: all, one position, or those of a span that the task has a name for.
 4. Several units of one intervention are changed together: alone, in pairs, or cumulatively along a ranking.
 5. Each activation is overwritten when the run comes to it, in the order of the model: residual stream, q, k and v,
    pattern, z, attention output, middle of the layer, neurons, MLP output, next residual stream. So what stands later
@@ -32,9 +32,6 @@ SITES: dict[type, tuple[str, ...]] = {
     Neuron: ("post",),
 }
 
-#: Roles that name positions; ``last`` is the token that predicts an answer's first token.
-POSITIONS: tuple[str, ...] = ("all", "subject", "relation", "answer", "last")
-
 
 @dataclass(frozen=True)
 class Intervention:
@@ -45,8 +42,8 @@ class Intervention:
         mode: one of `MODES`.
         site: where a head (``z``, ``q``, ``k``, ``v``, ``pattern``) or a key/value group (``kv``, ``k``, ``v``) is
             changed; by default a head's output z, and a group's keys and values.
-        positions: ``all``, a position counted from 0, or a role: ``subject``, ``relation``, ``answer``, ``last``. A
-            pattern is changed for the queries at these positions.
+        positions: a position counted from 0, or the name of a span: ``all``, ``answer``, ``last`` (the token that
+            predicts an answer's first one), or one that the task has. A pattern is changed for the queries there.
 
     Raises:
         CircuitsError: there is no unit, one twice, or something that is none; no such mode, site or position.
@@ -73,7 +70,7 @@ class Intervention:
         if isinstance(positions, Integral):
             object.__setattr__(self, "positions", int(positions))
         elif not isinstance(positions, str):
-            raise CircuitsError(f"there are no positions {positions!r}: give a number or a role")
+            raise CircuitsError(f"there are no positions {positions!r}: give a number or the name of a span")
         if not self.units:
             raise CircuitsError("an intervention needs a unit to act on: none was given")
         if len(set(self.units)) < len(self.units):
@@ -85,10 +82,6 @@ class Intervention:
             if self.site is not None and self.site not in allowed:
                 choices = f"choose from {', '.join(allowed)}" if allowed else "leave it out"
                 raise CircuitsError(f"{unit} has no site {self.site!r}: {choices}")
-        if isinstance(self.positions, str) and self.positions not in POSITIONS:
-            raise CircuitsError(
-                f"there are no positions {self.positions!r}: give a number or choose from {', '.join(POSITIONS)}"
-            )
         if isinstance(self.positions, int) and self.positions < 0:
             raise CircuitsError(f"there is no position {self.positions}: positions count from 0")
         if self.mode == "mean" and self.site == "pattern":

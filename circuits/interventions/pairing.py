@@ -2,10 +2,10 @@
 
 1. A run is patched from a source run: another person in the same template, or the same person's fact in the other
    format.
-2. A pair is about the same attribute; it is one person's, or both prompts have the same tokens but for the subject.
-   What is known of two examples and says otherwise is refused.
-3. Positions match by themselves if both runs have the same roles at the same places; otherwise by role: subject tokens
-   from the last backwards, relation tokens from the last backwards, and the token that predicts the answer.
+2. A pair is about the same attribute; it is of one group (a person, say), or both prompts have the same tokens but for
+   the subject. What is known of two examples and says otherwise is refused.
+3. Positions match by themselves if both runs have the same spans at the same places; otherwise by span: the tokens of
+   each, from the last backwards, and the token that predicts the answer.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits.datasets import Role, Task
 from circuits.errors import CircuitsError
+from circuits.tasks import Task
 
 
 def matching_positions(source: Task, target: Task) -> Int[Tensor, "match 3"]:
@@ -38,31 +38,39 @@ def matching_positions(source: Task, target: Task) -> Int[Tensor, "match 3"]:
                 f"patching needs one answer in each example, but {task.name} has biographies of several"
             )
     _check_pairs(source.right_padded(), target.right_padded())
+    names = list(dict.fromkeys([*target.spans, *source.spans]))
     rows = []
     for example in range(len(target)):
-        roles, other = target.roles[example].tolist(), source.roles[example].tolist()
-        last, last_other = roles.index(Role.ANSWER) - 1, other.index(Role.ANSWER) - 1
-        if roles[: last + 1] == other[: last_other + 1]:
-            pairs = [(position, position) for position in range(last + 1)]
-        else:
-            pairs = []
-            for role in (Role.SUBJECT, Role.RELATION):
-                theirs = [position for position, found in enumerate(other[:last_other]) if found == role]
-                ours = [position for position, found in enumerate(roles[:last]) if found == role]
-                pairs += zip(reversed(theirs), reversed(ours), strict=False)
-            pairs.append((last_other, last))
-        rows += [(example, theirs, ours) for theirs, ours in pairs]
+        last, last_other = (int(task.span("last")[example].nonzero()[0]) for task in (target, source))
+        spans, others = _spans(target, names, example, last), _spans(source, names, example, last_other)
+        if last == last_other and spans == others:
+            rows += [(example, position, position) for position in range(last + 1)]
+            continue
+        matched = {last: last_other}
+        for name in names:
+            theirs = [position for position in others[name] if position < last_other]
+            ours = [position for position in spans[name] if position < last]
+            for their, our in zip(reversed(theirs), reversed(ours), strict=False):
+                matched.setdefault(our, their)
+        # the token that predicts the answer comes after all others
+        rows += [(example, matched[ours], ours) for ours in [*list(matched)[1:], last]]
     return torch.tensor(rows)
+
+
+def _spans(task: Task, names: list[str], example: int, last: int) -> dict[str, list[int]]:
+    """Where the spans of a prompt are, up to its last token."""
+    nowhere = torch.zeros_like(task.attention_mask)
+    return {name: task.spans.get(name, nowhere)[example, : last + 1].nonzero().flatten().tolist() for name in names}
 
 
 def _check_pairs(source: Task, target: Task) -> None:
     for theirs, ours in zip(source.answers.itertuples(), target.answers.itertuples(), strict=True):
         where = f"example {ours.example} of {source.name} is no pair of that of {target.name}"
         how = "pair the examples with pair_people or pair_formats"
-        attributes, people = ([getattr(one, name, None) for one in (theirs, ours)] for name in ("attribute", "person"))
+        attributes, groups = ([getattr(one, name, None) for one in (theirs, ours)] for name in ("attribute", "group"))
         if pandas.notna(attributes).all() and attributes[0] != attributes[1]:
             raise CircuitsError(f"{where}: it tells the {attributes[0]}, not the {attributes[1]}: {how}")
-        other = pandas.notna(people).all() and people[0] != people[1]
+        other = pandas.notna(groups).all() and groups[0] != groups[1]
         if other and _form(source, theirs)[1:] != _form(target, ours)[1:]:
             raise CircuitsError(f"{where}: it is about another person in other words: {how}")
 
@@ -73,10 +81,8 @@ def pair_formats(task: Task, source: Task) -> Task:
     Raises:
         CircuitsError: a fact is not in the source.
     """
-    known = {
-        (answer.person, answer.attribute): answer.example for answer in reversed(list(source.answers.itertuples()))
-    }
-    wanted = list(zip(task.answers["person"], task.answers["attribute"], strict=True))
+    known = {(answer.group, answer.attribute): answer.example for answer in reversed(list(source.answers.itertuples()))}
+    wanted = list(zip(task.answers["group"], task.answers["attribute"], strict=True))
     for person, attribute in wanted:
         if (person, attribute) not in known:
             raise CircuitsError(f"{source.name} does not tell the {attribute} of person {person}")
@@ -114,6 +120,8 @@ def pair_people(task: Task, seed: int = 0, among: Task | None = None) -> Task:
 
 
 def _form(task: Task, answer: Any) -> tuple[Any, ...]:
-    """The attribute of an answer, roles of its prompt, and the prompt's tokens that are not the subject's."""
-    roles, tokens = task.roles[answer.example, : answer.start], task.tokens[answer.example, : answer.start]
-    return getattr(answer, "attribute", None), tuple(roles.tolist()), tuple(tokens[roles != Role.SUBJECT].tolist())
+    """The attribute of an answer, the spans of its prompt, and the prompt's tokens that are not the subject's."""
+    spans = _spans(task, list(task.spans), answer.example, answer.start - 1)
+    tokens, subject = task.tokens[answer.example, : answer.start].tolist(), set(spans.get("subject", ()))
+    others = tuple(token for position, token in enumerate(tokens) if position not in subject)
+    return getattr(answer, "attribute", None), tuple((name, *found) for name, found in spans.items()), others

@@ -15,10 +15,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuits.datasets import Role, Task
 from circuits.errors import CircuitsError
-
-_ROLES = {"subject": Role.SUBJECT, "relation": Role.RELATION, "answer": Role.ANSWER}
+from circuits.tasks import Task
 
 
 def check_positions(task: Task, positions: int | str) -> None:
@@ -34,19 +32,15 @@ def changed_tokens(task: Task, positions: int | str) -> Bool[Tensor, "example po
 
     Args:
         task: the prompts.
-        positions: ``all``, a position, or a role; as in `Intervention`.
+        positions: a position, or the name of a span, such as ``all``.
+
+    Raises:
+        CircuitsError: the task has no such span.
     """
-    tokens = task.attention_mask
-    if positions == "all":
-        return tokens
-    found = torch.zeros_like(tokens)
-    if isinstance(positions, int):
-        found[:, positions : positions + 1] = tokens[:, positions : positions + 1]
-    elif positions == "last":
-        answers = task.answers
-        found[answers["example"].to_numpy(copy=True), answers["start"].to_numpy(copy=True) - 1] = True
-    else:
-        found = task.roles == _ROLES[positions]
+    if not isinstance(positions, int):
+        return task.span(positions)
+    found = torch.zeros_like(task.attention_mask)
+    found[:, positions : positions + 1] = task.attention_mask[:, positions : positions + 1]
     return found
 
 
@@ -94,10 +88,9 @@ class TokenTree:
 
         Example:
             >>> import pandas
-            >>> roles = torch.tensor([[1, 2, 3, 3], [1, 2, 3, 4]])
             >>> answers = pandas.DataFrame({"example": [0, 1], "start": [2, 2], "end": [4, 3]})
             >>> tokens = torch.tensor([[5, 6, 7, 8], [5, 9, 7, 0]])
-            >>> tree = TokenTree.of(Task("qa", tokens, roles, answers, ["", ""]))
+            >>> tree = TokenTree.of(Task("qa", tokens, tokens > 0, answers, ["", ""]))
             >>> tree.nodes.tolist(), tree.predicting.tolist()
             ([[0, 1, 2], [0, 3, -1]], [1, 2, 3])
         """

@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions.forward import CleanRun, Forward, Recorder
 from circuits.interventions.memory import in_halves
 from circuits.interventions.tokens import TokenTree, needed_lengths
 from circuits.models import LeanModel, Site
+from circuits.tasks import Task
 
 #: Modes whose values are the same for every prompt, so that prompts may share nodes.
 SHARED_MODES = ("zero", "mean", "mean_by_position", "revert")

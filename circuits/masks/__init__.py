@@ -11,7 +11,7 @@ from circuits.masks.acting import (
     revert,
     zero,
 )
-from circuits.masks.grafting import SCORES, Graft, graft_at, graft_by_optimisation, graft_by_score, role_positions
+from circuits.masks.grafting import SCORES, Graft, graft_at, graft_by_optimisation, graft_by_score
 from circuits.masks.mask import ParameterMask, covered_parameters, unit_mask
 from circuits.masks.shared import (
     FRACTIONS,
@@ -45,7 +45,6 @@ __all__ = [
     "influenced_parameters",
     "mean",
     "revert",
-    "role_positions",
     "shared_parameters",
     "shared_size",
     "sharing",

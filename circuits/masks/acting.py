@@ -17,7 +17,6 @@ import pandas
 import torch
 from torch import Tensor
 
-from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.masks.mask import ParameterMask
 from circuits.metrics import evaluate
@@ -31,6 +30,7 @@ from circuits.models import (
 )
 from circuits.progress import track
 from circuits.statistics import mean_interval
+from circuits.tasks import Task
 from circuits.units import TIED
 
 MODES: tuple[str, ...] = ("revert", "zero", "mean")
@@ -182,7 +182,7 @@ def ablate_mask(
         ``random`` (outside the mask) and, if some tensor has too little room for that, ``shared_thinned``: the mask,
         for each draw thinned to what its random mask has in each tensor.
 
-        With ``per_answer`` one row for each of these and each answer: also ``example``, ``person`` and ``attribute``.
+        With ``per_answer`` one row for each of these and each answer: also ``example``, ``group`` and ``attribute``.
 
     Raises:
         CircuitsError: the mask was made for another model, there is no such mode, or ``pre`` is missing or not the
@@ -223,7 +223,7 @@ def ablate_mask(
 _ABLATED = ("condition", "draw", "mode", "task", "parameters", "overlap")
 _SCORES = ("exact_match", "log_prob")
 #: What tells answers of one task apart, and which of them belong together.
-NAMES_OF_ANSWERS: tuple[str, ...] = ("example", "person", "attribute")
+NAMES_OF_ANSWERS: tuple[str, ...] = ("example", "group", "attribute")
 
 
 def _conditions(mask: ParameterMask, draws: int, seed: int) -> Iterator[tuple[str, int, ParameterMask | None]]:

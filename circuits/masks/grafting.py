@@ -17,7 +17,7 @@ A graft is θ_pre + γ ⊙ Δ with Δ = θ_ft − θ_pre and γ a mask. The smal
 Source: Panigrahi et al. 2023 (arXiv 2302.06600) for the graft and its relaxation around the top-|Δ| patch; the penalty,
 the scaled step and the rounding by bisection are choices made here.
 
-At some positions (Nief et al. 2025): as above, but only tokens in some roles pass through the grafted weights.
+At some positions (Nief et al. 2025): as above, but only the tokens of some spans pass through the grafted weights.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,7 +32,6 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from circuits.datasets import Role, Task
 from circuits.errors import CircuitsError
 from circuits.masks.acting import NAMES_OF_ANSWERS, graft, same_parameters
 from circuits.masks.mask import ParameterMask, covered_parameters, unit_mask
@@ -50,6 +49,7 @@ from circuits.models import (
 )
 from circuits.progress import bar, track
 from circuits.storage import provenance, write_table
+from circuits.tasks import Task
 from circuits.tracing import loss_gradients
 from circuits.units import Head, KVGroup, Neuron
 
@@ -69,7 +69,7 @@ class Graft:
         mask: γ, over all parameters of the fine-tuned model; ``graft(pre, graft.mask, fine_tuned)`` applies it.
         curve: one row for each graft that was tried, by ``score`` and ``size``: ``fraction`` of the parameters,
             ``exact_match`` and ``log_prob`` on the task (means over answers), and ``chosen``, true in one row.
-        answers: one row for each answer of the task, for paired comparisons: ``example``, ``person``, ``attribute``,
+        answers: one row for each answer of the task, for paired comparisons: ``example``, ``group``, ``attribute``,
             ``exact_match`` of the graft that was chosen, and that of the fine-tuned model, ``fine_tuned``. None for
             grafts saved by earlier versions.
     """
@@ -158,14 +158,14 @@ def graft_by_score(
         The grafted model is an ordinary one; inside the block it can be saved for good:
 
         >>> from circuits import Task, load_model, save_model
-        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
         >>> from circuits.training import Optimisation, train
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> dataset = make_dataset(folder / "facts", DatasetSettings(people=4))
         >>> (trained,) = train("mixed", dataset, folder, optimisation=Optimisation(steps=40, rows=12, warmup_steps=5))
         >>> pre, fine_tuned = load_model(folder / "pre"), load_model(trained)
-        >>> found = graft_by_score(pre, fine_tuned, Task.from_dataset(dataset, "qa_id", pre.tokenizer))
+        >>> found = graft_by_score(pre, fine_tuned, dataset.task("qa_id", pre.tokenizer))
         >>> 0 < found.fraction < 1
         True
         >>> with graft(pre, found.mask, fine_tuned):
@@ -441,21 +441,6 @@ class _Search:
         return Graft(mask, curve.reset_index(drop=True), answers)
 
 
-def role_positions(task: Task, roles: Iterable[Role], last: bool = False) -> Bool[Tensor, "example pos"]:
-    """True at the tokens that have one of these roles.
-
-    Args:
-        task: the examples.
-        roles: such as ``[Role.SUBJECT]``; ``[Role.SUBJECT, Role.RELATION]``.
-        last: also the last token before each answer, which predicts its first token.
-    """
-    positions = torch.isin(task.roles, torch.tensor(sorted(int(role) for role in roles), dtype=task.roles.dtype))
-    if last:
-        answers = task.answers
-        positions[answers["example"].to_numpy(copy=True), answers["start"].to_numpy(copy=True) - 1] = True
-    return positions
-
-
 def graft_at(
     pre: Model,
     mask: ParameterMask,
@@ -477,7 +462,7 @@ def graft_at(
             in it.
         fine_tuned: θ_ft.
         task: only its examples may be run inside the block, in any batches.
-        positions: where; see `role_positions`.
+        positions: where, as in ``task.span("subject")``.
         check_start: refuse a ``pre`` if the checkpoint of ``fine_tuned`` says that it was trained from another model.
 
     Raises:
@@ -489,14 +474,14 @@ def graft_at(
 
     Example:
         >>> from circuits import Task, evaluate, load_model
-        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
         >>> from circuits.training import new_model
         >>> import tempfile
         >>> tokenizer = word_tokenizer()
-        >>> task = Task.from_dataset(make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)), "qa_id", tokenizer)
+        >>> task = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)).task("qa_id", tokenizer)
         >>> pre, fine_tuned = (load_model(new_model("tiny-llama", tokenizer, seed)) for seed in (0, 1))
         >>> heads = unit_mask(fine_tuned, [Head(2, 0), Head(2, 1)])
-        >>> with graft_at(pre, heads, fine_tuned, task, role_positions(task, [Role.SUBJECT])):
+        >>> with graft_at(pre, heads, fine_tuned, task, task.span("subject")):
         ...     scores = evaluate(pre, task)
     """
     mask.check(fine_tuned)

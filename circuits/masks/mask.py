@@ -309,7 +309,7 @@ def unit_mask(model: Model, units: Iterable[Head | KVGroup | Neuron]) -> Paramet
 
     Example:
         >>> from circuits import load_model
-        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.facts import word_tokenizer
         >>> from circuits.training import new_model
         >>> model = load_model(new_model("tiny-llama", word_tokenizer()))
         >>> unit_mask(model, [Head(2, 1)]).size == 2 * 32 * 128, unit_mask(model, [Neuron(0, 7)]).size

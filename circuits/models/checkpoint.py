@@ -138,7 +138,7 @@ def lean_model(model: nn.Module, dtype: torch.dtype | None = None) -> LeanModel:
 
     Example:
         >>> from circuits import load_model
-        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.facts import word_tokenizer
         >>> from circuits.training import new_model
         >>> model, tokens = load_model(new_model("tiny-llama", word_tokenizer())), torch.tensor([[5, 6, 7]])
         >>> lean = lean_model(model)

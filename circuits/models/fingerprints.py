@@ -49,7 +49,7 @@ def fingerprint(model: nn.Module) -> str:
 
     Example:
         >>> from circuits import load_model
-        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.facts import word_tokenizer
         >>> from circuits.training import new_model
         >>> one, two = (load_model(new_model("tiny-llama", word_tokenizer(), seed)) for seed in (0, 1))
         >>> fingerprint(one) == fingerprint(one) != fingerprint(two)

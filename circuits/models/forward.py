@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.models.arithmetic import Site
 from circuits.models.checkpoint import lean_model
 from circuits.models.hookable import hook_name, user_hooks
+from circuits.tasks import Task
 
 #: Tokens that the hookable model runs at once: it makes logits at every one of them.
 _TOKENS = 1 << 11
@@ -33,7 +33,7 @@ def refuse_hooks(model: nn.Module, why: str = "it would have no effect here") ->
 
     Example:
         >>> from circuits import Head, ablate_heads, load_model
-        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.facts import word_tokenizer
         >>> from circuits.training import new_model
         >>> model = load_model(new_model("tiny-llama", word_tokenizer()))
         >>> refuse_hooks(model)
@@ -107,7 +107,7 @@ def capture(
 
     Example:
         >>> from circuits import load_model
-        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.facts import word_tokenizer
         >>> from circuits.training import new_model
         >>> model = load_model(new_model("tiny-llama", word_tokenizer()))
         >>> {site: tuple(x.shape) for site, x in capture(model, torch.tensor([[5, 6, 7]]), [(2, "pattern")]).items()}

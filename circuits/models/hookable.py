@@ -78,7 +78,7 @@ def hookable(
 
     Example:
         >>> import torch
-        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.facts import word_tokenizer
         >>> from circuits.training import new_model
         >>> reference = new_model("tiny-llama", word_tokenizer())
         >>> model, tokens = hookable(reference), torch.tensor([[5, 6, 7]])
@@ -132,7 +132,7 @@ def hook_name(model: nn.Module, site: Site) -> str:
         CircuitsError: the model has none that means the same with both backends.
 
     Example:
-        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.facts import word_tokenizer
         >>> from circuits.training import new_model
         >>> hook_name(hookable(new_model("tiny-llama", word_tokenizer())), (3, "z"))
         'blocks.3.attn.hook_z'
@@ -172,7 +172,7 @@ def hook_points(model: nn.Module, layer: int) -> dict[str, str]:
         CircuitsError: the model lacks one of them.
 
     Example:
-        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.facts import word_tokenizer
         >>> from circuits.training import new_model
         >>> hook_points(hookable(new_model("tiny-llama", word_tokenizer())), 3)["z"]
         'blocks.3.attn.hook_z'
@@ -262,7 +262,7 @@ def user_hooks(model: nn.Module) -> list[UserHook]:
         model: made with `hookable`, or a Hugging Face model.
 
     Example:
-        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.facts import word_tokenizer
         >>> from circuits.training import new_model
         >>> model = hookable(new_model("tiny-llama", word_tokenizer()))
         >>> with model.hooks(fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: 0 * z)]):

@@ -144,7 +144,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     except Exception as error:  # the tokenizers' library raises plain exceptions
         raise CircuitsError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from None
     if not tokenizer.is_fast:
-        raise CircuitsError(f"the tokenizer in {folder} is no fast tokenizer: token roles need its offset mapping")
+        raise CircuitsError(f"the tokenizer in {folder} is no fast tokenizer: spans need its offset mapping")
     tokenizer.padding_side = "right"
     return tokenizer
 

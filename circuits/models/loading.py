@@ -76,7 +76,7 @@ def load_model(
 
     Example:
         >>> from circuits.training import new_model
-        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.facts import word_tokenizer
         >>> model = load_model(new_model("tiny-llama", word_tokenizer()))
         >>> model.cfg.n_layers, model.cfg.n_key_value_heads
         (4, 2)

@@ -36,7 +36,7 @@ def save_model(
 
     Example:
         >>> from circuits import load_model
-        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.facts import word_tokenizer
         >>> from circuits.models import fingerprint
         >>> from circuits.training import new_model
         >>> import tempfile

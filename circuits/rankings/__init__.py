@@ -2,9 +2,11 @@
 
 from circuits.rankings.attention import (
     BEHAVIOURS,
+    LATER,
+    Behaviour,
     HeadReading,
     attention_scores,
-    behaviour_masks,
+    behaviours_of,
     induction_scores,
     prompt_length,
     read_head,
@@ -23,13 +25,15 @@ from circuits.rankings.ranking import RANKINGS, Evidence, agreement, rank_units
 
 __all__ = [
     "BEHAVIOURS",
+    "LATER",
     "RANKINGS",
     "RESTS",
+    "Behaviour",
     "Evidence",
     "HeadReading",
     "agreement",
     "attention_scores",
-    "behaviour_masks",
+    "behaviours_of",
     "critical_curve",
     "curve_areas",
     "curve_means",

@@ -3,27 +3,87 @@
 1. A prompt is an example up to the token that predicts its answer. A head's reading is its attention pattern over the
    prompt, and its output at the last token mapped through the final norm and the unembedding (docs/method.md,
    section 7).
-2. Subject linking: the attention that tokens after the subject's first one pay to the subject's tokens, each to those
-   before or at its own place. Relation focusing: the attention that the last token pays to the words that name the
-   relation. Each is a mean of attention weights, set beside what uniform attention over the same places would give.
-3. A behaviour counts for both formats: a head's score is the smaller of its BIO and its QA score.
+2. A behaviour is a pair of spans: who attends, to what. Each token of the first attends to those of the second that
+   are before it or at its own place; the score is the mean over those tokens, set beside what uniform attention over
+   the same places would give. Subject linking: tokens after the subject's first one, to the subject. Relation
+   focusing: the last token, to the words that name the relation. Of a task with other spans: the last token, to each.
+3. A behaviour counts for all formats: a head's score is the smallest of them, of its BIO and its QA score say.
 4. Induction: on a sequence of random tokens said twice, the attention from a token's second place to the one that
    followed its first (Olsson et al. 2022).
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuits.datasets import Role, Task
 from circuits.errors import CircuitsError
 from circuits.models import LeanModel, Model, capture, checkpoint_of, lean_model, shape_of
+from circuits.tasks import RESERVED, Task
 from circuits.units import Head, ModelShape
 
-BEHAVIOURS: tuple[str, ...] = ("subject_linking", "relation_focusing")
+
+@dataclass(frozen=True)
+class Behaviour:
+    """A pair of spans: who attends, to what.
+
+    Attributes:
+        name: what it is called.
+        queries: the span whose tokens attend; `LATER` is those after the first token of ``keys``.
+        keys: the span attended to.
+
+    Example:
+        >>> str(Behaviour("name_mover", "last", "IO"))
+        'name mover: last → IO'
+    """
+
+    name: str
+    queries: str
+    keys: str
+
+    def __str__(self) -> str:
+        return f"{self.name.replace('_', ' ')}: {self.queries} → {self.keys}"
+
+    def cells(self, spans: Mapping[str, Sequence[int]], length: int) -> Bool[Tensor, "query key"] | None:
+        """Which cells of a prompt's pattern it is about; None where nothing attends or is attended to.
+
+        Args:
+            spans: name → positions in the prompt.
+            length: of the prompt, in tokens.
+
+        Example:
+            >>> SUBJECT_LINKING.cells({"subject": [1, 2]}, 4).int().tolist()
+            [[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0]]
+        """
+        everywhere = {"all": range(length), "last": [length - 1], **spans}
+        keys = [position for position in everywhere.get(self.keys, ()) if position < length]
+        if not keys:
+            return None
+        chosen = range(min(keys) + 1, length) if self.queries == LATER else everywhere.get(self.queries, ())
+        queries = [position for position in chosen if position < length]
+        cells = torch.zeros(length, length, dtype=torch.bool)
+        cells[torch.tensor(queries, dtype=torch.long)[:, None], torch.tensor(keys)] = True
+        cells = cells.tril()
+        return cells if bool(cells.any()) else None
+
+
+#: The tokens after the first one that is attended to.
+LATER = "later"
+SUBJECT_LINKING = Behaviour("subject_linking", LATER, "subject")
+RELATION_FOCUSING = Behaviour("relation_focusing", "last", "relation")
+#: Those of the study.
+BEHAVIOURS: tuple[Behaviour, ...] = (SUBJECT_LINKING, RELATION_FOCUSING)
+
+
+def behaviours_of(*tasks: Task) -> tuple[Behaviour, ...]:
+    """The behaviours that tasks have spans for: those of the study, or the last token to each span of theirs."""
+    names = list(dict.fromkeys(name for task in tasks for name in task.spans))
+    known = {behaviour.keys: behaviour for behaviour in BEHAVIOURS}
+    ordered = sorted(names, key=lambda name: list(known).index(name) if name in known else len(known))
+    return tuple(known.get(name, Behaviour(f"last_to_{name}", "last", name)) for name in ordered)
 
 
 @dataclass(frozen=True)
@@ -35,23 +95,25 @@ class HeadReading:
         title: what the prompt is, such as ``BIO``.
         text: the whole example.
         tokens: the prompt's tokens as text.
-        roles: the `Role` of each token.
+        spans: name → positions of its tokens.
         pattern: attention weights, ``[query, key]``; each row sums to 1.
         top_tokens: the tokens that the head's output at the last position raises most, with their logits.
         answer: the answer's first token, with its logit and its rank among all tokens, from 1: where that is at most
             the number of ``top_tokens``, it stands there at that place.
         scores: behaviour → (attention, what uniform attention would give).
+        behaviours: those that the prompt has spans for.
     """
 
     head: Head
     title: str
     text: str
     tokens: list[str]
-    roles: list[int]
+    spans: dict[str, list[int]]
     pattern: Float[Tensor, "query key"]
     top_tokens: list[tuple[str, float]]
     answer: tuple[str, float, int]
     scores: dict[str, tuple[float, float]]
+    behaviours: tuple[Behaviour, ...]
 
 
 def prompt_length(task: Task, example: int) -> int:
@@ -62,34 +124,24 @@ def prompt_length(task: Task, example: int) -> int:
     """
     if not 0 <= example < len(task):
         raise CircuitsError(f"there is no example {example} of {task.name}: it has 0 to {len(task) - 1}")
-    return int(task.answers.loc[task.answers["example"] == example, "start"].min())
+    own = task.select([example])
+    return int(own.answers["start"].min())
 
 
-def behaviour_masks(roles: list[int]) -> dict[str, Tensor]:
-    """Behaviour → which cells ``[query, key]`` of a prompt's pattern it is about; a missing role leaves it out.
-
-    Example:
-        >>> masks = behaviour_masks([Role.OTHER, Role.SUBJECT, Role.SUBJECT, Role.RELATION])
-        >>> masks["subject_linking"].int().tolist()
-        [[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0]]
-    """
-    length = len(roles)
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    masks = {}
-    subject = torch.tensor([role == Role.SUBJECT for role in roles])
-    relation = torch.tensor([role == Role.RELATION for role in roles])
-    if subject.any():
-        queries = torch.arange(length) > int(subject.nonzero()[0])
-        masks["subject_linking"] = queries[:, None] & subject[None, :] & causal
-    if relation.any():
-        queries = torch.arange(length) == length - 1
-        masks["relation_focusing"] = queries[:, None] & relation[None, :] & causal
-    return masks
+def _spans(task: Task, example: int, length: int) -> dict[str, list[int]]:
+    """Name → positions in the prompt of one example; spans that are not there are left out."""
+    found = {name: at[example, :length].nonzero().flatten().tolist() for name, at in task.spans.items()}
+    return {name: positions for name, positions in found.items() if positions}
 
 
-def _score(pattern: Float[Tensor, "... query key"], mask: Tensor) -> Float[Tensor, "..."]:
-    """Mean over the mask's queries of the attention that falls into the mask."""
-    return (pattern * mask).sum((-1, -2)) / mask.any(-1).sum()
+def _uniform(length: int) -> Float[Tensor, "query key"]:
+    uniform = torch.ones(length, length).tril()
+    return uniform / uniform.sum(-1, keepdim=True)
+
+
+def _score(pattern: Float[Tensor, "... query key"], cells: Tensor) -> Float[Tensor, "..."]:
+    """Mean over the queries of the attention that falls into the cells."""
+    return (pattern * cells).sum((-1, -2)) / cells.any(-1).sum()
 
 
 def read_head(model: Model, head: Head | str, task: Task, example: int, title: str = "", top: int = 8) -> HeadReading:
@@ -114,7 +166,9 @@ def read_head(model: Model, head: Head | str, task: Task, example: int, title: s
     if model.tokenizer is None:
         raise CircuitsError("reading a head needs a tokenizer: load the model from a folder that has one")
     length = prompt_length(task, example)
-    tokens = task.tokens[example : example + 1, :length]
+    # its own prompt alone, without what pads it
+    title, task, example = title or task.name, task.select([example]), 0
+    tokens = task.tokens[:, :length]
     kept = capture(model, tokens, [(head.layer, "pattern"), (head.layer, "z")])
     pattern = kept[head.layer, "pattern"][0, head.index].float().cpu()
     with torch.no_grad():
@@ -122,15 +176,15 @@ def read_head(model: Model, head: Head | str, task: Task, example: int, title: s
         logits = lean.unembed(_added(lean, head, kept[head.layer, "z"][0, -1]))[0].float().cpu()
     best = logits.topk(top)
     answer = int(task.tokens[example, length])
-    roles = task.roles[example, :length].tolist()
-    uniform = torch.ones(length, length).tril()
-    uniform = uniform / uniform.sum(-1, keepdim=True)
+    spans, uniform = _spans(task, example, length), _uniform(length)
+    cells = {behaviour: behaviour.cells(spans, length) for behaviour in behaviours_of(task)}
+    shown = {behaviour: found for behaviour, found in cells.items() if found is not None}
     return HeadReading(
         head,
-        title or task.name,
+        title,
         task.texts[example],
         token_texts(model, tokens[0]),
-        roles,
+        spans,
         pattern,
         [
             (text, float(value))
@@ -142,9 +196,10 @@ def read_head(model: Model, head: Head | str, task: Task, example: int, title: s
             int((logits > logits[answer]).sum()) + 1,
         ),
         {
-            name: (float(_score(pattern, mask)), float(_score(uniform, mask)))
-            for name, mask in behaviour_masks(roles).items()
+            behaviour.name: (float(_score(pattern, found)), float(_score(uniform, found)))
+            for behaviour, found in shown.items()
         },
+        tuple(shown),
     )
 
 
@@ -170,44 +225,64 @@ def token_texts(model: Model, tokens: Tensor) -> list[str]:
 
 
 @torch.no_grad()
-def attention_scores(model: Model, tasks: dict[str, Task], batch_size: int = 64) -> pandas.DataFrame:
-    """How strongly every head shows each behaviour, in every format.
+def attention_scores(
+    model: Model,
+    tasks: Task | Mapping[str, Task],
+    behaviours: Sequence[Behaviour] | None = None,
+    *,
+    batch_size: int = 64,
+) -> pandas.DataFrame:
+    """How strongly every head shows each behaviour, in every task.
 
     Args:
         model: loaded with `circuits.load_model`.
-        tasks: format → examples with one answer each, such as ``{"bio": …, "qa": …}``.
+        tasks: one task, or name → task, such as ``{"bio": …, "qa": …}``.
+        behaviours: what to look for; by default what the tasks' spans allow, as `behaviours_of` says.
         batch_size: examples in one pass.
 
     Returns:
-        One row for each head: ``unit``, ``layer``, ``index``; for each behaviour its mean attention in each format
+        One row for each head: ``unit``, ``layer``, ``index``; for each behaviour its mean attention in each task
         (``subject_linking.bio`` …), what uniform attention would give (``….uniform``), and under the behaviour's own
-        name the smallest excess over uniform among the formats.
+        name the smallest excess over uniform among the tasks.
+
+    Raises:
+        CircuitsError: a task has no example with the spans of a behaviour.
 
     Source:
         docs/method.md, section 7.
     """
+    tasks = {tasks.name: tasks} if isinstance(tasks, Task) else dict(tasks)
+    behaviours = behaviours_of(*tasks.values()) if behaviours is None else tuple(behaviours)
     shape = shape_of(model)
-    names = [(layer, "pattern") for layer in range(shape.n_layers)]
+    sites = [(layer, "pattern") for layer in range(shape.n_layers)]
     columns: dict[str, Tensor] = {}
     for kind, task in tasks.items():
-        sums = {name: torch.zeros(shape.n_layers, shape.n_heads) for name in BEHAVIOURS}
-        uniform_sums, counts = dict.fromkeys(BEHAVIOURS, 0.0), dict.fromkeys(BEHAVIOURS, 0)
+        sums = {behaviour: torch.zeros(shape.n_layers, shape.n_heads) for behaviour in behaviours}
+        uniform_sums, counts = dict.fromkeys(behaviours, 0.0), dict.fromkeys(behaviours, 0)
         for batch in task.batches(batch_size):
-            kept = capture(model, batch.tokens, names)
-            patterns = torch.stack([kept[name].float().cpu() for name in names], 1)
+            kept = capture(model, batch.tokens, sites)
+            patterns = torch.stack([kept[site].float().cpu() for site in sites], 1)
             for example in range(len(batch)):
                 length = prompt_length(batch, example)
-                pattern = patterns[example, :, :, :length, :length]
-                uniform = torch.ones(length, length).tril()
-                uniform = uniform / uniform.sum(-1, keepdim=True)
-                for name, mask in behaviour_masks(batch.roles[example, :length].tolist()).items():
-                    sums[name] += _score(pattern, mask)
-                    uniform_sums[name] += float(_score(uniform, mask))
-                    counts[name] += 1
-        for name in BEHAVIOURS:
-            columns[f"{name}.{kind}"] = sums[name] / max(counts[name], 1)
-            columns[f"{name}.{kind}.uniform"] = torch.full_like(sums[name], uniform_sums[name] / max(counts[name], 1))
-    for name in BEHAVIOURS:
+                pattern, uniform = patterns[example, :, :, :length, :length], _uniform(length)
+                spans = _spans(batch, example, length)
+                for behaviour in behaviours:
+                    cells = behaviour.cells(spans, length)
+                    if cells is not None:
+                        sums[behaviour] += _score(pattern, cells)
+                        uniform_sums[behaviour] += float(_score(uniform, cells))
+                        counts[behaviour] += 1
+        for behaviour in behaviours:
+            if counts[behaviour] == 0:
+                raise CircuitsError(
+                    f"no prompt of {kind} has what {behaviour} needs: it has the spans "
+                    f"{', '.join([*RESERVED, *task.spans])}"
+                )
+            uniform_mean = uniform_sums[behaviour] / counts[behaviour]
+            columns[f"{behaviour.name}.{kind}"] = sums[behaviour] / counts[behaviour]
+            columns[f"{behaviour.name}.{kind}.uniform"] = torch.full_like(sums[behaviour], uniform_mean)
+    for behaviour in behaviours:
+        name = behaviour.name
         excess = [columns[f"{name}.{kind}"] - columns[f"{name}.{kind}.uniform"] for kind in tasks]
         columns[name] = torch.stack(excess).amin(0)
     return _head_table(shape, columns)

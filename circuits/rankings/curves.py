@@ -22,7 +22,6 @@ from jaxtyping import Bool
 from scipy.integrate import trapezoid
 from torch import Tensor
 
-from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.masks import MODES, NAMES_OF_ANSWERS, ParameterMask, graft
 from circuits.metrics import evaluate
@@ -39,6 +38,7 @@ from circuits.rankings.subsets import (
     swapping,
 )
 from circuits.statistics import mean_interval
+from circuits.tasks import Task
 from circuits.units import TIED, Head, Neuron
 
 #: What belongs to no unit: from which model a sufficient curve takes it.
@@ -108,7 +108,7 @@ def sufficient_curve(
         ``fine_tuned`` and ``pre``.
 
         With ``per_answer`` one row for each of these and each answer, in the order of the task's: also ``example``,
-        ``person`` and ``attribute``; ``fine_tuned`` and ``pre`` say whether the whole models give this answer.
+        ``group`` and ``attribute``; ``fine_tuned`` and ``pre`` say whether the whole models give this answer.
 
     Raises:
         CircuitsError: the rankings or counts do not fit the model, the models are not of one kind, ``pre`` is not the
@@ -119,12 +119,12 @@ def sufficient_curve(
 
     Example:
         >>> import tempfile
-        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
         >>> from circuits.models import load_model
         >>> from circuits.rankings import Evidence, rank_units
         >>> from circuits.training import new_model
         >>> tokenizer = word_tokenizer()
-        >>> task = Task.from_dataset(make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)), "qa_id", tokenizer)
+        >>> task = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)).task("qa_id", tokenizer)
         >>> pre, fine_tuned = (load_model(new_model("tiny-llama", tokenizer, seed)) for seed in (0, 1))
         >>> rankings = rank_units(Evidence(fine_tuned, pre), Head, ["change"])
         >>> curve = sufficient_curve(rankings, pre, fine_tuned, [task], counts=[0, 4, 16])
@@ -331,7 +331,7 @@ def curve_areas(answers: pandas.DataFrame) -> pandas.DataFrame:
 
     Example:
         >>> answers = pandas.DataFrame({"condition": "sufficient", "metric": "change", "draw": 0, "n": [0, 1, 2] * 2,
-        ...                             "task": "qa", "example": [0, 0, 0, 1, 1, 1], "person": [0, 0, 0, 1, 1, 1],
+        ...                             "task": "qa", "example": [0, 0, 0, 1, 1, 1], "group": [0, 0, 0, 1, 1, 1],
         ...                             "attribute": "city", "exact_match": [False, True, True, False, False, True]})
         >>> curve_areas(answers)[["example", "area"]].values.tolist()
         [[0.0, 0.75], [1.0, 0.25]]

@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions import run_interventions, single
 from circuits.masks import ParameterMask
 from circuits.models import Model, checkpoint_of, identity, parameters_of, require_start, shape_of
 from circuits.rankings.subsets import Kind, unit_sums
 from circuits.storage import digest
+from circuits.tasks import Task
 from circuits.tracing import GradientTrace
 from circuits.units import Head
 
@@ -225,7 +225,7 @@ def rank_units(
         arXiv 2505.16178, Fig. 4; docs/method.md, section 5.
 
     Example:
-        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.facts import word_tokenizer
         >>> from circuits.models import load_model
         >>> from circuits.training import new_model
         >>> pre, fine_tuned = (load_model(new_model("tiny-llama", word_tokenizer(), seed)) for seed in (0, 1))

@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.metrics import answer_scores
 from circuits.models import (
@@ -36,6 +35,7 @@ from circuits.models import (
     uninterrupted,
 )
 from circuits.progress import bar
+from circuits.tasks import Task
 from circuits.units import Head, KVGroup, ModelShape, Neuron
 
 #: The kinds of unit that can be ranked.

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import pandas
 
-from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions import ABLATIONS, run_interventions, single
 from circuits.interventions.engine import with_corrections
 from circuits.metrics import Metric
 from circuits.models import Model, shape_of
+from circuits.tasks import Task
 from circuits.units import Head
 
 _METRICS: tuple[str, ...] = ("exact_match", "log_prob")

@@ -17,8 +17,8 @@ from typing import Any
 import pandas
 import torch
 
-from circuits.datasets import FactDataset, Task, check_held_out, dataset_of
 from circuits.errors import CircuitsError
+from circuits.facts import FactDataset, check_held_out, dataset_of
 from circuits.interventions import (
     Engine,
     Intervention,
@@ -32,6 +32,7 @@ from circuits.interventions.engine import answers_table, means_table
 from circuits.models import Model, fingerprint, load_model, require_start, shape_of
 from circuits.storage import digest
 from circuits.sweeps.plan import Job, SweepPlan
+from circuits.tasks import Task
 
 #: The columns that say what was done, before those that say what came of it.
 DONE: tuple[str, ...] = ("units", "mode", "site", "positions", "task", "answers")
@@ -84,7 +85,7 @@ class PreparedSweep:
     def _task(self, split: str) -> Task:
         if self.model.tokenizer is None:
             raise CircuitsError(f"the checkpoint {self.plan.model} has no tokenizer: save one beside its weights")
-        return Task.from_dataset(self.dataset, split, self.model.tokenizer)
+        return self.dataset.task(split, self.model.tokenizer)
 
     def _sample(self, split: str) -> Task:
         task = self._task(split)

@@ -15,8 +15,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from circuits.datasets import SPLITS
 from circuits.errors import CircuitsError
+from circuits.facts import SPLITS
 from circuits.interventions import MODES, Intervention, cumulative, pairs, single
 from circuits.metrics import NAMED_METRICS
 from circuits.models import DTYPES

@@ -53,7 +53,7 @@ def run_sweep(
             executor, a worker was killed, or the disk is full.
 
     Example:
-        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
         >>> from circuits.training import new_model
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())

@@ -16,10 +16,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.models import fingerprint_of, lean_model
 from circuits.storage import atomic_folder
+from circuits.tasks import Task
 from circuits.tracing.gradients import GradientTrace, RunningTrace, TraceSettings
 
 _FOLDER = "traces-{step}"
@@ -48,11 +48,11 @@ class TraceCallback(TrainerCallback):
     Example:
         >>> import tempfile
         >>> from pathlib import Path
-        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
         >>> from circuits.training import Optimisation, train
         >>> folder, tokenizer = Path(tempfile.mkdtemp()), word_tokenizer()
         >>> dataset = make_dataset(folder / "facts", DatasetSettings(people=4))
-        >>> probes = [Task.from_dataset(dataset, split, tokenizer).sample(8) for split in ("bio", "qa_id")]
+        >>> probes = [dataset.task(split, tokenizer).sample(8) for split in ("bio", "qa_id")]
         >>> tracing = TraceCallback(probes, every=2)
         >>> _ = train("mixed", dataset, folder, optimisation=Optimisation(steps=4), callbacks={"mixed": [tracing]})
         >>> tracing.traces["qa_id"], tracing.traces["qa_id"].provenance["steps"]

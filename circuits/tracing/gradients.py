@@ -32,7 +32,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from circuits.datasets import Role, Task
 from circuits.errors import CircuitsError
 from circuits.models import (
     LeanModel,
@@ -53,6 +52,7 @@ from circuits.models import (
 from circuits.models.rows import Kind
 from circuits.progress import track
 from circuits.storage import digest, provenance, read_tensors, write_tensors
+from circuits.tasks import Task
 from circuits.tracing.accumulation import STATISTICS, Products, add_embeddings, add_products, add_tied, add_vectors
 from circuits.units import COMPONENTS, Head, Neuron
 
@@ -194,11 +194,11 @@ def loss_gradients(model: Model, task: Task, loss: str = "answer") -> dict[str, 
 
     Example:
         >>> from circuits import load_model, Task
-        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
         >>> from circuits.training import new_model
         >>> import tempfile
         >>> tokenizer = word_tokenizer()
-        >>> task = Task.from_dataset(make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)), "qa_id", tokenizer)
+        >>> task = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)).task("qa_id", tokenizer)
         >>> tuple(loss_gradients(load_model(new_model("tiny-llama", tokenizer)), task)["blocks.0.attn.W_Q"].shape)
         (4, 128, 32)
     """
@@ -231,7 +231,7 @@ def _counted(task: Task, loss: str) -> Tensor:
     """Which tokens carry the loss: ``Bool[example pos]``, and at least one of each example."""
     if loss not in LOSSES:
         raise CircuitsError(f"there is no loss {loss!r}: choose from {', '.join(LOSSES)}")
-    counted = task.answer_mask if loss == "answer" else task.roles != Role.PADDING
+    counted = task.answer_mask if loss == "answer" else task.attention_mask
     counted = counted.clone()
     counted[:, 0] = False
     if not counted.any(1).all():
@@ -275,7 +275,8 @@ class TraceSettings:
         }
         if self.per == "batch":
             facts["batch_size"] = self.batch_size
-        return facts | {"examples": digest(*(value.numpy().tobytes() for value in (task.tokens, task.roles)))}
+        examples = (task.tokens, task.attention_mask, task.answer_mask)
+        return facts | {"examples": digest(*(value.numpy().tobytes() for value in examples))}
 
     def count(self, task: Task) -> int:
         """How many gradients a trace of the task takes the mean of."""
@@ -578,13 +579,13 @@ def trace_gradients(
 
     Example:
         >>> from circuits import load_model, Task
-        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
         >>> from circuits.training import new_model
         >>> import tempfile
         >>> tokenizer = word_tokenizer()
         >>> dataset = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4))
         >>> model = load_model(new_model("tiny-llama", tokenizer))
-        >>> task = Task.from_dataset(dataset, "qa_id", tokenizer)
+        >>> task = dataset.task("qa_id", tokenizer)
         >>> trace_gradients(model, task)
         GradientTrace('qa_id', parameters=737,280, examples=12)
         >>> sorted(trace_gradients(model, task, per="batch", components=["norms"]).gradients)[:3]
@@ -638,13 +639,13 @@ def trace_checkpoints(
 
     Example:
         >>> from circuits import load_model, Task
-        >>> from circuits.datasets import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
         >>> from circuits.training import new_model
         >>> import tempfile
         >>> tokenizer = word_tokenizer()
         >>> dataset = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4))
         >>> models = [load_model(new_model("tiny-llama", tokenizer, seed)) for seed in (0, 1)]
-        >>> trace_checkpoints(models, Task.from_dataset(dataset, "qa_id", tokenizer))
+        >>> trace_checkpoints(models, dataset.task("qa_id", tokenizer))
         GradientTrace('qa_id', parameters=737,280, examples=12)
     """
     settings = TraceSettings(statistic, loss, batch_size, per, tuple(components))

@@ -47,7 +47,7 @@ def new_model(name: str, tokenizer: "PreTrainedTokenizerBase", seed: int = 0) ->
         CircuitsError: there is no such configuration.
 
     Example:
-        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.facts import word_tokenizer
         >>> round(new_model("tiny-pythia", word_tokenizer()).num_parameters() / 1e6, 1)
         0.9
     """

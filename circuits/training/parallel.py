@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuits.datasets import FactDataset
 from circuits.errors import CircuitsError
+from circuits.facts import FactDataset
 from circuits.progress import bar
 from circuits.training.recipes import Optimisation
 from circuits.training.train import save_start, train

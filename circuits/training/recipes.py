@@ -75,7 +75,7 @@ class Optimisation:
         return self.rows - self.qa_rows
 
 
-#: For a pretrained model of some hundred million parameters on a CPU, with `circuits.datasets.FAMILIAR` people: few
+#: For a pretrained model of some hundred million parameters on a CPU, with `circuits.facts.FAMILIAR` people: few
 #: short rows, and no work but what the answers need.
 PRETRAINED = Optimisation(
     steps=150,

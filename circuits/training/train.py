@@ -32,8 +32,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from circuits.datasets import FactDataset, Task, tokenise, word_tokenizer
 from circuits.errors import CircuitsError
+from circuits.facts import FactDataset, word_tokenizer
 from circuits.metrics import evaluate
 from circuits.models import (
     checksums,
@@ -43,6 +43,7 @@ from circuits.models import (
     quiet,
 )
 from circuits.storage import atomic_folder, flatten, provenance, read_json, write_json
+from circuits.tasks import Task, tokenise
 from circuits.training.configurations import CONFIGURATIONS, new_model
 from circuits.training.recipes import Optimisation, Stage, stages
 
@@ -87,7 +88,7 @@ def train(
 
     Example:
         >>> import tempfile
-        >>> from circuits.datasets import DatasetSettings, make_dataset
+        >>> from circuits.facts import DatasetSettings, make_dataset
         >>> folder = Path(tempfile.mkdtemp())
         >>> dataset = make_dataset(folder / "facts", DatasetSettings(people=4))
         >>> [path.name for path in train("two-stage", dataset, folder, optimisation=Optimisation(steps=2))]
@@ -128,7 +129,7 @@ def save_start(dataset: FactDataset, out: Path, start: str | Path, seed: int) ->
             model, tokenizer = load_huggingface(start), load_tokenizer(start)
         # a tokenizer that does not fit is refused before anything is written
         for split in ("bio", "qa_id"):
-            tokenise(list(itertools.islice(dataset.rows(split), 1000)), tokenizer)
+            tokenise(list(itertools.islice(dataset.examples(split), 1000)), tokenizer)
         _save(model, tokenizer, out / "pre", facts)
     # what a stage started from, so that no other model is taken for its θ_pre; not compared with what finished stages
     # say, because those of earlier versions say nothing
@@ -240,7 +241,7 @@ def _last_state(work: Path) -> str | None:
 
 def _followed_tasks(dataset: FactDataset, tokenizer: PreTrainedTokenizerBase) -> list[Task]:
     return [
-        Task.from_rows(split, itertools.islice(dataset.rows(split), count), tokenizer)
+        Task.from_examples(split, itertools.islice(dataset.examples(split), count), tokenizer)
         for split, count in _FOLLOWED.items()
     ]
 
@@ -304,13 +305,13 @@ class _TokenisedRows(torch.utils.data.Dataset[dict[str, list[int]]]):
 def _labelled_rows(
     dataset: FactDataset, split: str, tokenizer: PreTrainedTokenizerBase, loss: str
 ) -> Iterator[dict[str, list[int]]]:
-    rows = dataset.rows(split)
-    while chunk := list(itertools.islice(rows, 1000)):
+    examples = dataset.examples(split)
+    while chunk := list(itertools.islice(examples, 1000)):
         for example in tokenise(chunk, tokenizer):
-            tokens = labels = example["tokens"]
+            tokens = labels = example.tokens
             if loss == "answer":
                 labels = [_IGNORED] * len(tokens)
-                for start, end in example["answers"]:
+                for start, end in example.answers:
                     labels[start:end] = tokens[start:end]
             yield {"input_ids": tokens, "labels": labels}
 
@@ -346,7 +347,7 @@ def compact_loss(
         groups: of rows that run together.
 
     Example:
-        >>> from circuits.datasets import word_tokenizer
+        >>> from circuits.facts import word_tokenizer
         >>> from circuits.training import new_model
         >>> model, tokens = new_model("tiny-llama", word_tokenizer()), torch.arange(24).view(4, 6)
         >>> labels = tokens.where(tokens % 6 > 3, -100)

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from circuits.cli import main
-from circuits.datasets import FAMILIAR, DatasetSettings, FactDataset, make_dataset, word_tokenizer
 from circuits.errors import CircuitsError
+from circuits.facts import FAMILIAR, DatasetSettings, FactDataset, make_dataset, word_tokenizer
 from circuits.figures import findings, results_page
 from circuits.masks import Graft, ParameterMask, graft
 from circuits.models import fingerprint, load_model, parameters_of, save_model

@@ -9,7 +9,6 @@ import pytest
 import torch
 from choreographer.errors import ChromeNotFoundError
 
-from circuits.datasets import Role
 from circuits.errors import CircuitsError
 from circuits.figures import (
     Rectangle,
@@ -25,26 +24,26 @@ from circuits.figures import (
     write_report,
 )
 from circuits.figures.saving import save_images
-from circuits.rankings import HeadReading, read_head
+from circuits.rankings import BEHAVIOURS, HeadReading, read_head
 from circuits.units import Head
 
 
 def reading(linking: float = 0.9, head: Head = Head(2, 1)) -> HeadReading:  # noqa: B008
-    roles = [Role.OTHER, Role.SUBJECT, Role.SUBJECT, Role.RELATION, Role.OTHER, Role.RELATION]
     return HeadReading(
         head,
         "QA",
         "Which <b>?",
         ["<s>", "Ada", "Oakley", "was", "in", "born"],
-        [int(role) for role in roles],
+        {"subject": [1, 2], "relation": [3, 5]},
         torch.full((6, 6), 1 / 6).tril(),
         [("Paris", 3.0), ("Oslo", 1.0)],
         ("Paris", 3.0, 1),
         {"subject_linking": (linking, 0.3), "relation_focusing": (0.1, 0.2)},
+        BEHAVIOURS,
     )
 
 
-def test_rectangles_are_found_from_roles_and_scores():
+def test_rectangles_are_found_from_spans_and_scores():
     found = found_rectangles([reading(), reading()])
     assert Rectangle(0, (2, 5), (1, 2), "subject_linking", True) in found
     assert Rectangle(1, (5, 5), (3, 3), "relation_focusing", False) in found

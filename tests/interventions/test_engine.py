@@ -8,8 +8,8 @@ import numpy
 import pytest
 import torch
 
-from circuits.datasets import DatasetSettings, Role, Task, make_dataset
 from circuits.errors import CircuitsError
+from circuits.facts import DatasetSettings, make_dataset
 from circuits.interventions import (
     Intervention,
     cumulative,
@@ -29,10 +29,9 @@ from circuits.metrics import evaluate
 from circuits.models import load_model, parameters_of
 from circuits.models.hookable import backends
 from circuits.statistics import paired
+from circuits.tasks import Task
 from circuits.units import Component, Head, KVGroup, Neuron
 from tests.conftest import loaded
-
-ROLES = {"subject": Role.SUBJECT, "relation": Role.RELATION, "answer": Role.ANSWER}
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def places(task: Task, example: int, positions) -> list[int]:
         return [positions] if positions < length else []
     if positions == "last":
         return [int(start) - 1 for start in task.answers["start"][task.answers["example"] == example]]
-    return [place for place in range(length) if task.roles[example, place] == ROLES[positions]]
+    return [place for place in range(length) if bool(task.span(positions)[example, place])]
 
 
 def hook_name(unit, site: str) -> str:
@@ -312,7 +311,9 @@ def left_padded(task: Task) -> Task:
     order = (torch.arange(width)[None] - shift[:, None]) % width
     moved = shift[torch.as_tensor(task.answers["example"].to_numpy(copy=True))].numpy()
     answers = task.answers.assign(start=task.answers["start"] + moved, end=task.answers["end"] + moved)
-    return Task(task.name, task.tokens.gather(1, order), task.roles.gather(1, order), answers, task.texts)
+    moved = {name: at.gather(1, order) for name, at in task.spans.items()}
+    mask = task.attention_mask.gather(1, order)
+    return replace(task, tokens=task.tokens.gather(1, order), attention_mask=mask, answers=answers, spans=moved)
 
 
 def test_padding_on_either_side_gives_the_same_as_one_by_one(model, questions):
@@ -436,7 +437,7 @@ def test_metrics_equal_their_definitions(model, tasks):
 
 def test_effects_have_the_intervals_and_tests_of_their_people(model, tasks):
     task = tasks["qa_ood"].select(range(24))
-    assert task.answers["person"].nunique() < len(task.answers)
+    assert task.answers["group"].nunique() < len(task.answers)
     plan = single([Head(1, 1), Head(2, 2), Head(3, 0)])
     table = run_interventions(model, task, plan, metrics=["log_prob", "first_token"])
     answers = run_interventions(model, task, plan, metrics=["log_prob", "first_token"], per_answer=True)
@@ -447,7 +448,7 @@ def test_effects_have_the_intervals_and_tests_of_their_people(model, tasks):
             own = answers[answers["units"] == units]
             before = (own[metric] - own[f"{metric}_effect"]).to_numpy()
             assert before == pytest.approx(clean[metric].to_numpy(dtype=float), abs=1e-4)
-            alone = paired(own[metric].tolist(), before, own["person"].tolist())
+            alone = paired(own[metric].tolist(), before, own["group"].tolist())
             found = [table[f"{metric}_effect{ending}"][row] for ending in ("", "_low", "_high", "_p")]
             assert found == pytest.approx([alone.difference, alone.low, alone.high, alone.p_value], abs=1e-6)
         p, q = (table[f"{metric}_effect_{name}"].to_numpy() for name in "pq")
@@ -495,7 +496,7 @@ def test_an_effect_at_a_position_is_the_mean_over_the_prompts_that_have_it(model
 
 def test_only_answers_behind_a_position_count_and_patches_need_a_match(model, tasks, tmp_path, tokenizer):
     dataset = make_dataset(tmp_path / "facts", DatasetSettings(people=3, row="biography"))
-    biographies = Task.from_dataset(dataset, "bio", tokenizer).select([0, 1])
+    biographies = dataset.task("bio", tokenizer).select([0, 1])
     middle = int(biographies.answers["start"].median())
     table = run_interventions(model, biographies, [Intervention((Head(1, 1),), positions=middle)])
     assert table["answers"][0] == sum(middle < end - 1 for end in biographies.answers["end"])
@@ -656,10 +657,7 @@ def test_the_logit_difference_is_taken_where_the_answers_first_differ(model, tas
         assert found != 0
     # one is the beginning of the other: nothing tells them apart
     ends = source.answers["start"] + 1
-    roles = source.roles.clone()
-    for theirs in source.answers.itertuples():
-        roles[theirs.example, theirs.start + 1 : theirs.end] = Role.OTHER
-    shorter = replace(alike, answers=source.answers.assign(end=ends), roles=roles)
+    shorter = replace(alike, answers=source.answers.assign(end=ends))
     with pytest.raises(CircuitsError, match=f"cannot tell the answer {target.answers['value'][0]!r} from its"):
         run_interventions(model, target, [head], source=shorter, metrics="logit_diff")
 

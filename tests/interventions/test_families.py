@@ -8,7 +8,6 @@ import pandas
 import pytest
 import torch
 
-from circuits.datasets import Role, Task
 from circuits.interventions import (
     Intervention,
     ablate_heads,
@@ -20,8 +19,9 @@ from circuits.interventions import (
 from circuits.interventions.engine import Engine
 from circuits.models import lean_model, load_model, rows_of, shape_of
 from circuits.models.hookable import backends
+from circuits.tasks import Task
 from circuits.units import Component, Head, KVGroup, Neuron
-from tests.interventions.test_engine import ROLES, hook_name
+from tests.interventions.test_engine import hook_name
 from tests.models.test_families import CONFIGURATIONS, enliven, random_model
 
 #: Longer than the windows and than the length from which some rotary angles are scaled.
@@ -52,14 +52,14 @@ def made(seed: int) -> Task:
     """Prompts of unequal length with answers of two tokens; the first two begin alike."""
     tokens = torch.randint(67, (len(LENGTHS), max(LENGTHS)), generator=torch.Generator().manual_seed(seed))
     tokens[1, :6] = tokens[0, :6]
-    roles = torch.full(tokens.shape, int(Role.RELATION))
-    roles[:, 9:11] = Role.SUBJECT
-    for example, length in enumerate(LENGTHS):
-        roles[example, length - 2 : length], roles[example, length:] = Role.ANSWER, Role.PADDING
     ends = numpy.array(LENGTHS)
+    places = torch.arange(tokens.shape[1]).expand(tokens.shape)
+    mask, prompt = places < torch.tensor(LENGTHS)[:, None], places < torch.tensor(LENGTHS)[:, None] - 2
+    subject = (places >= 9) & (places < 11) & prompt
+    spans = {"subject": subject, "relation": prompt & ~subject}
     values = [f"{seed}.{example}" for example in range(len(LENGTHS))]
     answers = pandas.DataFrame({"example": range(len(LENGTHS)), "start": ends - 2, "end": ends, "value": values})
-    return Task("made", tokens.where(roles != Role.PADDING, 0), roles, answers, values)
+    return Task("made", tokens.where(mask, 0), mask, answers, values, spans)
 
 
 TASK, SOURCE, REFERENCE = made(1), made(2), made(3)
@@ -101,7 +101,7 @@ def places(task: Task, positions) -> torch.Tensor:
     elif isinstance(positions, int):
         found[:, positions] = True
     else:
-        found = task.roles == ROLES[positions]
+        found = task.span(positions)
     return found
 
 

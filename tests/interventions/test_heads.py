@@ -3,7 +3,6 @@ import copy
 import pytest
 import torch
 
-from circuits.datasets import Role, Task
 from circuits.errors import CircuitsError
 from circuits.interventions import (
     ablate_heads,
@@ -15,6 +14,7 @@ from circuits.interventions import (
     replace_heads,
 )
 from circuits.metrics import evaluate
+from circuits.tasks import Task
 from circuits.units import Head
 
 
@@ -76,8 +76,8 @@ def test_padding_changes_nothing(model, bio):
 def test_another_person_is_asked_the_same_and_answers_otherwise(tasks):
     task = tasks["qa_ood"]
     other = pair_people(task, seed=1)
-    assert torch.equal(other.roles, task.roles)
-    frame = (task.roles != Role.SUBJECT) & (task.roles != Role.ANSWER)
+    assert all(torch.equal(other.spans[name], at) for name, at in task.spans.items())
+    frame = ~(task.span("subject") | task.span("answer"))
     assert torch.equal(other.tokens[frame], task.tokens[frame])
     assert (other.answers["value"] != task.answers["value"]).all()
     assert (other.answers["attribute"] == task.answers["attribute"]).all()
@@ -118,11 +118,11 @@ def test_patching_from_another_person_equals_a_hook_written_by_hand(model, tasks
         assert torch.allclose(found[example, :length], expected[0, :length], atol=1e-4)
 
 
-def test_positions_of_two_formats_match_by_role(model, tasks, tokenizer):
+def test_positions_of_two_formats_match_by_span(model, tasks, tokenizer):
     questions = tasks["qa_ood"]
     biographies = pair_formats(questions, tasks["bio"])
     assert (biographies.answers["value"] == questions.answers["value"]).all()
-    assert (biographies.answers["person"] == questions.answers["person"]).all()
+    assert (biographies.answers["group"] == questions.answers["group"]).all()
     matches = matching_positions(biographies, questions)
     for example in range(len(questions)):
         pairs = matches[matches[:, 0] == example][:, 1:].tolist()
@@ -130,12 +130,13 @@ def test_positions_of_two_formats_match_by_role(model, tasks, tokenizer):
         assert last in pairs
         for theirs, ours in pairs:
             if [theirs, ours] != last:
-                role = int(questions.roles[example, ours])
-                assert role in (Role.SUBJECT, Role.RELATION)
-                assert int(biographies.roles[example, theirs]) == role
-            if int(questions.roles[example, ours]) == Role.SUBJECT:
+                assert any(
+                    bool(questions.spans[name][example, ours]) and bool(biographies.spans[name][example, theirs])
+                    for name in ("subject", "relation")
+                )
+            if bool(questions.spans["subject"][example, ours]):
                 assert biographies.tokens[example, theirs] == questions.tokens[example, ours]
-        assert sum(int(questions.roles[example, ours]) == Role.SUBJECT for _, ours in pairs) == 2
+        assert sum(bool(questions.spans["subject"][example, ours]) for _, ours in pairs) == 2
         assert len({ours for _, ours in pairs}) == len(pairs)
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from circuits.datasets import Role
 from circuits.errors import CircuitsError
 from circuits.masks import (
     Graft,
@@ -15,7 +14,6 @@ from circuits.masks import (
     graft_at,
     graft_by_optimisation,
     graft_by_score,
-    role_positions,
     unit_mask,
 )
 from circuits.masks.grafting import _Search
@@ -300,7 +298,7 @@ def test_a_graft_at_all_positions_is_a_graft_and_at_none_is_none(distant, task):
 def test_a_graft_at_some_positions_is_reading_token_by_token_with_the_weights_of_each(distant, task, tmp_path):
     pre, fine_tuned = distant
     mask = unit_mask(fine_tuned, units_of_all_kinds(pre)).permuted(1)
-    positions = role_positions(task, [Role.SUBJECT], last=True)
+    positions = task.span("subject") | task.span("last")
     assert 0.2 < positions.float().mean() < 0.8
     save_model(pre, tmp_path / "pre")
     with graft(pre, mask, fine_tuned):
@@ -327,21 +325,10 @@ def test_a_graft_at_some_positions_is_reading_token_by_token_with_the_weights_of
         assert row.log_prob == pytest.approx(float(expected), abs=1e-4)
 
 
-def test_role_positions(task):
-    answers = task.answers.iloc[0]
-    subject = role_positions(task, [Role.SUBJECT])
-    assert torch.equal(subject, task.roles == Role.SUBJECT)
-    with_last = role_positions(task, [Role.SUBJECT, Role.RELATION], last=True)
-    expected = (task.roles == Role.SUBJECT) | (task.roles == Role.RELATION)
-    expected[torch.arange(len(task)), torch.as_tensor(task.answers["start"].to_numpy(copy=True)) - 1] = True
-    assert torch.equal(with_last, expected)
-    assert with_last[answers["example"], answers["start"] - 1]
-
-
 def test_grafting_at_positions_refuses_what_it_cannot_do(distant, task, tasks):
     pre, fine_tuned = distant
     mask = unit_mask(fine_tuned, [Head(0, 0)])
-    positions = role_positions(task, [Role.SUBJECT])
+    positions = task.span("subject")
     with (
         pytest.raises(CircuitsError, match="no example of qa_id"),
         graft_at(pre, mask, fine_tuned, task, positions),

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from circuits.cli import main
-from circuits.datasets import word_tokenizer
 from circuits.errors import CircuitsError
+from circuits.facts import word_tokenizer
 from circuits.models import fingerprint, load_model, save_model
 from tests.conftest import lively
 

@@ -13,7 +13,6 @@ from circuits.masks import (
     graft_at,
     mean,
     revert,
-    role_positions,
     unit_mask,
     zero,
 )
@@ -38,7 +37,7 @@ def blocks(pair, task):
     some = [name for name in parameters if name.startswith("blocks.1.") or "embed" in name]
     mask = ParameterMask({name: torch.ones(parameters[name].shape) > 0 for name in some}, fingerprint(model))
     heads = unit_mask(model, [Head(0, 0), Head(2, 1)])
-    positions = role_positions(task, [1])
+    positions = task.span("subject")
 
     def swapped():
         with swapping(model, pre, Neuron) as switch:

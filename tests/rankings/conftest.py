@@ -1,10 +1,12 @@
 """A fine-tuned model and what it was before, and a task that the fine-tuned one answers without a mistake."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from circuits.datasets import Task
 from circuits.models import Model
+from circuits.tasks import Task
 from tests.conftest import loaded
 
 
@@ -23,4 +25,4 @@ def recalled(model, tasks) -> Task:
     examples = torch.arange(len(task))
     with torch.no_grad():
         tokens[examples, starts] = model(tokens)[examples, starts - 1].argmax(-1)
-    return Task("recalled", tokens, task.roles, task.answers, task.texts)
+    return replace(task, name="recalled", tokens=tokens)

@@ -1,10 +1,9 @@
 import pytest
 import torch
 
-from circuits.datasets import Role
 from circuits.errors import CircuitsError
 from circuits.models import load_model
-from circuits.rankings import attention_scores, behaviour_masks, induction_scores, read_head
+from circuits.rankings import BEHAVIOURS, Behaviour, attention_scores, induction_scores, read_head
 from circuits.units import Head
 
 
@@ -28,11 +27,13 @@ def test_a_reading_equals_the_raw_model(model, tasks, tokenizer):
 
 
 def test_scores_by_hand():
-    roles = [Role.OTHER, Role.SUBJECT, Role.SUBJECT, Role.RELATION, Role.OTHER]
-    masks = behaviour_masks(roles)
-    assert masks["subject_linking"].nonzero().tolist() == [[2, 1], [2, 2], [3, 1], [3, 2], [4, 1], [4, 2]]
-    assert masks["relation_focusing"].nonzero().tolist() == [[4, 3]]
-    assert behaviour_masks([Role.OTHER]) == {}
+    spans = {"subject": [1, 2], "relation": [3]}
+    linking, focusing = (behaviour.cells(spans, 5) for behaviour in BEHAVIOURS)
+    assert linking.nonzero().tolist() == [[2, 1], [2, 2], [3, 1], [3, 2], [4, 1], [4, 2]]
+    assert focusing.nonzero().tolist() == [[4, 3]]
+    assert Behaviour("back", "relation", "subject").cells(spans, 5).nonzero().tolist() == [[3, 1], [3, 2]]
+    assert Behaviour("forth", "subject", "relation").cells(spans, 5) is None
+    assert all(behaviour.cells({}, 5) is None for behaviour in BEHAVIOURS)
 
 
 def test_scores_of_all_heads_equal_reading_one_by_one(model, tasks):

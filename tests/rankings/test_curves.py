@@ -1,12 +1,12 @@
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pandas
 import pytest
 import torch
 
-from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.interventions import Intervention, ablate_heads, mean_head_outputs, run_interventions
 from circuits.masks import covered_parameters, revert, unit_mask
@@ -243,7 +243,7 @@ def test_every_answer_of_a_curve_is_kept(model, pre, recalled, tasks, rankings):
         start, source = (pre, model) if curve is sufficient_curve else (model, pre)
         expected = evaluate(grafted_by_hand(start, source, top(rankings, row), curve is sufficient_curve), scored[1])
         rows = answers[(answers["n"] == 2) & (answers["task"] == "bio") & (answers["metric"] == "change")]
-        names = ["example", "person", "attribute", "exact_match"]
+        names = ["example", "group", "attribute", "exact_match"]
         pandas.testing.assert_frame_equal(rows[names].reset_index(drop=True), expected[names])
         assert rows["fine_tuned"].tolist() == evaluate(model, scored[1])["exact_match"].tolist()
         assert rows["pre"].tolist() == evaluate(pre, scored[1])["exact_match"].tolist()
@@ -306,6 +306,6 @@ def test_bad_input_is_refused(model, pre, recalled, rankings):
 
 
 def test_a_task_of_several_answers_counts_answers(model, pre, bio, rankings):
-    long = Task("long", bio.tokens, bio.roles, bio.answers, bio.texts)
+    long = replace(bio, name="long")
     curve = critical_curve(rankings, model, [long], pre, counts=[0])
     assert curve["log_prob"].tolist() == pytest.approx([evaluate(model, long)["log_prob"].mean()] * 3, abs=1e-4)

@@ -1,7 +1,6 @@
 import pandas
 import pytest
 
-from circuits.datasets import Task
 from circuits.errors import CircuitsError
 from circuits.sweeps import SweepPlan
 from circuits.units import ModelShape
@@ -157,6 +156,6 @@ def test_each_position_ends_with_the_longest_prompt(plan_of, dataset, tokenizer)
     from circuits.sweeps.jobs import prepare
 
     prepared = prepare(plan_of(positions="each", units="L0H0"))
-    task = Task.from_dataset(dataset, "qa_ood", tokenizer).sample(6, 0)
+    task = dataset.task("qa_ood", tokenizer).sample(6, 0)
     longest = max(int(row.start) for row in task.answers.itertuples())
     assert [one.positions for one in prepared.interventions["qa_ood"]] == list(range(longest))

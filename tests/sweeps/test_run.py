@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.stats import false_discovery_control
 
-from circuits.datasets import DatasetSettings, Task, make_dataset
 from circuits.errors import CircuitsError
+from circuits.facts import DatasetSettings, make_dataset
 from circuits.interventions import pair_formats, patch_heads
 from circuits.metrics import evaluate
 from circuits.models import fingerprint, load_model
@@ -30,7 +30,7 @@ def test_a_sweep_equals_one_changed_copy_a_head(places, plan_of, dataset, tokeni
     assert len(table) == 16 * 2
     model = load_model(places.folder / family)
     for split in ("qa_id", "bio"):
-        task = Task.from_dataset(dataset, split, tokenizer).sample(6, 0)
+        task = dataset.task(split, tokenizer).sample(6, 0)
         own = evaluate(model, task)["log_prob"].mean()
         for row in table[table["task"] == split].itertuples():
             by_hand = copy.deepcopy(model)
@@ -46,8 +46,8 @@ def test_a_sweep_equals_one_changed_copy_a_head(places, plan_of, dataset, tokeni
 def test_patching_from_the_other_format_equals_hooks(places, plan_of, dataset, tokenizer, tmp_path):
     table = run_sweep(plan_of(modes="patch", source="formats", units=["L1H2", "L3H0"]), tmp_path / "out")
     model = load_model(places.model)
-    task = Task.from_dataset(dataset, "qa_ood", tokenizer).sample(6, 0)
-    source = pair_formats(task, Task.from_dataset(dataset, "bio", tokenizer))
+    task = dataset.task("qa_ood", tokenizer).sample(6, 0)
+    source = pair_formats(task, dataset.task("bio", tokenizer))
     for row in table.itertuples():
         with patch_heads(model, [Head.parse(row.units)], source, task):
             assert row.log_prob == pytest.approx(evaluate(model, task, len(task))["log_prob"].mean(), abs=1e-4)

@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from circuits.datasets import DatasetSettings, Task, make_dataset, word_tokenizer
 from circuits.errors import CircuitsError
+from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
 from circuits.models import fingerprint, load_model
 from circuits.tracing import GradientTrace, TraceCallback, trace_gradients
 from circuits.training import Optimisation, train
@@ -23,7 +23,7 @@ def few(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def probes(few):
-    return [Task.from_dataset(few, split, word_tokenizer()).sample(6) for split in ("bio", "qa_ood")]
+    return [few.task(split, word_tokenizer()).sample(6) for split in ("bio", "qa_ood")]
 
 
 class Losses(TrainerCallback):

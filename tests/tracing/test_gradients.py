@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from circuits.datasets import Task, word_tokenizer
 from circuits.errors import CircuitsError
+from circuits.facts import word_tokenizer
 from circuits.models import arithmetic, lean_model, load_model, parameters_of
 from circuits.models.hookable import backends
+from circuits.tasks import Task
 from circuits.tracing import (
     LOSSES,
     STATISTICS,
@@ -210,10 +211,10 @@ def test_products_of_uneven_parts_equal_single_products_to_the_bit_on_any_number
 
 
 def test_biographies_with_several_answers_are_traced_too(model, tmp_path, tokenizer):
-    from circuits.datasets import DatasetSettings, make_dataset
+    from circuits.facts import DatasetSettings, make_dataset
 
     dataset = make_dataset(tmp_path / "facts", DatasetSettings(people=2, biographies=1, row="biography"))
-    task = Task.from_dataset(dataset, "bio", tokenizer)
+    task = dataset.task("bio", tokenizer)
     traced = trace_gradients(model, task, components=COMPONENTS)
     assert_same(traced.gradients, mean_statistic(single_gradients(model, task, "answer"), "abs"))
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from circuits.datasets import DatasetSettings, Task, dataset_of, make_dataset, word_tokenizer
 from circuits.errors import CircuitsError
+from circuits.facts import DatasetSettings, dataset_of, make_dataset, word_tokenizer
 from circuits.interventions import Intervention, run_interventions
 from circuits.masks import ablate_mask, graft, graft_at, graft_by_score, revert, unit_mask
 from circuits.models import fingerprint, load_huggingface, load_model, load_tokenizer
@@ -173,7 +173,7 @@ def test_another_start_than_the_one_trained_from_is_refused(few, tmp_path):
     tuned, pre, wrong = (load_model(path) for path in (first, first.parent / "pre", other.parent / "pre"))
     facts = json.loads((first / "circuits.json").read_text())
     assert facts["start_fingerprint"] == fingerprint(pre)
-    mask, task = unit_mask(tuned, [Head(0, 0)]), Task.from_dataset(few, "qa_id", tuned.tokenizer)
+    mask, task = unit_mask(tuned, [Head(0, 0)]), few.task("qa_id", tuned.tokenizer)
     ranking = rank_units(Evidence(tuned, pre), Head, ["change"])
     refused = f"one/mixed was trained from model {fingerprint(pre)}, and .*two/pre is {fingerprint(wrong)}: give the"
     for act in (

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from circuits.datasets.pools import DAYS, MONTHS, POOLS, YEARS
 from circuits.errors import CircuitsError
+from circuits.facts.pools import DAYS, MONTHS, POOLS, YEARS
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def make_people(count: int, seed: int = 0, qa_id_fraction: float = 0.5, pools: s
         seed: the seed of every draw.
         qa_id_fraction: the share of people whose questions are in training, between 0 and 1; at least one person
             falls on each side.
-        pools: ``invented`` or ``familiar`` names and values, see `circuits.datasets.pools`.
+        pools: ``invented`` or ``familiar`` names and values, see `circuits.facts.pools`.
 
     Raises:
         CircuitsError: there are no such pools or not enough names, or the share is not between 0 and 1.

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from circuits.datasets.pools import DAYS, MONTHS, POOLS, YEARS
-from circuits.datasets.wordings import BIOGRAPHY, QUESTIONS
+from circuits.facts.pools import DAYS, MONTHS, POOLS, YEARS
+from circuits.facts.wordings import BIOGRAPHY, QUESTIONS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

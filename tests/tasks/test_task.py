@@ -5,9 +5,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from circuits.datasets import Role, Task, word_tokenizer
 from circuits.errors import CircuitsError
+from circuits.facts import example_of, word_tokenizer
 from circuits.metrics import evaluate
+from circuits.tasks import Task
 from circuits.training import new_model
 
 
@@ -36,33 +37,33 @@ def trained(texts: list[str], kind: str) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("kind", ["byte-level", "metaspace", "wordpiece"])
 @pytest.mark.parametrize("split", ["qa_ood", "qa_id_unseen"])
-def test_roles_are_right_for_subword_tokenizers(dataset, kind, split):
+def test_spans_are_right_for_subword_tokenizers(dataset, kind, split):
     rows = list(dataset.rows(split))
     subwords = trained([row["text"] for row in rows], kind)
-    task = Task.from_rows(split, rows, subwords)
+    task = Task.from_examples(split, map(example_of, rows), subwords)
     squeezed = [
         {
-            Role.SUBJECT: "".join(row["text"][slice(*span)] for span in row["subject"]),
-            Role.RELATION: "".join(row["text"][slice(*span)] for span in row["relation"]),
-            Role.ANSWER: "".join(row["text"][slice(*span)] for span in row["answer"]),
+            "subject": "".join(row["text"][slice(*span)] for span in row["subject"]),
+            "relation": "".join(row["text"][slice(*span)] for span in row["relation"]),
+            "answer": "".join(row["text"][slice(*span)] for span in row["answer"]),
         }
         for row in rows
     ]
     for example, wanted in enumerate(squeezed):
-        for role, text in wanted.items():
-            found = "".join(subwords.convert_ids_to_tokens(task.tokens[example][task.roles[example] == role]))
+        for span, text in wanted.items():
+            found = "".join(subwords.convert_ids_to_tokens(task.tokens[example][task.span(span)[example]]))
             for mark in ("Ġ", "▁", "##"):
                 found = found.replace(mark, "")
             assert found.lower() == text.replace(" ", "").lower()
 
 
-def test_roles_of_a_sentence_by_hand(tokenizer, dataset):
+def test_spans_of_a_sentence_by_hand(tokenizer, dataset):
     row = next(row for row in dataset.rows("qa_id") if row["attributes"] == ["work_city"])
-    task = Task.from_rows("qa", [row], tokenizer)
+    task = Task.from_examples("qa", [example_of(row)], tokenizer)
     words = tokenizer.convert_ids_to_tokens(task.tokens[0])
     assert words[:4] == ["<s>", "In", "which", "city"]
-    names = ["OTHER", "OTHER", "OTHER", "RELATION", "OTHER", "SUBJECT", "SUBJECT", "RELATION", "OTHER", "ANSWER"]
-    assert [Role(role).name for role in task.roles[0].tolist()] == names
+    places = {name: task.span(name)[0].nonzero().flatten().tolist() for name in (*task.spans, "answer", "last", "all")}
+    assert places == {"subject": [5, 6], "relation": [3, 7], "answer": [9], "last": [8], "all": list(range(10))}
     assert task.answers[["start", "end"]].values.tolist() == [[9, 10]]
 
 
@@ -73,18 +74,18 @@ def test_a_glued_answer_is_refused_and_never_shifted(dataset):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     glued = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<unk>")
     with pytest.raises(CircuitsError, match="the tokenizer glues the answer"):
-        Task.from_rows("bio", [row], glued)
+        Task.from_examples("bio", [example_of(row)], glued)
 
 
 def test_an_answer_that_nothing_precedes_is_refused(tokenizer):
     row = {"person": 0, "attributes": ["major"], "text": "", "subject": [], "relation": [], "answer": [[0, 0]]}
     with pytest.raises(CircuitsError, match="no token before the answer"):
-        Task.from_rows("bio", [row], tokenizer)
+        Task.from_examples("bio", [example_of(row)], tokenizer)
 
 
 def test_an_empty_task_is_refused(tokenizer, tasks):
     with pytest.raises(CircuitsError, match="the task bio is empty"):
-        Task.from_rows("bio", [], tokenizer)
+        Task.from_examples("bio", [], tokenizer)
     with pytest.raises(CircuitsError, match="the task bio is empty"):
         tasks["bio"].select([])
 
@@ -94,8 +95,9 @@ def test_padding_is_no_token(tasks):
     lengths = task.attention_mask.sum(1)
     assert lengths.min() < task.tokens.shape[1] == lengths.max()
     for example, length in enumerate(lengths.tolist()):
-        assert (task.roles[example, length:] == Role.PADDING).all()
-        assert (task.roles[example, :length] != Role.PADDING).all()
+        assert task.attention_mask[example, :length].all()
+        for name in (*task.spans, "answer", "last", "all"):
+            assert not task.span(name)[example, length:].any()
 
 
 def test_select_batches_and_sample_keep_answers_with_their_examples(tasks):
@@ -114,7 +116,9 @@ def test_a_task_is_saved_and_loaded(tasks, tmp_path):
     task.save(tmp_path / "task.safetensors")
     loaded = Task.load(tmp_path / "task.safetensors")
     assert torch.equal(loaded.tokens, task.tokens)
-    assert torch.equal(loaded.roles, task.roles)
+    assert torch.equal(loaded.attention_mask, task.attention_mask)
+    assert loaded.spans.keys() == task.spans.keys()
+    assert all(torch.equal(loaded.spans[name], at) for name, at in task.spans.items())
     assert loaded.answers.equals(task.answers)
     assert (loaded.name, loaded.texts, loaded.provenance) == (task.name, task.texts, task.provenance)
     with pytest.raises(CircuitsError, match="there is no file"):
@@ -137,7 +141,7 @@ def two_sentences(dataset):
 def test_answers_listed_out_of_order_keep_their_own_tokens(model, dataset, tokenizer):
     row = two_sentences(dataset)
     backwards = row | {"answer": row["answer"][::-1], "attributes": row["attributes"][::-1]}
-    task, same = (Task.from_rows("bio", [one], tokenizer) for one in (row, backwards))
+    task, same = (Task.from_examples("bio", [example_of(one)], tokenizer) for one in (row, backwards))
     assert same.answers.equals(task.answers)
     assert evaluate(model, same)["log_prob"].tolist() == evaluate(model, task)["log_prob"].tolist()
 
@@ -146,7 +150,7 @@ def test_answers_that_overlap_are_refused(dataset, tokenizer):
     row = two_sentences(dataset)
     (left, _), (_, right) = row["answer"][:2]
     with pytest.raises(CircuitsError, match="the answers '.*' and '.*' overlap in '.*': give each characters of its"):
-        Task.from_rows("bio", [row | {"answer": [[left, right], *row["answer"][1:]]}], tokenizer)
+        Task.from_examples("bio", [example_of(row | {"answer": [[left, right], *row["answer"][1:]]})], tokenizer)
 
 
 def digits_apart(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -164,11 +168,11 @@ def test_a_bare_space_before_an_answer_is_the_end_of_its_prompt():
     text = "Ada Oak was born in 1982 in Paris."
     tokenizer = digits_apart([text])
     row = {"person": 0, "attributes": ["year", "city"], "text": text, "subject": [[0, 7]], "relation": [[12, 19]]}
-    task = Task.from_rows("bio", [row | {"answer": [[20, 24], [28, 33]]}], tokenizer)
+    task = Task.from_examples("bio", [example_of(row | {"answer": [[20, 24], [28, 33]]})], tokenizer)
     words = tokenizer.convert_ids_to_tokens(task.tokens[0])
     (year, city) = task.answers.itertuples()
     assert words[year.start - 1 : year.end] == ["Ġ", "1", "9", "8", "2"]
-    assert task.roles[0, year.start - 1] == Role.OTHER
+    assert not any(at[0, year.start - 1] for at in task.spans.values())
     assert "".join(words[city.start : city.end]) == "ĠParis"
     # the prompt goes on with the answer as greedy decoding finds it, one token after the other
     huggingface = new_model("tiny-llama", tokenizer)
@@ -190,7 +194,7 @@ CHATML = (
 def test_a_chat_is_the_tokenizers_template_around_the_prompt_and_the_answer_after_it(dataset):
     tokenizer = word_tokenizer()
     tokenizer.chat_template = CHATML
-    plain, chat = (Task.from_dataset(dataset, "qa_id", tokenizer, chat=chat) for chat in (False, True))
+    plain, chat = (dataset.task("qa_id", tokenizer, chat=chat) for chat in (False, True))
     assert len(plain) == len(chat)
     for example in range(len(chat)):
         (one,), (other,) = (
@@ -206,8 +210,8 @@ def test_a_chat_is_the_tokenizers_template_around_the_prompt_and_the_answer_afte
         assert other["value"] == one["value"]
         tokens = [task.tokens[example, row["start"] : row["end"]] for task, row in ((plain, one), (chat, other))]
         assert torch.equal(*tokens)
-        for role in (Role.SUBJECT, Role.RELATION):
-            said = [task.tokens[example][task.roles[example] == role] for task in (plain, chat)]
+        for span in ("subject", "relation"):
+            said = [task.tokens[example][task.span(span)[example]] for task in (plain, chat)]
             assert torch.equal(*said)
             assert len(said[0])
     assert chat.provenance["begins_with"] == "the chat template"
@@ -217,12 +221,12 @@ def test_a_chat_is_the_tokenizers_template_around_the_prompt_and_the_answer_afte
 def test_what_cannot_be_a_chat_is_refused(dataset):
     tokenizer = word_tokenizer()
     with pytest.raises(CircuitsError, match="has no chat template"):
-        Task.from_dataset(dataset, "qa_id", tokenizer, chat=True)
+        dataset.task("qa_id", tokenizer, chat=True)
     tokenizer.chat_template = "{{ messages[0]['content'] | upper }}"
     with pytest.raises(CircuitsError, match="does not repeat the prompt '.*' as it is, and once"):
-        Task.from_dataset(dataset, "qa_id", tokenizer, chat=True)
+        dataset.task("qa_id", tokenizer, chat=True)
     tokenizer.chat_template = CHATML
     row = next(iter(dataset.rows("qa_id")))
     twice = {**row, "answer": row["answer"] * 2, "attributes": row["attributes"] * 2}
     with pytest.raises(CircuitsError, match="a chat has one answer, but .* has 2"):
-        Task.from_rows("two", [twice], tokenizer, chat=True)
+        Task.from_examples("two", [example_of(twice)], tokenizer, chat=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from circuits.datasets import (
+from circuits.errors import CircuitsError, CircuitsWarning
+from circuits.facts import (
     ATTRIBUTES,
     BIOGRAPHY,
     DatasetSettings,
@@ -17,9 +18,8 @@ from circuits.datasets import (
     make_dataset,
     make_people,
 )
-from circuits.datasets.pools import POOLS
-from circuits.datasets.tokenizer import word_tokenizer
-from circuits.errors import CircuitsError, CircuitsWarning
+from circuits.facts.pools import POOLS
+from circuits.facts.tokenizer import word_tokenizer
 from circuits.training import Optimisation, train
 
 REFERENCE = Path(__file__).parents[2] / "data" / "reference"

@@ -13,15 +13,17 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
-from circuits.datasets.people import Person, draw_index, make_people, permutation
-from circuits.datasets.pools import POOLS
-from circuits.datasets.wordings import ATTRIBUTES, BIOGRAPHY, QUESTIONS, Sentence, fill
 from circuits.errors import CircuitsError, CircuitsWarning
+from circuits.facts.people import Person, draw_index, make_people, permutation
+from circuits.facts.pools import POOLS
+from circuits.facts.wordings import ATTRIBUTES, BIOGRAPHY, QUESTIONS, Sentence, fill
 from circuits.storage import atomic_folder, digest, library_version, read_json, write_json
+from circuits.tasks import Example, Task
 
 if TYPE_CHECKING:
     import datasets
     import pandas
+    from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, Any]
 
@@ -212,6 +214,21 @@ def make_dataset(folder: str | Path, settings: DatasetSettings | None = None) ->
     return FactDataset(folder)
 
 
+def example_of(row: Row) -> Example:
+    """A row of a dataset as an example: its person is the group, its spans are ``subject`` and ``relation``.
+
+    Example:
+        >>> sentence = fill("{name} was [born in] {value}.", "Priscilla Oakley", "Paris")
+        >>> row = {"person": 0, "attributes": ["birth_city"], "text": sentence.text,
+        ...        "subject": [sentence.subject], "relation": sentence.relation, "answer": [sentence.answer]}
+        >>> example = example_of(row)
+        >>> [example.text[left:right] for left, right in example.spans["relation"]]
+        ['born in']
+    """
+    about = [{"group": row["person"], "attribute": attribute} for attribute in row["attributes"]]
+    return Example(row["text"], row["answer"], about, {name: row[name] for name in ("subject", "relation")})
+
+
 def _fingerprint(folder: Path) -> str:
     parts = []
     for name in ("people.jsonl", "bio.jsonl", "qa.jsonl"):
@@ -296,6 +313,44 @@ class FactDataset:
                 unseen = "_unseen" if row["format"] == "qa" and row["wording"] else ""
                 if (split == "bio" or row["split"] + unseen == split) and (wanted is None or row["person"] in wanted):
                     yield row
+
+    def examples(self, split: str, people: Iterable[int] | None = None) -> Iterator[Example]:
+        """The rows of a split as examples; see `rows`."""
+        return map(example_of, self.rows(split, people))
+
+    def task(
+        self,
+        split: str,
+        tokenizer: "PreTrainedTokenizerBase",
+        people: Iterable[int] | None = None,
+        *,
+        chat: bool = False,
+    ) -> Task:
+        """A split as a task; biographies that say the same sentence twice count it once.
+
+        Args:
+            split: ``bio``, ``qa_id``, …
+            tokenizer: of the model.
+            people: only these.
+            chat: put each row into the tokenizer's chat template, the text before the answer as the user's turn.
+
+        Returns:
+            The task: its groups are people, its spans ``subject`` and ``relation``, and ``attribute`` stands beside
+            each answer.
+
+        Raises:
+            CircuitsError: there is no such split or person, or the tokenizer does not fit.
+
+        Example:
+            >>> import tempfile
+            >>> from circuits.facts import word_tokenizer
+            >>> dataset = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4))
+            >>> dataset.task("qa_id", word_tokenizer())
+            Task('qa_id', examples=12, answers=12, pos=16, spans=[subject, relation])
+        """
+        examples = {example.text: example for example in self.examples(split, people)}.values()
+        facts = {"dataset": self.fingerprint, "split": split}
+        return Task.from_examples(split, examples, tokenizer, provenance=facts, chat=chat)
 
     def stream(self, kind: Literal["bio", "qa"]) -> "datasets.IterableDataset":
         """All rows of one format as a streaming `datasets.IterableDataset`, for data larger than memory."""

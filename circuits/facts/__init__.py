@@ -1,0 +1,34 @@
+"""Made-up people → biographies and questions: one source of tasks."""
+
+from circuits.facts.facts import (
+    FAMILIAR,
+    SPLITS,
+    DatasetSettings,
+    FactDataset,
+    check_held_out,
+    dataset_of,
+    example_of,
+    make_dataset,
+)
+from circuits.facts.people import Person, make_people
+from circuits.facts.tokenizer import word_tokenizer
+from circuits.facts.wordings import ATTRIBUTES, BIOGRAPHY, QUESTIONS, Sentence, fill
+
+__all__ = [
+    "ATTRIBUTES",
+    "BIOGRAPHY",
+    "FAMILIAR",
+    "QUESTIONS",
+    "SPLITS",
+    "DatasetSettings",
+    "FactDataset",
+    "Person",
+    "Sentence",
+    "check_held_out",
+    "dataset_of",
+    "example_of",
+    "fill",
+    "make_dataset",
+    "make_people",
+    "word_tokenizer",
+]

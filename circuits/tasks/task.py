@@ -1,0 +1,479 @@
+"""A task: prompts and answers as tokens, with named spans, foils and counterfactuals.
+
+1. Examples are tokenised as `circuits.tasks.examples` says, and padded on the right; an attention mask tells tokens
+   from padding, so that nothing counts padding as a token.
+2. A span is a name for some of the tokens: ``subject``, ``IO``, whatever the author of the task calls it. Spans may
+   overlap. Three names are always there: ``all``, ``answer`` (the answers' tokens) and ``last`` (the token that
+   predicts an answer's first one).
+3. A foil is a wrong answer to the same prompt. A counterfactual is the prompt with something changed, as many tokens
+   long, so that positions match and its spans are the prompt's; its answer is the foil, if there is one.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import pandas
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from circuits.errors import CircuitsError
+from circuits.storage import digest, read_tensors, write_tensors
+from circuits.tasks.examples import Example, Place, TokenisedExample, as_chat, tokenise
+from circuits.tasks.prompts import RESERVED, Prompt, character_spans, read_prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: The companions of a task: other tasks with the same examples in the same order.
+_COMPANIONS = ("foils", "counterfactuals")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Tokenised examples of one task, padded on the right unless said otherwise.
+
+    Attributes:
+        name: of the task.
+        tokens: token ids, ``Int[example pos]``.
+        attention_mask: true at tokens, false at padding.
+        answers: one row for each answer: ``example``, ``group`` (what belongs together, such as a person), what else is
+            known of it, ``value``, ``start``, ``end``: the answer's tokens are ``tokens[example, start:end]``, each
+            predicted at the position before it.
+        texts: the text of every example.
+        spans: name → where its tokens are.
+        foils: the same prompts with a wrong answer each, if there are any.
+        counterfactuals: the changed prompts, if there are any.
+        provenance: where the examples come from, and the tokenizer.
+    """
+
+    name: str
+    tokens: Int[Tensor, "example pos"]
+    attention_mask: Bool[Tensor, "example pos"]
+    answers: pandas.DataFrame
+    texts: list[str]
+    spans: Mapping[str, Bool[Tensor, "example pos"]] = field(default_factory=dict)
+    foils: "Task | None" = None
+    counterfactuals: "Task | None" = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_prompts(
+        cls,
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        foils: Sequence[str] | None = None,
+        counterfactuals: Sequence[str] | None = None,
+        spans: Sequence[Mapping[str, Any]] | None = None,
+        groups: Sequence[str | int] | None = None,
+        name: str = "task",
+        chat: bool = False,
+    ) -> "Task":
+        """A task of your own prompts.
+
+        Args:
+            prompts: one text for each example.
+            answers: what should follow each; begins with a space where the tokenizer's words do, as in ``" Mary"``.
+            tokenizer: of the model; it decides what every text begins with.
+            foils: a wrong answer for each.
+            counterfactuals: for each prompt one with something changed, of as many tokens.
+            spans: for each prompt name → text in it, ``[text, n]`` for its n-th occurrence (from 1), ``[start, end]``
+                in characters, or a list of these.
+            groups: what belongs together, such as the same person; every prompt on its own if not given.
+            name: of the task.
+            chat: put each prompt into the tokenizer's chat template, as the user's turn.
+
+        Raises:
+            CircuitsError: there are no prompts or not as many answers; a tokenizer that is not a fast one, or glues an
+                answer to its prompt; a span that is not there, or ambiguous; a counterfactual of other length.
+
+        Example:
+            >>> from circuits.facts import word_tokenizer
+            >>> task = Task.from_prompts(
+            ...     ["Priscilla Oakley was born in"], [" Paris"], word_tokenizer(), spans=[{"who": "Priscilla Oakley"}]
+            ... )
+            >>> task
+            Task('task', examples=1, answers=1, pos=7, spans=[who])
+            >>> task.spans["who"][0].tolist()
+            [False, True, True, False, False, False, False]
+        """
+        columns = {"answer": answers, "foil": foils, "counterfactual": counterfactuals, "spans": spans, "group": groups}
+        if isinstance(prompts, str):
+            raise CircuitsError("the prompts are one text: give a list of texts, even of one")
+        for what, values in columns.items():
+            if values is not None and (isinstance(values, str) or len(values) != len(prompts)):
+                given = "one text" if isinstance(values, str) else f"{len(values)}"
+                raise CircuitsError(
+                    f"there are {len(prompts)} prompts, but {given} as {what}: give one for each prompt"
+                )
+        rows = [
+            Prompt(prompt, where=f"prompt {index}", **{key: value[index] for key, value in columns.items() if value})  # type: ignore[arg-type]
+            for index, prompt in enumerate(prompts)
+        ]
+        return cls.of(rows, tokenizer, name, chat=chat)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        tokenizer: "PreTrainedTokenizerBase",
+        name: str | None = None,
+        *,
+        chat: bool = False,
+        drop_bad: bool = False,
+    ) -> "Task":
+        """A task from a file of prompts: JSON lines, CSV, parquet, or a folder of Hugging Face's datasets.
+
+        Args:
+            path: with ``prompt``, ``answer``, and if wanted ``foil``, ``counterfactual``, ``group`` and ``spans``, as
+                `circuits.tasks.read_prompts` reads them.
+            tokenizer: of the model.
+            name: of the task; the file's if not given.
+            chat: as in `from_prompts`.
+            drop_bad: go on without the prompts that cannot be used; ``provenance["dropped"]`` says how many.
+
+        Raises:
+            CircuitsError: the file cannot be read, or a line of it cannot be used.
+        """
+        prompts = read_prompts(path)
+        return cls.of(prompts, tokenizer, name or Path(path).stem, chat=chat, drop_bad=drop_bad)
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[Prompt],
+        tokenizer: "PreTrainedTokenizerBase",
+        name: str = "task",
+        *,
+        chat: bool = False,
+        drop_bad: bool = False,
+    ) -> "Task":
+        """A task of prompts that were read from a file or made by a source.
+
+        Raises:
+            CircuitsError: as `from_prompts` and `from_file`.
+        """
+        if not prompts:
+            raise CircuitsError(f"the task {name} is empty: it has no prompts")
+        tokenised, dropped = [], []
+        for prompt in prompts:
+            try:
+                tokenised.append(_Tokenised.of(prompt, tokenizer, chat))
+            except CircuitsError as error:
+                if not drop_bad:
+                    raise
+                dropped.append(str(error))
+        if not tokenised:
+            raise CircuitsError(f"no prompt of the task {name} can be used: {dropped[0]}")
+        for what in ("foil", "counterfactual"):
+            having = [getattr(one, what) is not None for one in tokenised]
+            if any(having) and not all(having):
+                raise tokenised[having.index(False)].prompt.error(
+                    f"there is no {what}, but others have one: give all or none"
+                )
+        facts = {**_of_tokenizer(tokenizer, chat), "prompts": digest(*(_content(one.prompt) for one in tokenised))}
+        if drop_bad:
+            facts["dropped"] = dropped
+        task = cls._assembled(name, [(one.example, one.tokens) for one in tokenised], tokenizer, facts)
+        companions: dict[str, Any] = {
+            companion: cls._assembled(
+                f"{name}, {companion}", [getattr(one, what) for one in tokenised], tokenizer, facts
+            )
+            for companion, what in zip(_COMPANIONS, ("foil", "counterfactual"), strict=True)
+            if getattr(tokenised[0], what) is not None
+        }
+        return replace(task, **companions)
+
+    @classmethod
+    def from_examples(
+        cls,
+        name: str,
+        examples: Iterable[Example],
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        provenance: dict[str, Any] | None = None,
+        chat: bool = False,
+    ) -> "Task":
+        """A task of texts with several answers each, or with answers in their midst; `from_prompts` is for all others.
+
+        Args:
+            name: of the task.
+            examples: texts that say where answers and spans stand.
+            tokenizer: of the model; it decides what every text begins with.
+            provenance: to keep with the task.
+            chat: put each example into the tokenizer's chat template, the text before the answer as the user's turn.
+
+        Raises:
+            CircuitsError: there are no examples, the tokenizer is not a fast one or glues an answer to its neighbour,
+                two answers of an example overlap, or there can be no chat.
+        """
+        examples = list(examples)
+        if not examples:
+            raise CircuitsError(f"the task {name} is empty: no examples were selected")
+        if chat:
+            examples = [as_chat(example, tokenizer) for example in examples]
+        tokenised = tokenise(examples, tokenizer, special_tokens=not chat)
+        facts = {**_of_tokenizer(tokenizer, chat), **(provenance or {})}
+        return cls._assembled(name, list(zip(examples, tokenised, strict=True)), tokenizer, facts)
+
+    @classmethod
+    def _assembled(
+        cls,
+        name: str,
+        examples: Sequence[tuple[Example, TokenisedExample]],
+        tokenizer: "PreTrainedTokenizerBase",
+        provenance: dict[str, Any],
+    ) -> "Task":
+        length = max(len(tokenised.tokens) for _, tokenised in examples)
+        shape = (len(examples), length)
+        tokens = torch.full(shape, tokenizer.pad_token_id or 0)
+        attention_mask = torch.zeros(shape, dtype=torch.bool)
+        names = list(dict.fromkeys(span for _, tokenised in examples for span in tokenised.spans))
+        spans = {span: torch.zeros(shape, dtype=torch.bool) for span in names}
+        answers = []
+        for index, (example, tokenised) in enumerate(examples):
+            tokens[index, : len(tokenised.tokens)] = torch.tensor(tokenised.tokens)
+            attention_mask[index, : len(tokenised.tokens)] = True
+            for span, positions in tokenised.spans.items():
+                spans[span][index, positions] = True
+            # answer tokens are read from left to right, and each belongs to the answer whose turn it is
+            listed = zip(tokenised.answers, example.answers, example.about, strict=True)
+            for (start, end), (left, right), about in sorted(listed, key=lambda answer: answer[0][0]):
+                value = {"value": example.text[left:right], "start": start, "end": end}
+                answers.append({"example": index, "group": index, **about, **value})
+        texts = [example.text for example, _ in examples]
+        return cls(name, tokens, attention_mask, pandas.DataFrame(answers), texts, spans, provenance=provenance)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        parts = [f"examples={len(self)}", f"answers={len(self.answers)}", f"pos={self.tokens.shape[1]}"]
+        parts += [f"spans=[{', '.join(self.spans)}]"] if self.spans else []
+        parts += [companion for companion in _COMPANIONS if getattr(self, companion) is not None]
+        return f"Task({self.name!r}, {', '.join(parts)})"
+
+    @property
+    def answer_mask(self) -> Bool[Tensor, "example pos"]:
+        """True at the tokens of answers."""
+        example, start, end = (torch.as_tensor(self.answers[name].to_numpy(copy=True)) for name in _WHERE)
+        places = torch.arange(self.tokens.shape[1])
+        inside = (places >= start[:, None]) & (places < end[:, None])
+        return torch.zeros(self.tokens.shape, dtype=torch.int).index_add_(0, example, inside.int()) > 0
+
+    def span(self, name: str) -> Bool[Tensor, "example pos"]:
+        """Where the tokens of a span are; ``all``, ``answer`` and ``last`` are spans of every task.
+
+        Raises:
+            CircuitsError: the task has no such span.
+
+        Example:
+            >>> from circuits.facts import word_tokenizer
+            >>> task = Task.from_prompts(["Priscilla Oakley was born in"], [" Paris"], word_tokenizer())
+            >>> task.span("last").tolist()
+            [[False, False, False, False, False, True, False]]
+        """
+        if name == "all":
+            return self.attention_mask
+        if name == "answer":
+            return self.answer_mask
+        if name == "last":
+            found = torch.zeros_like(self.attention_mask)
+            found[self.answers["example"].to_numpy(copy=True), self.answers["start"].to_numpy(copy=True) - 1] = True
+            return found
+        if name not in self.spans:
+            raise CircuitsError(f"{self.name} has no span {name!r}: choose from {', '.join([*RESERVED, *self.spans])}")
+        return self.spans[name]
+
+    def right_padded(self) -> "Task":
+        """The same examples with their padding on the right; the task itself if it already is so padded.
+
+        Example:
+            >>> answers = pandas.DataFrame({"example": [0], "start": [2], "end": [3]})
+            >>> tokens = torch.tensor([[0, 7, 8]])
+            >>> task = Task("qa", tokens, tokens > 0, answers, ["Ada Paris"]).right_padded()
+            >>> task.tokens.tolist(), task.answers["start"].tolist()
+            ([[7, 8, 0]], [1])
+        """
+        padding = self.attention_mask.int().argmax(1)
+        if not bool(padding.any()):
+            return self
+        order = (torch.arange(self.tokens.shape[1])[None] + padding[:, None]) % self.tokens.shape[1]
+        moved = padding[torch.as_tensor(self.answers["example"].to_numpy(copy=True))].numpy()
+        return replace(
+            self,
+            tokens=self.tokens.gather(1, order),
+            attention_mask=self.attention_mask.gather(1, order),
+            answers=self.answers.assign(start=self.answers["start"] - moved, end=self.answers["end"] - moved),
+            spans={name: found.gather(1, order) for name, found in self.spans.items()},
+        )
+
+    def select(self, examples: Sequence[int] | Int[Tensor, " chosen"]) -> "Task":
+        """The task with only these examples, in this order, padded no further than they need.
+
+        Raises:
+            CircuitsError: no examples are selected, or one does not exist.
+        """
+        task = self.right_padded()
+        chosen = torch.as_tensor(examples, dtype=torch.long)
+        if len(chosen) == 0:
+            raise CircuitsError(f"the task {self.name} is empty: no examples were selected")
+        if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
+            raise CircuitsError(f"the task {self.name} has examples 0 to {len(self) - 1}, not {int(chosen.max())}")
+        length = int(task.attention_mask[chosen].sum(1).max())
+        by_example = task.answers.groupby("example").indices
+        rows = [by_example[old] for old in chosen.tolist()]
+        answers = task.answers.iloc[numpy.concatenate(rows)].reset_index(drop=True)
+        answers["example"] = numpy.repeat(numpy.arange(len(rows)), [len(row) for row in rows])
+        return replace(
+            task,
+            tokens=task.tokens[chosen, :length],
+            attention_mask=task.attention_mask[chosen, :length],
+            answers=answers,
+            texts=[self.texts[index] for index in chosen.tolist()],
+            spans={name: found[chosen, :length] for name, found in task.spans.items()},
+            **{name: companion.select(chosen) for name, companion in self.companions().items()},
+        )
+
+    def companions(self) -> "dict[str, Any]":
+        """What the task has of ``foils`` and ``counterfactuals``, as tasks."""
+        found = {name: getattr(self, name) for name in _COMPANIONS}
+        return {name: companion for name, companion in found.items() if companion is not None}
+
+    def batches(self, size: int) -> Iterator["Task"]:
+        """The task in parts of ``size`` examples, in order."""
+        for start in range(0, len(self), size):
+            yield self.select(range(start, min(start + size, len(self))))
+
+    def sample(self, count: int, seed: int = 0) -> "Task":
+        """``count`` examples drawn without replacement, in their old order; all of them if there are fewer."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.select(order[:count].sort().values)
+
+    def save(self, path: str | Path) -> None:
+        """Save as safetensors."""
+        tensors, metadata = self._packed()
+        for name, companion in self.companions().items():
+            packed, metadata[name] = companion._packed()
+            tensors |= {f"{name}/{key}": value for key, value in packed.items()}
+        write_tensors(Path(path), tensors, {"kind": "task", **metadata})
+
+    def _packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {"tokens": self.tokens, "attention_mask": self.attention_mask}
+        tensors |= {f"spans/{name}": found for name, found in self.spans.items()}
+        metadata = {
+            "name": self.name,
+            "texts": self.texts,
+            "answers": self.answers.to_dict("list"),
+            "spans": list(self.spans),
+            "provenance": self.provenance,
+        }
+        return tensors, metadata
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Task":
+        """Load what `save` wrote.
+
+        Raises:
+            CircuitsError: the file is missing, damaged or holds something else.
+        """
+        tensors, metadata = read_tensors(Path(path), "task")
+        if "spans" not in metadata:
+            raise CircuitsError(
+                f"{path} was saved by an earlier version, whose tasks had no named spans: make it again"
+            )
+        companions: dict[str, Any] = {
+            name: cls._unpacked(tensors, metadata[name], f"{name}/") for name in _COMPANIONS if name in metadata
+        }
+        return replace(cls._unpacked(tensors, metadata, ""), **companions)
+
+    @classmethod
+    def _unpacked(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], under: str) -> "Task":
+        return cls(
+            metadata["name"],
+            tensors[f"{under}tokens"],
+            tensors[f"{under}attention_mask"],
+            pandas.DataFrame(metadata["answers"]),
+            metadata["texts"],
+            {name: tensors[f"{under}spans/{name}"] for name in metadata["spans"]},
+            provenance=metadata["provenance"],
+        )
+
+
+_WHERE = ("example", "start", "end")
+
+
+def _content(prompt: Prompt) -> bytes:
+    """What a prompt says, wherever it was read from."""
+    return json.dumps({**asdict(prompt), "where": ""}, sort_keys=True, default=str).encode()
+
+
+def _of_tokenizer(tokenizer: "PreTrainedTokenizerBase", chat: bool) -> dict[str, Any]:
+    begins_with = "the chat template" if chat else tokenizer.convert_ids_to_tokens(tokenizer("").input_ids)
+    return {"tokenizer": type(tokenizer).__name__, "vocabulary": len(tokenizer), "begins_with": begins_with}
+
+
+@dataclass(frozen=True)
+class _Tokenised:
+    """A prompt and what it becomes: the example, and those of its foil and counterfactual."""
+
+    prompt: Prompt
+    example: Example
+    tokens: TokenisedExample
+    foil: tuple[Example, TokenisedExample] | None = None
+    counterfactual: tuple[Example, TokenisedExample] | None = None
+
+    @classmethod
+    def of(cls, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", chat: bool) -> "_Tokenised":
+        group = {} if prompt.group is None else {"group": prompt.group}
+        spans = character_spans(prompt)
+
+        def tokenised(text: str, answer: str, spans: Mapping[str, Any]) -> tuple[Example, TokenisedExample]:
+            example = _joined(prompt, text, answer, {**group, **prompt.about}, spans)
+            try:
+                example = as_chat(example, tokenizer) if chat else example
+                return example, tokenise([example], tokenizer, special_tokens=not chat)[0]
+            except CircuitsError as error:
+                raise prompt.error(str(error)) from None
+
+        example, tokens = tokenised(prompt.prompt, prompt.answer, spans)
+        start = tokens.answers[0][0]
+        foil = changed = None
+        if prompt.foil is not None:
+            foil = tokenised(prompt.prompt, prompt.foil, spans)
+            if foil[1].tokens[:start] != tokens.tokens[:start]:
+                raise prompt.error(
+                    f"before the foil {prompt.foil!r} the prompt has other tokens than before the answer "
+                    f"{prompt.answer!r}: begin both alike, with a space or without"
+                )
+        if prompt.counterfactual is not None:
+            changed = tokenised(prompt.counterfactual, prompt.foil or prompt.answer, {})
+            length = changed[1].answers[0][0]
+            if length != start:
+                raise prompt.error(
+                    f"the counterfactual has {length} tokens and the prompt {start}: make them equal, so that "
+                    "positions match"
+                )
+            changed = changed[0], replace(changed[1], spans=tokens.spans)
+        return cls(prompt, example, tokens, foil, changed)
+
+
+def _joined(
+    prompt: Prompt, text: str, answer: str, about: Mapping[str, Any], spans: Mapping[str, Sequence[Place]]
+) -> Example:
+    """Prompt and answer as one text; the answer's characters without the space it begins with."""
+    told = answer.strip()
+    if not told or not text.strip():
+        raise prompt.error(f"the {'answer' if text.strip() else 'prompt'} is empty: give it some text")
+    if text[-1].isalnum() and answer[0].isalnum():
+        raise prompt.error(
+            f"the answer {answer!r} is glued to its prompt, which ends in {text[-12:]!r}: begin it with a space"
+        )
+    start = len(text) + len(answer) - len(answer.lstrip())
+    return Example(text + answer, [(start, start + len(told))], [about], spans)
