@@ -346,7 +346,7 @@ class FactDataset:
             >>> from circuits.facts import word_tokenizer
             >>> dataset = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4))
             >>> dataset.task("qa_id", word_tokenizer())
-            Task('qa_id', examples=12, answers=12, pos=16, spans=[subject, relation])
+            Task('qa_id', examples=12, answers=12, pos=13, spans=[subject, relation])
         """
         examples = {example.text: example for example in self.examples(split, people)}.values()
         facts = {"dataset": self.fingerprint, "split": split}
