@@ -1,0 +1,1 @@
+"""Tasks: prompts, answers, named spans and counterfactuals; files of them, and well-known sources of them."""
