@@ -265,7 +265,7 @@ def _words(words: Sequence[str], tokenizer: "PreTrainedTokenizerBase | None", wh
     ]
     if len(one) < least:
         raise CircuitsError(
-            f"{len(one)} of the {len(words)} {what} are one token of {type(tokenizer).__name__}: {least} are needed"
+            f"{len(one)} of the {len(words)} {what} are one token of {type(tokenizer).__name__}: it takes {least}"
         )
     return one
 
