@@ -306,7 +306,8 @@ def _csv(path: Path) -> Iterator[_Row]:
             continue
         if len(cells) != len(header):
             raise CircuitsError(
-                f"{where} has another number of cells ({len(cells)}) than the header ({len(header)}): put cells with commas in quotes"
+                f"{where} has another number of cells ({len(cells)}) than the header ({len(header)}): "
+                "put cells with commas in quotes"
             )
         yield where, {name: cell for name, cell in zip(header, cells, strict=True) if cell}
 
