@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +148,8 @@ def _place(prompt: Prompt, name: str, given: Any) -> tuple[int, int]:
         end = start + len(part)
     else:
         raise prompt.error(
-            f'the span {name!r} is {_shown(given)}: write a text, ["John", 2] for its second occurrence, [start, end] in '
-            "characters, or a list of these"
+            f'the span {name!r} is {_shown(given)}: write a text, ["John", 2] for its second occurrence, '
+            "[start, end] in characters, or a list of these"
         )
     if text[start:end].isspace():
         raise prompt.error(f"the span {name!r} holds only white space")
@@ -161,12 +162,12 @@ def _shown(value: Any) -> str:
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """Read prompts from a file or a dataset.
+    r"""Read prompts from a file or a dataset.
 
     Each line or row has ``prompt`` and ``answer``, and may have ``foil``, ``counterfactual``, ``group`` and ``spans``;
-    other columns are kept in `Prompt.about` where they hold text, a number or true and false, and are left out otherwise.
-    Blank lines are skipped, but counted. Empty cells of CSV and missing values are as if they were not there; ``spans``
-    may be JSON in a text.
+    other columns are kept in `Prompt.about` where they hold text, a number or true and false, and are left out
+    otherwise. Blank lines are skipped, but counted. Empty cells of CSV and missing values are as if they were not
+    there; ``spans`` may be JSON in a text.
 
     Args:
         path: ``.jsonl``; ``.json`` with lines or one list; ``.csv`` with a header; ``.parquet``; or a folder that
@@ -179,7 +180,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     file = Path(folder) / "capitals.csv"
-        ...     _ = file.write_text("prompt,answer,continent\\nThe capital of France is, Paris,Europe\\n")
+        ...     _ = file.write_text("prompt,answer,continent\nThe capital of France is, Paris,Europe\n")
         ...     read_prompts(file)
         [Prompt(prompt='The capital of France is', answer=' Paris', ..., where='line 2 of capitals.csv',
                 about={'continent': 'Europe'})]
@@ -191,7 +192,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     reader = _dataset if path.is_dir() else readers.get(path.suffix.lower())
     if reader is None:
         raise CircuitsError(
-            f"{path} cannot be read as prompts: give a file that ends in {', '.join(readers)}, or a folder that datasets saved"
+            f"{path} cannot be read as prompts: give a file that ends in {', '.join(readers)}, or a folder that "
+            "datasets saved"
         )
     prompts = [_prompt(where, row) for where, row in reader(path)]
     if not prompts:
@@ -201,7 +203,9 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 def _prompt(where: str, row: Mapping[str, Any]) -> Prompt:
     row = {key: value for key, value in row.items() if value is not None}
-    for key in row.keys() - set(_KEYS):
+    for key in row:
+        if key in _KEYS:
+            continue
         if meant := get_close_matches(key.casefold(), _KEYS, n=1, cutoff=0.82):
             raise CircuitsError(f"{where} has {key!r}: {meant[0]!r} may be meant")
         if key in _COLUMNS:
@@ -283,7 +287,7 @@ def _json(path: Path) -> Iterator[_Row]:
 
 
 def _csv(path: Path) -> Iterator[_Row]:
-    reader = csv.reader(_text(path).splitlines(keepends=True), strict=True)
+    reader = csv.reader(StringIO(_text(path), newline=""), strict=True)
     header: list[str] = []
     while True:
         where = f"line {reader.line_num + 1} of {path.name}"
@@ -302,7 +306,8 @@ def _csv(path: Path) -> Iterator[_Row]:
             continue
         if len(cells) != len(header):
             raise CircuitsError(
-                f"{where} has {len(cells)} cells, but there are {len(header)} columns: put cells with a comma into quotes"
+                f"{where} has another number of cells ({len(cells)}) than the header ({len(header)}): "
+                "put cells with commas in quotes"
             )
         yield where, {name: cell for name, cell in zip(header, cells, strict=True) if cell}
 
@@ -345,7 +350,7 @@ def write_prompts(path: str | Path, prompts: Sequence[Prompt]) -> None:
 
     Args:
         path: ends in ``.jsonl``.
-        prompts: to write; where they were read is not kept.
+        prompts: to write; `Prompt.where` is not kept.
 
     Raises:
         CircuitsError: the name ends otherwise, or there are no prompts.
@@ -357,5 +362,5 @@ def write_prompts(path: str | Path, prompts: Sequence[Prompt]) -> None:
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for prompt in prompts:
             held = {key: getattr(prompt, key) for key in _KEYS}
-            told = {key: value for key, value in held.items() if value not in (None, {})} | dict(prompt.about)
-            file.write(json.dumps(told, ensure_ascii=False) + "\n")
+            told = {key: value for key, value in held.items() if value not in (None, {})}
+            file.write(json.dumps({**told, **prompt.about}, ensure_ascii=False) + "\n")

@@ -471,7 +471,7 @@ def _joined(
     told = answer.strip()
     if not told or not text.strip():
         raise prompt.error(f"the {'answer' if text.strip() else 'prompt'} is empty: give it some text")
-    if text[-1].isalnum() and answer[0].isalnum():
+    if text[-1].isalpha() and answer[0].isalpha():
         raise prompt.error(
             f"the answer {answer!r} is glued to its prompt, which ends in {text[-12:]!r}: begin it with a space"
         )
