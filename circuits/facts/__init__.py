@@ -10,6 +10,7 @@ from circuits.facts.facts import (
     example_of,
     make_dataset,
 )
+from circuits.facts.opening import check_task_name, needs_people, open_task
 from circuits.facts.people import Person, make_people
 from circuits.facts.tokenizer import word_tokenizer
 from circuits.facts.wordings import ATTRIBUTES, BIOGRAPHY, QUESTIONS, Sentence, fill
@@ -25,10 +26,13 @@ __all__ = [
     "Person",
     "Sentence",
     "check_held_out",
+    "check_task_name",
     "dataset_of",
     "example_of",
     "fill",
     "make_dataset",
     "make_people",
+    "needs_people",
+    "open_task",
     "word_tokenizer",
 ]

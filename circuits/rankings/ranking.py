@@ -14,6 +14,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pandas
 import torch
@@ -38,8 +39,8 @@ class Evidence:
     Attributes:
         fine_tuned: θ_ft, whose units are ranked.
         pre: θ_pre; for ``change``.
-        traces: ``bio`` and ``qa`` → gradient trace of θ_ft; for ``bio_trace``, ``qa_trace`` and
-            ``gradient_x_activation`` (of ``qa``).
+        traces: task → gradient trace of θ_ft; each is a ranking, such as ``bio_trace`` of ``bio``, and the last one
+            gives ``gradient_x_activation``.
         shared: the shared parameters; for ``shared_size``.
         grafted: the parameters of a graft; for ``graft_size``.
         task: what ablation is scored on; for ``ablation``.
@@ -95,26 +96,17 @@ def _size(evidence: Evidence, kind: Kind, name: str, metric: str) -> Float[Tenso
     return unit_sums(evidence.fine_tuned, kind, mask.masks.get)
 
 
-def rank_by_bio_trace(evidence: Evidence, kind: Kind) -> pandas.DataFrame:
-    """The sum of the BIO gradient trace over the unit's parameters.
+def rank_by_trace(evidence: Evidence, kind: Kind, task: str) -> pandas.DataFrame:
+    """The sum of one task's gradient trace over the unit's parameters.
 
     Source:
         arXiv 2505.16178, Fig. 4.
     """
-    return _ranked(kind, _trace_sum(evidence, kind, "bio"))
-
-
-def rank_by_qa_trace(evidence: Evidence, kind: Kind) -> pandas.DataFrame:
-    """The sum of the QA gradient trace over the unit's parameters.
-
-    Source:
-        arXiv 2505.16178, Fig. 4.
-    """
-    return _ranked(kind, _trace_sum(evidence, kind, "qa"))
+    return _ranked(kind, _trace_sum(evidence, kind, task))
 
 
 def _trace_sum(evidence: Evidence, kind: Kind, name: str) -> Float[Tensor, "layer unit"]:
-    gradients = _trace(evidence, name, f"{name}_trace").gradients
+    gradients = _trace(evidence, name, f"{name}{_TRACE}").gradients
 
     def sizes(parameter: str) -> Tensor | None:
         return gradients[parameter].abs() if parameter in gradients else None
@@ -152,7 +144,9 @@ def rank_by_change(evidence: Evidence, kind: Kind) -> pandas.DataFrame:
 
 
 def rank_by_gradient_x_activation(evidence: Evidence, kind: Kind) -> pandas.DataFrame:
-    """How much the QA loss would change, to first order, if the unit put out zero: |gradient × activation|.
+    """How much the loss of the last task that was traced would change, to first order, if the unit put out zero.
+
+    That is |gradient × activation|.
 
     The size counts and not the sign: a trained model lies where the loss is flat, and over the heads of trained tiny
     models the signed estimate runs against the effect of ablation more often than with it.
@@ -160,7 +154,9 @@ def rank_by_gradient_x_activation(evidence: Evidence, kind: Kind) -> pandas.Data
     Source:
         Attribution patching with a zero baseline; docs/method.md, section 5.
     """
-    trace = _trace(evidence, "qa", "gradient_x_activation")
+    if not evidence.traces:
+        raise _missing("gradient_x_activation", "a gradient trace as traces[...]")
+    trace = _trace(evidence, list(evidence.traces)[-1], "gradient_x_activation")
     return _ranked(kind, trace.hook_points[f"{kind.NOUN}.gradient_x_activation"].double().abs())
 
 
@@ -188,17 +184,24 @@ def _missing(metric: str, what: str) -> CircuitsError:
     return CircuitsError(f"the ranking by {metric} needs {what}: give it in the Evidence")
 
 
-#: Every ranking by the name it has in result tables.
+#: Every ranking by the name it has in result tables, beside those by the traces of tasks.
 RANKINGS: dict[str, Callable[[Evidence, Kind], pandas.DataFrame]] = {
     "shared_size": rank_by_shared_size,
-    "bio_trace": rank_by_bio_trace,
-    "qa_trace": rank_by_qa_trace,
     "change": rank_by_change,
     "graft_size": rank_by_graft_size,
     "gradient_x_activation": rank_by_gradient_x_activation,
     "ablation": rank_by_ablation,
     "random": rank_at_random,
 }
+
+
+_TRACE = "_trace"
+
+
+def rankings_of(evidence: Evidence) -> dict[str, Callable[[Evidence, Kind], pandas.DataFrame]]:
+    """Every ranking by its name, with those by the traces that the evidence has."""
+    traces = {f"{task}{_TRACE}": partial(rank_by_trace, task=task) for task in evidence.traces}
+    return {"shared_size": rank_by_shared_size, **traces, **RANKINGS}
 
 
 def rank_units(
@@ -209,8 +212,8 @@ def rank_units(
     Args:
         evidence: what the metrics need.
         kind: `Head` or `Neuron`.
-        metrics: names of `RANKINGS`. If not given all of them, but for neurons without ``ablation``, which runs
-            each alone: ask for it by name.
+        metrics: names of `RANKINGS`, and ``bio_trace`` for each trace that the evidence has, of ``bio`` say. If not
+            given all of them, but for neurons without ``ablation``, which runs each alone: ask for it by name.
         draws: rankings at random, and of a metric that gives several units the same score: these stand in a random
             order.
 
@@ -233,11 +236,14 @@ def rank_units(
         >>> list(ranking.columns), len(ranking)
         (['metric', 'draw', 'unit', 'layer', 'index', 'score'], 96)
     """
+    known = rankings_of(evidence)
     if metrics is None:
-        metrics = [name for name in RANKINGS if kind is Head or name != "ablation"]
+        metrics = [name for name in known if kind is Head or name != "ablation"]
     for name in metrics:
-        if name not in RANKINGS:
-            raise CircuitsError(f"there is no ranking {name!r}: choose from {', '.join(RANKINGS)}")
+        if name.endswith(_TRACE) and name not in known:
+            _trace(evidence, name.removesuffix(_TRACE), name)
+        if name not in known:
+            raise CircuitsError(f"there is no ranking {name!r}: choose from {', '.join(known)}")
     if not metrics or draws < 1:
         raise CircuitsError("a ranking takes at least one metric and one draw")
     if len(set(metrics)) < len(metrics):
@@ -247,7 +253,7 @@ def rank_units(
         if name == "random":
             drawn = [rank_at_random(replace(evidence, seed=f"{evidence.seed}/{draw}"), kind) for draw in range(draws)]
         else:
-            table = RANKINGS[name](evidence, kind)
+            table = known[name](evidence, kind)
             tied = table["score"].duplicated().any()
             drawn = [_break_ties(table, f"{evidence.seed}/{draw}") for draw in range(draws)] if tied else [table]
         tables += [one.assign(metric=name, draw=draw) for draw, one in enumerate(drawn)]

@@ -127,7 +127,7 @@ def test_bad_lines_are_named_or_dropped(words, tmp_path):
     file = tmp_path / "ioi.jsonl"
     lines = [IO, {**IO, "answer": "Mary"}, {**IO, "spans": {"S": "John"}}]
     file.write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(CircuitsError, match=r"line 2 of ioi.jsonl: the answer 'Mary' is glued to its prompt, which ends"):
+    with pytest.raises(CircuitsError, match="line 2 of ioi.jsonl: the answer .Mary. is glued to its prompt"):
         Task.from_file(file, words)
     task = Task.from_file(file, words, drop_bad=True)
     assert len(task) == 1
@@ -147,7 +147,10 @@ def test_bad_lines_are_named_or_dropped(words, tmp_path):
         ({"answers": [" "]}, "prompt 0: the answer is empty: give it some text"),
         ({"prompts": [" "]}, "prompt 0: the prompt is empty"),
         ({"prompts": [], "answers": []}, "the task task is empty: it has no prompts"),
-        ({"counterfactuals": ["Mary gave a drink to"]}, "prompt 0: the counterfactual has 6 tokens and the prompt 14: make them equal"),
+        (
+            {"counterfactuals": ["Mary gave a drink to"]},
+            "prompt 0: the counterfactual has 6 tokens and the prompt 14: make them equal",
+        ),
         ({"spans": [{"S": "John"}]}, "'John' occurs 2 times in 'When Mary"),
         ({"chat": True}, "prompt 0: .* has no chat template: leave out chat=True"),
     ],
