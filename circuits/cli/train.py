@@ -6,9 +6,14 @@ from typing import Annotated, Any
 import typer
 
 from circuits.cli.options import Recipe, Seed
+from circuits.cli.settings import options_of
 from circuits.cli.terminal import busy, resumable, say
 
 
+@options_of(
+    "training.recipes.Optimisation",
+    *("steps", "rows", "qa_share", "learning_rate", "gentle_learning_rate", "dtype"),
+)
 def train(
     data: Annotated[Path, typer.Option(help="Folder of the dataset.")] = Path("data/facts"),
     out: Annotated[Path, typer.Option(help="Folder for the checkpoints: pre, and one for each stage.")] = Path(
@@ -19,13 +24,8 @@ def train(
         typer.Option(help="What to train; may be given several times. Default: mixed and two-stage."),
     ] = None,
     start: Annotated[str, typer.Option(help="tiny-llama, tiny-pythia, or the folder of a checkpoint.")] = "tiny-llama",
-    steps: Annotated[int, typer.Option(help="Optimizer steps of mixed training, and of each of two stages.")] = 1000,
-    rows: Annotated[int, typer.Option(help="Rows in one step of mixed training.")] = 96,
-    qa_share: Annotated[float, typer.Option(help="Share of those rows that are questions.")] = 1 / 3,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
-    gentle_learning_rate: Annotated[float, typer.Option(help="Peak rate of the gentle second stage.")] = 1e-4,
-    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 mixed precision.")] = "float32",
     seed: Seed = 0,
+    **settings: Any,
 ) -> None:
     """Train models on biographies and questions. Started again, it goes on where it was."""
     from circuits.datasets import FactDataset
@@ -38,14 +38,7 @@ def train(
         from circuits.training import Optimisation
         from circuits.training import train as train_recipe
 
-    optimisation = Optimisation(
-        steps=steps,
-        rows=rows,
-        qa_share=qa_share,
-        learning_rate=learning_rate,
-        gentle_learning_rate=gentle_learning_rate,
-        dtype=dtype,
-    )
+    optimisation = Optimisation(**settings)
     torch.set_flush_denormal(True)
     bars: dict[str, Any] = {}
 
