@@ -26,6 +26,11 @@ def check_folder(path: Path) -> None:
         raise CircuitsError(f"{path} is a file: name a folder")
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a result goes into the folder of a sweep, and not into a file."""
+    return not path.suffix
+
+
 def open_dataset(data: Path | None, model: Path, splits: Sequence[str]) -> "FactDataset":
     """The dataset in a folder, or the one a checkpoint was trained on; splits called held out must be that."""
     from circuits.facts import FactDataset, check_held_out, dataset_of

@@ -1,4 +1,4 @@
-"""Commands about checkpoints themselves."""
+"""``circuits diff``: where two checkpoints differ."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from circuits.cli.inputs import check_folder
-from circuits.cli.options import Csv, Device, Dtype, Model
-from circuits.cli.terminal import busy, cell, say, show
+from circuits.cli.options import Csv
+from circuits.cli.terminal import busy, say, show
 
 
 def diff(
@@ -45,14 +45,3 @@ def diff(
             rows = rows.sort_values("relative", ascending=False, kind="stable")
             show(rows[["unit", "parameters", *numbers]], f"{kind}s, the largest relative changes first", 8)
     say(f"{out}: tables, and difference.html")
-
-
-def info(model: Model, dtype: Dtype = "float32", device: Device = None) -> None:
-    """Say what a checkpoint is, and whether it computes the same here as in Hugging Face's transformers."""
-    with busy(f"loading {model}"):
-        import pandas
-
-        from circuits.models import describe
-
-        facts = describe(model, dtype, device)
-    show(pandas.DataFrame({"": list(facts), "value": [cell(value) for value in facts.values()]}), str(model), 100)

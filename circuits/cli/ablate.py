@@ -1,0 +1,103 @@
+"""``circuits ablate``: what happens without a mask's parameters, or without a head."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from circuits.cli.inputs import check_names, check_table, facts, heads_of, is_folder, load, open_dataset, task_of
+from circuits.cli.options import Csv, Data, Device, Dtype, Examples, HeadMode, MaskMode, Model, Seed, Split
+from circuits.cli.sweep import run_into
+from circuits.cli.terminal import show
+from circuits.errors import CircuitsError
+
+
+def ablate(
+    model: Model,
+    data: Data = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Ablate this parameter mask; without it, sweep heads.", show_default=False)
+    ] = None,
+    pre: Annotated[
+        Path | None, typer.Option(help="Checkpoint before fine-tuning, to revert a mask to.", show_default=False)
+    ] = None,
+    mask_mode: Annotated[MaskMode, typer.Option(help="What masked parameters become.")] = MaskMode.REVERT,
+    draws: Annotated[int, typer.Option(help="Random masks to compare with.", min=1)] = 5,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(help="A head to ablate alone, such as L2H1; may be repeated. Default: every head."),
+    ] = None,
+    mode: Annotated[
+        list[HeadMode] | None,
+        typer.Option(help="What heads put out; default: zero and mean (over the first split)."),
+    ] = None,
+    split: Annotated[list[Split] | None, typer.Option(help="What to score; default: bio, qa_id and qa_ood.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Parquet file, or for heads a folder: a sweep that goes on when it is interrupted. "
+            "Default: runs/mask_ablation.parquet or runs/head_ablation.parquet.",
+            show_default=False,
+        ),
+    ] = None,
+    examples: Examples = None,
+    dtype: Dtype = "float32",
+    device: Device = None,
+    csv: Csv = False,
+    seed: Seed = 0,
+) -> None:
+    """Ablate a parameter mask (--mask), or every head alone."""
+    out = out or Path(f"runs/{'head' if mask is None else 'mask'}_ablation.parquet")
+    if mask is not None or not is_folder(out):
+        check_table(out)
+    check_names(head)
+    if mask is not None and (head or mode):
+        raise CircuitsError("a mask and heads were given: ablate one kind at a time")
+    if mask is None and (pre is not None or mask_mode is not MaskMode.REVERT):
+        raise CircuitsError("--pre and --mask-mode are for a mask: name its file with --mask")
+    if mask is not None and mask_mode is MaskMode.REVERT and pre is None:
+        raise CircuitsError("reverting a mask needs the model before fine-tuning: name its folder with --pre")
+    splits = split or [Split.BIO, Split.QA_ID, Split.QA_OOD]
+    modes = [chosen.value for chosen in mode or [HeadMode.ZERO, HeadMode.MEAN]]
+    if is_folder(out):
+        from circuits.sweeps import SweepPlan
+
+        plan = SweepPlan(
+            model,
+            dataset=data,
+            tasks=[chosen.value for chosen in splits],
+            examples=examples,
+            units=head or "heads",
+            modes=modes,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+        )
+        run_into(plan, out)
+        return
+    dataset = open_dataset(data, model, splits)
+    from circuits.storage import write_table
+
+    if mask is not None:
+        from circuits.masks import ParameterMask, ablate_mask, ablation_summary
+
+        loaded_mask = ParameterMask.load(mask)
+    loaded = load(model, dtype, device)
+    if mask is not None:
+        loaded_mask.check(loaded)
+        before = None if pre is None else load(pre, dtype, device)
+        tasks = [task_of(dataset, chosen.value, loaded, examples, seed) for chosen in splits]
+        table = ablate_mask(loaded, loaded_mask, tasks, before, mask_mode.value, draws, seed)
+        settings: dict[str, Any] = {"mask": loaded_mask.provenance, "mode": mask_mode.value, "draws": draws}
+        shown = ablation_summary(table).rename(columns=lambda name: name.replace("_", " "))
+    else:
+        from circuits.sweeps import sweep_heads
+
+        heads = heads_of(head, loaded)
+        tasks = [task_of(dataset, chosen.value, loaded, examples, seed) for chosen in splits]
+        table = sweep_heads(loaded, tasks, modes, heads=heads)
+        settings = {"heads": head, "modes": modes}
+        columns = ["head", "mode", "task", "exact_match_effect", "log_prob_effect"]
+        shown = table.sort_values("log_prob_effect")[columns]
+    write_table(out, table, facts(loaded, dataset, seed, examples=examples, **settings), csv)
+    show(shown, f"{out}")

@@ -1,0 +1,79 @@
+"""``circuits sweep``: many interventions as one job; ``ablate`` and ``patch`` into a folder are sweeps too."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from circuits.cli.terminal import busy, resumable, say, show
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from circuits.sweeps import SweepPlan
+
+sweep = typer.Typer(help="Run many interventions as one job that survives interruption.", no_args_is_help=True)
+
+
+@sweep.command()
+def run(
+    plan: Annotated[
+        Path, typer.Argument(help="YAML or TOML file with the settings of circuits.SweepPlan.", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder: plan.json, parts, and at the end table.parquet and table.csv.")
+    ] = Path("runs/sweep"),
+    executor: Annotated[str, typer.Option(help="serial, or processes: several on this machine.")] = "serial",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of processes; default: as many as the cores have room for.", min=1, show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Run a sweep, or what is missing of one. Several of this command may share one folder."""
+    with busy(f"reading {plan}"):
+        from circuits.sweeps import SweepPlan
+
+        read = SweepPlan.read(plan)
+    run_into(read, out, executor, workers)
+
+
+@sweep.command("show")
+def show_state(
+    out: Annotated[Path, typer.Argument(help="Folder of a sweep.", show_default=False)],
+    most: Annotated[int, typer.Option(help="Rows to show.", min=0)] = 12,
+) -> None:
+    """Tell how far a sweep is, what it does, and the largest effects so far."""
+    with busy(f"reading {out}"):
+        import pandas
+
+        from circuits.sweeps import sweep_state
+
+        state = sweep_state(out)
+    say(f"{out}: {state.done} of {state.jobs} jobs finished, {len(state.table):,} of {state.interventions:,} rows")
+    unused = () if state.plan.screen else ("verify",)
+    settings = {name: value for name, value in vars(state.plan).items() if value is not None and name not in unused}
+    settings |= {f"{name} (content)": state.facts.get(name) for name in ("model", "dataset")}
+    settings |= {name: state.facts.get(name) for name in ("device", "arithmetic")}
+    shown = [", ".join(value) if isinstance(value, tuple) else str(value) for value in settings.values()]
+    show(pandas.DataFrame({"setting": list(settings), "value": shown}), "", len(settings))
+    if len(state.table):
+        show(_largest(state.table), "largest effects", most)
+
+
+def run_into(plan: "SweepPlan", out: Path, executor: str = "serial", workers: int | None = None) -> None:
+    """Run a plan in a folder and show the largest effects."""
+    with busy("starting"):
+        from circuits.sweeps import run_sweep
+    with resumable():
+        table = run_sweep(plan, out, executor, workers)
+    show(_largest(table), f"{out / 'table.parquet'}: {len(table):,} rows, the largest effects first", 12)
+
+
+def _largest(table: "DataFrame") -> "DataFrame":
+    """What a sweep's table says first: the largest effects."""
+    effects = [column for column in table if column.endswith("_effect")]
+    order = "log_prob_effect" if "log_prob_effect" in effects else effects[-1]
+    what = ["units", "mode", *(["site"] if table["site"].any() else []), "positions", "task"]
+    return table.sort_values(order, key=abs, ascending=False, kind="stable")[[*what, *effects]]

@@ -1,0 +1,57 @@
+"""``circuits trace``: gradients of tasks."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from circuits.cli.inputs import check_folder, facts, load, open_dataset, task_of
+from circuits.cli.options import Csv, Data, Device, Dtype, Examples, Model, Seed, Split
+from circuits.cli.terminal import say
+
+
+def trace(
+    model: Model,
+    data: Data = None,
+    split: Annotated[list[Split] | None, typer.Option(help="Tasks to trace; default: bio and qa_id.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for a trace file and hook-point tables per task.")] = Path(
+        "runs/traces"
+    ),
+    statistic: Annotated[str, typer.Option(help="Of each gradient: abs, square or signed.")] = "abs",
+    loss: Annotated[str, typer.Option(help="Over answer tokens, or all tokens.")] = "answer",
+    examples: Examples = None,
+    per: Annotated[str, typer.Option(help="Statistic of each example's gradient, or of each batch's.")] = "example",
+    components: Annotated[
+        list[str] | None,
+        typer.Option(help="attention, mlp, embeddings or norms; may be repeated. Default: attention and mlp."),
+    ] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(help="Earlier checkpoint of the same training, to add to the trace; may be repeated."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples in one pass.", min=1)] = 32,
+    dtype: Dtype = "float32",
+    device: Device = None,
+    csv: Csv = False,
+    seed: Seed = 0,
+) -> None:
+    """Trace a task's gradients at every parameter of heads and neurons."""
+    check_folder(out)
+    splits = split or [Split.BIO, Split.QA_ID]
+    dataset = open_dataset(data, model, splits)
+    loaded = load(model, dtype, device)
+    from circuits.storage import write_table
+    from circuits.tracing import trace_checkpoints
+    from circuits.units import Head, Neuron
+
+    parts = components or ["attention", "mlp"]
+    sources = [*(checkpoint or []), loaded]
+    settings = {"examples": examples, "statistic": statistic, "loss": loss, "per": per, "components": parts}
+    for chosen in splits:
+        task = task_of(dataset, chosen.value, loaded, examples, seed)
+        file = out / f"{chosen.value}.safetensors"
+        traced = trace_checkpoints(sources, task, statistic, loss, batch_size, per, parts, file, dtype, device)
+        about = facts(loaded, dataset, seed, **settings, checkpoints=[str(source) for source in checkpoint or []])
+        for kind in (Head, Neuron):
+            write_table(out / f"{chosen.value}_{kind.NOUN}s.parquet", traced.units(kind), about, csv)
+        say(f"{file}: {traced!r}")
