@@ -193,7 +193,8 @@ def score_answers(logits: Float[Tensor, "answer_token d_vocab"], task: Task) -> 
 
     Returns:
         ``task.answers`` with ``exact_match`` (every token is the argmax), ``first_token`` (the first one is) and
-        ``log_prob`` (natural logarithm of the whole answer's probability).
+        ``log_prob`` (natural logarithm of the whole answer's probability), and ``logit_diff`` (logit of the answer's
+        token less that of the foil's) if the task has foils.
     """
     return task.answers.assign(**{name: values.numpy() for name, values in answer_scores(logits, task).items()})
 
@@ -202,14 +203,15 @@ def answer_scores(logits: Float[Tensor, "answer_token d_vocab"], task: Task) -> 
     """Score answer logits as `score_answers` does, without the table.
 
     Returns:
-        Each of the `METRICS` for every answer, on the CPU.
+        Each of the `METRICS` for every answer, and ``logit_diff`` if the task has foils, on the CPU.
     """
     known = AnswerTokens.of(task, device=logits.device)
-    return {
+    found = {
         "exact_match": exact_match(logits, known).bool().cpu(),
         "first_token": first_token(logits, known).bool().cpu(),
         "log_prob": log_prob(logits, known).cpu(),
     }
+    return found if task.foils is None else found | {"logit_diff": logit_diff(logits, known).cpu()}
 
 
 def _foils(task: Task, source: Task) -> tuple[Int[Tensor, " answer"], Int[Tensor, " answer"], str | None]:

@@ -152,6 +152,40 @@ def read_json(path: Path) -> Any:
         raise CircuitsError(f"{path} is not a JSON file: {error}") from None
 
 
+def claim(path: Path, facts: Mapping[str, Any], what: str) -> None:
+    """Say in a file what a folder is for, or check that it says so already.
+
+    Args:
+        path: a JSON file in the folder.
+        facts: what is made there; must be the same when it goes on.
+        what: what to call it, such as ``an analysis``.
+
+    Raises:
+        CircuitsError: the folder holds something else, or the same with other facts.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "plan.json"
+        >>> claim(file, {"seed": 0}, "an analysis")
+        >>> claim(file, {"seed": 1}, "an analysis")
+        Traceback (most recent call last):
+        circuits.errors.CircuitsError: ... holds an analysis with seed 0, not 1: choose another folder or delete it
+    """
+    folder, wanted = path.parent, flatten(json.loads(json.dumps(facts)))
+    if not path.is_file():
+        if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
+            raise CircuitsError(f"{folder} holds something that is not {what}: choose another folder")
+        write_json(path, facts)
+        return
+    found = flatten(read_json(path))
+    for name in (*wanted, *found):
+        if found.get(name) != wanted.get(name):
+            raise CircuitsError(
+                f"{folder} holds {what} with {name} {found.get(name)}, not {wanted.get(name)}: choose another folder or "
+                "delete it"
+            )
+
+
 def write_table(path: Path, table: "pandas.DataFrame", facts: Mapping[str, Any], csv: bool = False) -> None:
     """Write a result table as parquet and, if asked, as CSV beside it, atomically.
 

@@ -349,7 +349,7 @@ class FactDataset:
             Task('qa_id', examples=12, answers=12, pos=13, spans=[subject, relation])
         """
         examples = {example.text: example for example in self.examples(split, people)}.values()
-        facts = {"dataset": self.fingerprint, "split": split}
+        facts = {"dataset": self.fingerprint, "split": split, "grouped": True}
         return Task.from_examples(split, examples, tokenizer, provenance=facts, chat=chat)
 
     def stream(self, kind: Literal["bio", "qa"]) -> "datasets.IterableDataset":

@@ -1,6 +1,7 @@
 """Acting on activations: ablation and patching, by hooks one at a time, and by the fast exact engine."""
 
 from circuits.interventions.attribution import screen_interventions
+from circuits.interventions.effects import effects_table
 from circuits.interventions.engine import Engine, run_interventions
 from circuits.interventions.heads import (
     ABLATIONS,
@@ -12,7 +13,7 @@ from circuits.interventions.heads import (
 )
 from circuits.interventions.intervention import MODES, SITES, Intervention, cumulative, pairs, single
 from circuits.interventions.memory import arithmetic
-from circuits.interventions.pairing import matching_positions, pair_formats, pair_people
+from circuits.interventions.pairing import matching_positions, pair_formats, pair_groups, pair_people
 
 __all__ = [
     "ABLATIONS",
@@ -23,9 +24,11 @@ __all__ = [
     "ablate_heads",
     "arithmetic",
     "cumulative",
+    "effects_table",
     "matching_positions",
     "mean_head_outputs",
     "pair_formats",
+    "pair_groups",
     "pair_people",
     "pairs",
     "patch_heads",

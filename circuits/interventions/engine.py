@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from circuits.errors import CircuitsError
+from circuits.interventions.effects import with_corrections
 from circuits.interventions.forward import Attention, CleanRun, Forward, Queries, Visitor
 from circuits.interventions.intervention import Intervention
 from circuits.interventions.memory import arithmetic, in_halves, out_of_memory, token_budget
@@ -42,7 +43,7 @@ from circuits.models import (
     shape_of,
 )
 from circuits.progress import bar
-from circuits.statistics import corrected, intervals, paired_p_values
+from circuits.statistics import intervals, paired_p_values
 from circuits.storage import provenance
 from circuits.tasks import Task
 from circuits.units import AnyUnit, Component, Head, KVGroup, Neuron
@@ -656,12 +657,6 @@ def means_table(engine: Engine, clean: dict[str, numpy.ndarray], found: dict[str
         if name.endswith("_effect_p"):
             table[f"{name[:-2]}_q"] = column
     return with_corrections(table)
-
-
-def with_corrections(table: pandas.DataFrame) -> pandas.DataFrame:
-    """The table with each ``…_effect_q`` made anew from ``…_effect_p`` over all of its rows."""
-    tested = [name for name in table if name.endswith("_effect_p")]
-    return table.assign(**{f"{name[:-2]}_q": corrected(table[name].to_numpy(), "bh") for name in tested})
 
 
 def describe(interventions: Sequence[Intervention]) -> pandas.DataFrame:

@@ -89,6 +89,29 @@ def pair_formats(task: Task, source: Task) -> Task:
     return source.select([known[fact] for fact in wanted])
 
 
+def pair_groups(task: Task, source: Task) -> tuple[Task, Task] | None:
+    """The examples of two tasks that are about the same: of the same group, and attribute where both have one.
+
+    Args:
+        task: the run that is changed.
+        source: where values come from.
+
+    Returns:
+        Source and target, as long as each other; None if the tasks' authors gave no groups, no group is in both, or
+        examples have several answers.
+    """
+    tasks = (source, task)
+    if not all(one.provenance.get("grouped") and len(one.answers) == len(one) for one in tasks):
+        return None
+    keys = ["group", *(["attribute"] if all("attribute" in one.answers for one in tasks) else [])]
+    theirs, ours = ([tuple(row) for row in one.answers[keys].itertuples(index=False)] for one in tasks)
+    known = {key: example for example, key in reversed(list(enumerate(theirs)))}
+    chosen = [example for example, key in enumerate(ours) if key in known]
+    if not chosen:
+        return None
+    return source.select([known[ours[example]] for example in chosen]), task.select(chosen)
+
+
 def pair_people(task: Task, seed: int = 0, among: Task | None = None) -> Task:
     """For each example one about another person, the same attribute in the same wording: the corrupted run.
 

@@ -23,6 +23,7 @@ from circuits.masks.shared import (
     sharing,
     sharing_curve,
     top_share,
+    units_of,
 )
 
 __all__ = [
@@ -51,5 +52,6 @@ __all__ = [
     "sharing_curve",
     "top_share",
     "unit_mask",
+    "units_of",
     "zero",
 ]

@@ -430,6 +430,41 @@ def shared_size(mask: ParameterMask, kind: type[Head] | type[KVGroup] | type[Neu
     return pandas.concat(tables, ignore_index=True)
 
 
+def units_of(
+    mask: ParameterMask, kind: type[Head] | type[KVGroup] | type[Neuron] = Head, *, top: int | None = None
+) -> list[Any]:
+    """The units with the largest Shared Size, to be ablated, patched or looked at.
+
+    Args:
+        mask: usually the shared parameters.
+        kind: `Head`, `KVGroup` or `Neuron`.
+        top: how many; all that have a parameter in the mask if not given.
+
+    Returns:
+        Units, the largest first, those of equal size in the model's order; fewer than ``top`` if no more of them have a
+        parameter in the mask.
+
+    Raises:
+        CircuitsError: the mask has no parameter of such a unit, or ``top`` is less than 1.
+
+    Example:
+        >>> from circuits.facts import word_tokenizer
+        >>> from circuits.masks import unit_mask
+        >>> from circuits.models import load_model
+        >>> from circuits.training import new_model
+        >>> model = load_model(new_model("tiny-llama", word_tokenizer()))
+        >>> [str(head) for head in units_of(unit_mask(model, [Head(2, 1)]))]
+        ['L2H1']
+    """
+    if top is not None and top < 1:
+        raise CircuitsError(f"the top {top} {kind.NOUN}s are none: ask for 1 or more")
+    table = shared_size(mask, kind)
+    chosen = table[table["size"] > 0].sort_values("size", ascending=False, kind="stable").head(top or len(table))
+    if chosen.empty:
+        raise CircuitsError(f"the mask has no parameter of a {kind.NOUN}: take another kind of unit")
+    return [kind(int(row.layer), int(row.index)) for row in chosen.drop(columns="unit").itertuples(index=False)]
+
+
 def _unit_counts(
     mask: ParameterMask, kind: type[Head] | type[KVGroup] | type[Neuron]
 ) -> dict[int, tuple[Tensor, Tensor, Tensor, Tensor]]:

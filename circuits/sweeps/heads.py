@@ -6,7 +6,7 @@ import pandas
 
 from circuits.errors import CircuitsError
 from circuits.interventions import ABLATIONS, run_interventions, single
-from circuits.interventions.engine import with_corrections
+from circuits.interventions.effects import with_corrections
 from circuits.metrics import Metric
 from circuits.models import Model, shape_of
 from circuits.tasks import Task

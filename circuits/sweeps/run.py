@@ -17,7 +17,7 @@ from typing import Any
 import pandas
 
 from circuits.errors import CircuitsError
-from circuits.interventions.engine import with_corrections
+from circuits.interventions.effects import with_corrections
 from circuits.progress import bar
 from circuits.storage import git_commit, library_version, read_json
 from circuits.sweeps.executors import EXECUTORS, Executor

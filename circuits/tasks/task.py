@@ -178,6 +178,7 @@ class Task:
                     f"there is no {what}, but others have one: give all or none"
                 )
         facts = {**_of_tokenizer(tokenizer, chat), "prompts": digest(*(_content(one.prompt) for one in tokenised))}
+        facts["grouped"] = all(one.prompt.group is not None for one in tokenised)
         if drop_bad:
             facts["dropped"] = dropped
         task = cls._assembled(name, [(one.example, one.tokens) for one in tokenised], tokenizer, facts)
@@ -290,6 +291,16 @@ class Task:
         if name not in self.spans:
             raise CircuitsError(f"{self.name} has no span {name!r}: choose from {', '.join([*RESERVED, *self.spans])}")
         return self.spans[name]
+
+    def identity(self) -> dict[str, Any]:
+        """Digests of what the task asks, by which a saved result knows it again."""
+        named = [self.attention_mask, self.answer_mask, *(self.spans[name] for name in sorted(self.spans))]
+        found: dict[str, Any] = {
+            "examples": len(self),
+            "tokens": digest(self.tokens.numpy().tobytes()),
+            "spans": digest(" ".join(sorted(self.spans)), *(at.numpy().tobytes() for at in named)),
+        }
+        return found | {name: companion.identity()["tokens"] for name, companion in self.companions().items()}
 
     def right_padded(self) -> "Task":
         """The same examples with their padding on the right; the task itself if it already is so padded.

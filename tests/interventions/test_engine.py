@@ -535,7 +535,7 @@ def one_per_token(logits, known):
         ("L0H0", "all", r"the units of an intervention are 'L0H0': give a tuple, such as \(Head\(2, 1\),\)"),
         (Head(0, 0), "all", "give a tuple"),
         (("L0H0",), "all", r"'L0H0' is no unit: give one such as Head\(2, 1\) or parse_unit"),
-        ((Head(0, 0),), 1.5, "there are no positions 1.5: give a number or a role"),
+        ((Head(0, 0),), 1.5, "there are no positions 1.5: give a number or the name of a span"),
         ((Head(0, 0),), None, "there are no positions None"),
     ],
 )
@@ -557,7 +557,7 @@ def test_positions_may_come_from_a_table(unchecked):
         ((Head(0, 0),), {"mode": "max"}, {}, "there is no mode 'max': choose from zero, mean"),
         ((Head(0, 0),), {"site": "post"}, {}, "L0H0 has no site 'post': choose from z, q, k, v, pattern"),
         ((Component(0, "attn_out"),), {"site": "z"}, {}, "L0.attn_out has no site 'z': leave it out"),
-        ((Head(0, 0),), {"positions": "verb"}, {}, "there are no positions 'verb'"),
+        ((Head(0, 0),), {"positions": "verb"}, {}, "has no span 'verb': choose from all, answer, last, subject"),
         ((Head(0, 0),), {"positions": -1}, {}, "positions count from 0"),
         ((Head(0, 0),), {"positions": 99}, {}, "no example of qa_ood has a position 99"),
         ((Head(0, 0),), {"mode": "mean", "site": "pattern"}, {}, "use mean_by_position"),

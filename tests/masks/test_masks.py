@@ -557,7 +557,7 @@ def test_every_answer_of_an_ablation_is_kept(crowded, model, pre, tasks):
     with revert(model, control, pre):
         expected = evaluate(model, chosen[1])
     rows = answers[(answers["condition"] == "random") & (answers["draw"] == 1) & (answers["task"] == "bio")]
-    columns = ["example", "person", "attribute", "exact_match", "log_prob"]
+    columns = ["example", "group", "attribute", "exact_match", "log_prob"]
     pandas.testing.assert_frame_equal(rows[columns].reset_index(drop=True), expected[columns])
     with pytest.raises(CircuitsError, match="an ablation needs a task to evaluate"):
         ablate_mask(model, mask, [], pre)

@@ -1,0 +1,206 @@
+"""One model on its tasks: what they share, what happens without it, and which heads and neurons it is.
+
+1. The model, its tasks and the settings claim a folder: what is there already is kept only if it was made from the same.
+2. Steps run one after another; each that is there is skipped (`circuits.analysis.steps`).
+3. ``summary.json`` and ``report.html`` are made anew from what is there.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas
+
+from circuits.analysis import steps as made_by
+from circuits.analysis.case import AnalysisSettings, Case
+from circuits.analysis.figures import figures_of
+from circuits.analysis.page import write_page
+from circuits.analysis.readings import draw_heads
+from circuits.analysis.running import choose, run_steps, seconds
+from circuits.analysis.summary import summary_of, top_table
+from circuits.errors import CircuitsError
+from circuits.masks import Graft, ParameterMask
+from circuits.models import Model, checkpoint_of, facts_of, identity, refuse_hooks, require_start
+from circuits.storage import claim, provenance, read_json, write_json
+from circuits.tasks import Task
+from circuits.tracing import GradientTrace
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+class Tables(Mapping[str, pandas.DataFrame]):
+    """The result tables of a folder by name, each read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __getitem__(self, name: str) -> pandas.DataFrame:
+        file = self._folder / f"{name}.parquet"
+        if not file.is_file():
+            raise KeyError(f"there is no table {name!r}: choose from {', '.join(self) or 'none'}")
+        return pandas.read_parquet(file)
+
+    def __iter__(self) -> Iterator[str]:
+        return (file.stem for file in sorted(self._folder.glob("*.parquet")))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __repr__(self) -> str:
+        return f"Tables({', '.join(self)})"
+
+
+class Analysis:
+    """What was found about a model and its tasks, in a folder; shows itself in a notebook.
+
+    Args:
+        folder: what `analyse` or ``circuits analyse`` wrote.
+
+    Attributes:
+        folder: the folder.
+        tables: the result tables by name.
+
+    Raises:
+        CircuitsError: the folder holds no analysis.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "analysis.json").is_file():
+            raise CircuitsError(f"{self.folder} holds no analysis: it has no analysis.json")
+        self.tables = Tables(self.folder / "tables")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the analysis was made from."""
+        facts: dict[str, Any] = read_json(self.folder / "analysis.json")
+        return facts
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The content of ``summary.json``."""
+        summary: dict[str, Any] = read_json(self.folder / "summary.json")
+        return summary
+
+    @property
+    def masks(self) -> dict[str, ParameterMask]:
+        """The shared parameters: ``global`` of the top of all parameters, ``tensor`` of the top of each tensor."""
+        return made_by.MASKS.load(self.folder)
+
+    @property
+    def traces(self) -> dict[str, GradientTrace]:
+        """The gradient trace of each task."""
+        return made_by.TRACES.load(self.folder)
+
+    @property
+    def grafts(self) -> dict[str, Graft]:
+        """The smallest graft that was found for each task."""
+        return made_by.GRAFTS.load(self.folder)
+
+    @property
+    def figures(self) -> "dict[str, go.Figure]":
+        """The figures by name, drawn from the tables."""
+        return figures_of(self.tables)
+
+    @property
+    def report(self) -> Path:
+        """The page of results."""
+        return self.folder / "report.html"
+
+    def __repr__(self) -> str:
+        done = ", ".join(seconds(self.folder))
+        return f"Analysis({str(self.folder)!r}, model={self.facts['model']['source']!r}, steps=[{done}])"
+
+    def _repr_html_(self) -> str:
+        accuracy = self.tables["accuracy"].round(3).to_html(index=False, border=0) if "accuracy" in self.tables else ""
+        top = top_table(self.tables)
+        shown = "" if top is None else top.to_html(index=False, border=0)
+        return f"<b>{escape(str(self.facts['model']['source']))}</b>{accuracy}{shown}"
+
+
+def analyse(
+    model: Model,
+    tasks: Task | Sequence[Task],
+    pre: Model | None = None,
+    *,
+    out: str | Path,
+    settings: AnalysisSettings | None = None,
+    only: Sequence[str] | None = None,
+    skip: Sequence[str] | None = None,
+    check_start: bool = True,
+    say: Callable[[str], None] | None = None,
+) -> Analysis:
+    """Analyse a model on one or more tasks, or do what is missing of an analysis.
+
+    Args:
+        model: loaded with `circuits.load_model`.
+        tasks: one or several, each with a name of its own. Sharing needs two.
+        pre: the model before fine-tuning, to revert to and to graft into; without it ablated weights become zero, and
+            nothing is grafted.
+        out: the folder for the results.
+        settings: how; see `AnalysisSettings`.
+        only: these steps of `circuits.analysis.STEPS`, and those they need; all if not given.
+        skip: not these.
+        check_start: refuse a ``pre`` if the checkpoint of ``model`` says that it was trained from another model.
+        say: called with a line when a step begins.
+
+    Returns:
+        The analysis: tables, masks, traces, figures, summary and report.
+
+    Raises:
+        CircuitsError: two tasks have one name or the same prompts, a step does not exist, functions are hooked into a
+            model, ``pre`` is not the start, or the folder holds something else.
+
+    Example:
+        >>> import tempfile
+        >>> from circuits import load_model
+        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
+        >>> from circuits.training import new_model
+        >>> tokenizer = word_tokenizer()
+        >>> dataset = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4))
+        >>> model = load_model(new_model("tiny-llama", tokenizer), tokenizer=tokenizer)
+        >>> tasks = [dataset.task(split, tokenizer) for split in ("bio", "qa_id")]
+        >>> found = analyse(model, tasks, out=tempfile.mkdtemp() + "/analysis", only=["share"])
+        >>> sorted(found.masks), "shared_heads" in found.tables
+        (['global', 'tensor'], True)
+    """
+    settings = settings or AnalysisSettings()
+    case = Case(model, _by_name(tasks), pre, settings, Path(out))
+    chosen = choose(made_by.STEPS, only, skip)
+    for one in (model, pre):
+        if one is not None:
+            refuse_hooks(one)
+    if pre is not None and check_start:
+        require_start(model, pre)
+    facts = {
+        "model": {"source": str(checkpoint_of(model).source), **facts_of(model)},
+        "pre": None if pre is None else {"source": str(checkpoint_of(pre).source), "model": identity(pre)},
+        "tasks": {name: task.identity() for name, task in case.tasks.items()},
+        "settings": asdict(settings),
+    }
+    claim(case.folder / "analysis.json", facts, "an analysis")
+    left_out = run_steps(chosen, case, case.folder, provenance(**facts, seed=settings.seed), say)
+    analysis = Analysis(out)
+    if "attention" in analysis.tables:
+        draw_heads(case, analysis.tables)
+    write_json(case.folder / "summary.json", summary_of(analysis.tables, facts, left_out, seconds(case.folder)))
+    write_page(analysis.report, analysis.summary, analysis.tables, analysis.figures)
+    return analysis
+
+
+def _by_name(tasks: Task | Sequence[Task]) -> dict[str, Task]:
+    listed = [tasks] if isinstance(tasks, Task) else list(tasks)
+    if not listed:
+        raise CircuitsError("there is nothing to analyse: give a task or several")
+    found: dict[str, Task] = {}
+    for task in listed:
+        if task.name in found:
+            raise CircuitsError(f"two tasks are called {task.name}: give each a name of its own")
+        for other in found.values():
+            if other.identity()["tokens"] == task.identity()["tokens"]:
+                raise CircuitsError(f"the tasks {other.name} and {task.name} are the same prompts: nothing is compared")
+        found[task.name] = task
+    return found

@@ -1,0 +1,54 @@
+"""The figures of an analysis, drawn from its tables."""
+
+from collections.abc import Mapping
+
+import pandas
+import plotly.graph_objects as go
+
+from circuits.figures import ablation_figure, graft_figure, heads_figure, ranking_curves_figure, sharing_figure
+
+_CHANGE = {"log_prob_effect": "change of<br>log-prob", "logit_diff_effect": "change of<br>logit diff."}
+
+
+def effect_of(table: pandas.DataFrame) -> str:
+    """The effect that a table of interventions is read by: of the logit difference, where all tasks have foils."""
+    full = "logit_diff_effect" in table and table["logit_diff_effect"].notna().all()
+    return "logit_diff_effect" if full else "log_prob_effect"
+
+
+def figures_of(tables: Mapping[str, pandas.DataFrame], model: str = "model") -> dict[str, go.Figure]:
+    """The figures by name; those whose tables are not there are left out.
+
+    Args:
+        tables: of an analysis.
+        model: what to call the model.
+    """
+    figures: dict[str, go.Figure] = {}
+    if "sharing_curve" in tables:
+        for scope, part in tables["sharing_curve"].groupby("scope", sort=False):
+            figures[f"sharing_{scope}"] = sharing_figure(part.assign(model=model))
+    if "shared_heads" in tables:
+        heads = tables["shared_heads"]
+        named = heads.assign(
+            scope=heads["scope"].map({"global": "top of all parameters", "tensor": "top of each tensor"})
+        )
+        figures["shared_heads"] = heads_figure(named, "size", facet="scope", title="shared<br>parameters", digits=0)
+    if "ablation" in tables:
+        for scope, part in tables["ablation"].groupby("scope", sort=False):
+            figures[f"ablation_{scope}"] = ablation_figure(part.assign(model=model))
+    if "grafts" in tables and len(tables["grafts"]):
+        for task, part in tables["grafts"].groupby("task", sort=False):
+            figures[f"grafts_{task}"] = graft_figure(part.assign(model=model))
+    for name in ("sweep", "patches"):
+        if name in tables:
+            table = tables[name]
+            effect = effect_of(table)
+            figures[name] = heads_figure(table, effect, facet="task", title=_CHANGE[effect])
+    if "ranking_curves" in tables:
+        for (kind, condition), part in tables["ranking_curves"].groupby(["kind", "condition"], sort=False):
+            figures[f"{condition}_{kind}s"] = ranking_curves_figure(part, units=f"{kind}s")
+    if "attention" in tables:
+        table = tables["attention"]
+        named = table.assign(what=table["task"] + ": " + table["behaviour"].str.replace("_", " "))
+        figures["attention"] = heads_figure(named, "attention", facet="what", title="attention")
+    return figures

@@ -1,0 +1,189 @@
+"""The page of an analysis: what was found, in the order in which one asks."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas
+import plotly.graph_objects as go
+
+from circuits.analysis.summary import top_table
+from circuits.figures import Section, write_report
+
+_SCOPES = {"global": "of all parameters", "tensor": "of each tensor"}
+
+
+def write_page(
+    path: Path, summary: Mapping[str, Any], tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figure]
+) -> None:
+    """Write the report of an analysis."""
+    sections: list[Section] = []
+    for make in (_tasks, _shared, _without, _grafts, _heads, _patched, _rankings, _attention):
+        sections += make(summary, tables, figures)
+    if summary["left_out"]:
+        reasons = [f"{name}: {reason}." for name, reason in summary["left_out"].items()]
+        sections.append(Section("What was not done", reasons))
+    tasks = " and ".join(summary["tasks"])
+    source = Path(summary["model"]["source"]).name
+    seconds = sum(summary["seconds"].values())
+    write_report(path, f"{source}: {tasks}", _lead(summary), sections, f"{seconds / 60:.1f} minutes; circuits analyse")
+
+
+def _lead(summary: Mapping[str, Any]) -> str:
+    shared = {row["scope"]: row for row in summary.get("shared", ())}
+    if "global" not in shared:
+        return "What one task needs of the model."
+    row = shared["global"]
+    return (
+        f"The tasks share {row['size']:,} of {row['total']:,} parameters: {row['share']:.0%} of the top "
+        f"{row['influenced'] / row['total']:.2%} of each, where tasks permuted within each tensor share "
+        f"{row['permuted_share']:.0%}."
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{value:.1%}"
+
+
+def _tasks(summary: Mapping[str, Any], tables: Mapping[str, Any], figures: Mapping[str, Any]) -> Sequence[Section]:  # noqa: ARG001
+    rows = [
+        {
+            "task": row["task"],
+            "answers": row["answers"],
+            "exact match": f"{_percent(row['exact_match'])} ({_percent(row['exact_match_low'])} to {_percent(row['exact_match_high'])})",
+            "log-probability": f"{row['log_prob']:.2f} ({row['log_prob_low']:.2f} to {row['log_prob_high']:.2f})",
+            "logit difference": f"{row['logit_diff']:.2f} ({row['logit_diff_low']:.2f} to {row['logit_diff_high']:.2f})"
+            if row.get("logit_diff") is not None
+            else "",
+        }
+        for row in summary.get("tasks_scored", ())
+    ]
+    text = "Means over answers and their 95 % intervals. The logit difference is that of the answer and its foil."
+    return [Section("What the model says", [text], pandas.DataFrame(rows))] if rows else []
+
+
+def _shared(
+    summary: Mapping[str, Any], tables: Mapping[str, Any], figures: Mapping[str, go.Figure]
+) -> Sequence[Section]:  # noqa: ARG001
+    rows = [
+        {
+            "the top": _SCOPES[row["scope"]],
+            "shared": f"{row['size']:,}",
+            "share": _percent(row["share"]),
+            "permuted": _percent(row["permuted_share"]),
+            "lift over chance": f"{row['lift']:.1f}",
+            "permuted lift": f"{row['permuted_lift']:.1f}",
+            "Gini over heads": "–" if row["gini"] is None else f"{row['gini']:.2f}",
+            "random": "–" if row["random_gini"] is None else f"{row['random_gini']:.2f}",
+        }
+        for row in summary.get("shared", ())
+    ]
+    if not rows:
+        return []
+    text = (
+        "Parameters with a large gradient in every task. The control permutes one task's gradients within each tensor; "
+        "random is a set of the same size."
+    )
+    found = [Section("What the tasks share", [text], pandas.DataFrame(rows), figures.get("sharing_global"))]
+    if "shared_heads" in figures:
+        found.append(
+            Section(
+                "Where it is",
+                ["Shared Size: how many of a head's parameters are shared."],
+                None,
+                figures["shared_heads"],
+            )
+        )
+    return found
+
+
+def _without(
+    summary: Mapping[str, Any], tables: Mapping[str, Any], figures: Mapping[str, go.Figure]
+) -> Sequence[Section]:  # noqa: ARG001
+    rows = [
+        {
+            "the top": _SCOPES[row["scope"]],
+            "task": row["task"],
+            "parameters": f"{row['parameters']:,}",
+            "before": _percent(row["before"]),
+            "without them": _percent(row["after"]),
+            "drop, thinned": _percent(row["thinned_drop"]),
+            "drop, random": f"{_percent(row['random_drop'])} ({_percent(row['random_drop_low'])} to {_percent(row['random_drop_high'])})",
+        }
+        for row in summary.get("ablation", ())
+    ]
+    if not rows:
+        return []
+    what = "go back to what they were before fine-tuning" if summary["pre"] else "become zero"
+    text = (
+        f"Exact match when the shared parameters {what}, beside as many random ones outside them; where a tensor has too "
+        "little room for these, both are thinned."
+    )
+    return [Section("What happens without it", [text], pandas.DataFrame(rows), figures.get("ablation_global"))]
+
+
+def _grafts(
+    summary: Mapping[str, Any], tables: Mapping[str, Any], figures: Mapping[str, go.Figure]
+) -> Sequence[Section]:  # noqa: ARG001
+    rows = [
+        {
+            "task": row["task"],
+            "parameters": f"{row['size']:,}",
+            "of all": _percent(row["fraction"]),
+            "taken by": row["score"].replace("_", " "),
+            "exact match": _percent(row["exact_match"]),
+        }
+        for row in summary.get("grafts", ())
+    ]
+    text = "The fewest fine-tuned parameters that were found to keep a task in the model before fine-tuning."
+    return [Section("What is enough of the fine-tuning", [text], pandas.DataFrame(rows))] if rows else []
+
+
+def _heads(
+    summary: Mapping[str, Any], tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figure]
+) -> Sequence[Section]:  # noqa: ARG001
+    top = top_table(tables)
+    if top is None:
+        return []
+    text = (
+        "The heads whose ablation or patching changes most, relative to the largest change of each column: change of "
+        "the logit difference where tasks have foils, else of the log-probability, with its 95 % interval (of each head "
+        "alone, not corrected for their number; the tables have corrected p-values)."
+    )
+    return [Section("Which heads", [text], top, figures.get("sweep"))]
+
+
+def _patched(
+    summary: Mapping[str, Any], tables: Mapping[str, Any], figures: Mapping[str, go.Figure]
+) -> Sequence[Section]:  # noqa: ARG001
+    text = "Each head's output taken from the changed run: what moves the answer is below zero."
+    return (
+        [Section("Which heads carry what was changed", [text], None, figures["patches"])]
+        if "patches" in figures
+        else []
+    )
+
+
+def _rankings(
+    summary: Mapping[str, Any], tables: Mapping[str, Any], figures: Mapping[str, go.Figure]
+) -> Sequence[Section]:  # noqa: ARG001
+    found = []
+    for name, figure in figures.items():
+        condition, _, kind = name.rpartition("_")
+        if kind in ("heads", "neurons") and condition in ("zero", "revert", "sufficient"):
+            needed = f"the top {kind} become {'zero' if condition == 'zero' else 'what they were before'}"
+            text = (
+                f"Exact match when only the top {kind} are fine-tuned"
+                if condition == "sufficient"
+                else f"Exact match when {needed}"
+            )
+            title = "Are the top ones enough" if condition == "sufficient" else "Are the top ones needed"
+            found.append(Section(f"{title}? {kind.capitalize()}", [f"{text}, along each ranking."], None, figure))
+    return found
+
+
+def _attention(
+    summary: Mapping[str, Any], tables: Mapping[str, Any], figures: Mapping[str, go.Figure]
+) -> Sequence[Section]:  # noqa: ARG001
+    text = "Mean attention to each span of a task. The heads that stand out are drawn in the folder figures."
+    return [Section("What heads attend to", [text], None, figures["attention"])] if "attention" in figures else []

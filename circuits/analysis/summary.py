@@ -1,0 +1,96 @@
+"""What an analysis comes to, in a few numbers and in one table of heads."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas
+
+from circuits.analysis.figures import effect_of
+from circuits.masks import ablation_summary
+
+_TOP = 12
+
+
+def summary_of(
+    tables: Mapping[str, pandas.DataFrame],
+    facts: Mapping[str, Any],
+    left_out: Mapping[str, str],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The content of ``summary.json``.
+
+    Args:
+        tables: of the analysis.
+        facts: what it was made from.
+        left_out: steps that were not done, each with the reason.
+        seconds: what each step took.
+    """
+    found: dict[str, Any] = {**facts, "left_out": dict(left_out), "seconds": dict(seconds)}
+    if "accuracy" in tables:
+        found["tasks_scored"] = _records(tables["accuracy"])
+    if "shared" in tables:
+        found["shared"] = _records(tables["shared"])
+    if "ablation" in tables:
+        parts = tables["ablation"].groupby("scope", sort=False)
+        found["ablation"] = [
+            row for scope, part in parts for row in _records(ablation_summary(part).assign(scope=scope))
+        ]
+    if "grafts" in tables and len(tables["grafts"]):
+        chosen = tables["grafts"][tables["grafts"]["chosen"].astype(bool)]
+        found["grafts"] = _records(chosen.sort_values("size", kind="stable").drop_duplicates("task"))
+    for name in ("sweep", "neurons", "patches"):
+        if name in tables:
+            table = tables[name]
+            order = table[effect_of(table)].abs().sort_values(ascending=False, kind="stable").index
+            found[f"top_{name}"] = _records(table.loc[order].head(_TOP))
+    if "ranking_summary" in tables:
+        found["rankings"] = _records(tables["ranking_summary"])
+    return found
+
+
+def _records(table: pandas.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON has them, without what is missing."""
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [{key: value.item() if hasattr(value, "item") else value for key, value in row.items()} for row in rows]
+
+
+def top_table(tables: Mapping[str, pandas.DataFrame], count: int = _TOP) -> pandas.DataFrame | None:
+    """The heads that matter most, one row each: Shared Size, what ablating and patching them does, what they attend to.
+
+    Args:
+        tables: of an analysis.
+        count: of heads.
+
+    Returns:
+        ``head``; ``shared``; for each task the change when the head is ablated (``without: TASK``) or patched
+        (``patched: TASK``), with its 95 % interval; ``attends``: the span it attends to most. None without a sweep.
+    """
+    if "sweep" not in tables:
+        return None
+    columns: dict[str, pandas.Series] = {}
+    sizes = []
+    for name, label in (("sweep", "without"), ("patches", "patched")):
+        if name not in tables:
+            continue
+        table = tables[name]
+        effect = effect_of(table)
+        for task, part in table.groupby("task", sort=False):
+            rows = part.set_index("units")
+            columns[f"{label}: {task}"] = rows.apply(lambda row, effect=effect: _interval(row, effect), axis=1)
+            sizes.append(rows[effect].abs() / (rows[effect].abs().max() or 1.0))
+    order = pandas.concat(sizes, axis=1).max(axis=1).sort_values(ascending=False, kind="stable").index[:count]
+    found = pandas.DataFrame(index=order)
+    if "shared_heads" in tables:
+        heads = tables["shared_heads"].query("scope == 'global'").set_index("unit")
+        found["shared"] = heads["size"]
+    for name, column in columns.items():
+        found[name] = column
+    if "attention" in tables:
+        best = tables["attention"].sort_values("excess", ascending=False, kind="stable").drop_duplicates("unit")
+        words = best["behaviour"].str.replace("_", " ") + best["attention"].map(lambda value: f", {value:.2f}")
+        found["attends"] = words.set_axis(best["unit"])
+    return found.rename_axis("head").reset_index()
+
+
+def _interval(row: pandas.Series, effect: str) -> str:
+    return f"{row[effect]:+.2f} ({row[f'{effect}_low']:+.2f} to {row[f'{effect}_high']:+.2f})"
