@@ -2,6 +2,17 @@
 
 from circuits.analysis.analysis import Analysis, analyse
 from circuits.analysis.case import AnalysisSettings
+from circuits.analysis.comparison import Comparison, compare, paired_differences
 from circuits.analysis.steps import STEPS
+from circuits.analysis.summary import top_table
 
-__all__ = ["STEPS", "Analysis", "AnalysisSettings", "analyse"]
+__all__ = [
+    "STEPS",
+    "Analysis",
+    "AnalysisSettings",
+    "Comparison",
+    "analyse",
+    "compare",
+    "paired_differences",
+    "top_table",
+]

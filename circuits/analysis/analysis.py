@@ -1,6 +1,6 @@
 """One model on its tasks: what they share, what happens without it, and which heads and neurons it is.
 
-1. The model, its tasks and the settings claim a folder: what is there already is kept only if it was made from the same.
+1. The model, its tasks and the settings claim a folder: what is there is kept only if it was made from the same.
 2. Steps run one after another; each that is there is skipped (`circuits.analysis.steps`).
 3. ``summary.json`` and ``report.html`` are made anew from what is there.
 """
@@ -15,10 +15,11 @@ import pandas
 
 from circuits.analysis import steps as made_by
 from circuits.analysis.case import AnalysisSettings, Case
+from circuits.analysis.estimate import estimate, in_words
 from circuits.analysis.figures import figures_of
 from circuits.analysis.page import write_page
 from circuits.analysis.readings import draw_heads
-from circuits.analysis.running import choose, run_steps, seconds
+from circuits.analysis.running import choose, done, run_steps, seconds
 from circuits.analysis.summary import summary_of, top_table
 from circuits.errors import CircuitsError
 from circuits.masks import Graft, ParameterMask
@@ -182,6 +183,9 @@ def analyse(
         "settings": asdict(settings),
     }
     claim(case.folder / "analysis.json", facts, "an analysis")
+    missing = [one for one in chosen if not done(case.folder, one)]
+    if say is not None and missing:
+        say(f"about {in_words(sum(estimate(case, missing).values()))} on this machine")
     left_out = run_steps(chosen, case, case.folder, provenance(**facts, seed=settings.seed), say)
     analysis = Analysis(out)
     if "attention" in analysis.tables:

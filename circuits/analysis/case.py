@@ -15,6 +15,7 @@ class AnalysisSettings:
 
     Attributes:
         fraction: k: top fraction of parameters in each influenced set.
+        fractions: the k that sharing is measured at beside it.
         draws: random masks, permutations and rankings to compare with.
         keep: share of the accuracy that a graft must keep.
         examples: as many of each task are used for all but traces; all if not given.
@@ -24,6 +25,7 @@ class AnalysisSettings:
     """
 
     fraction: float = 0.01
+    fractions: tuple[float, ...] = (0.001, 0.01, 0.1)
     draws: int = 5
     keep: float = 0.95
     examples: int | None = None

@@ -25,8 +25,7 @@ def figures_of(tables: Mapping[str, pandas.DataFrame], model: str = "model") -> 
     """
     figures: dict[str, go.Figure] = {}
     if "sharing_curve" in tables:
-        for scope, part in tables["sharing_curve"].groupby("scope", sort=False):
-            figures[f"sharing_{scope}"] = sharing_figure(part.assign(model=model))
+        figures["sharing"] = sharing_figure(tables["sharing_curve"].assign(model=model))
     if "shared_heads" in tables:
         heads = tables["shared_heads"]
         named = heads.assign(

@@ -1,6 +1,6 @@
 """The page of an analysis: what was found, in the order in which one asks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,16 @@ def write_page(
     path: Path, summary: Mapping[str, Any], tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figure]
 ) -> None:
     """Write the report of an analysis."""
-    sections: list[Section] = []
-    for make in (_tasks, _shared, _without, _grafts, _heads, _patched, _rankings, _attention):
-        sections += make(summary, tables, figures)
+    sections = [
+        *_tasks(summary),
+        *_shared(summary, figures),
+        *_without(summary, figures),
+        *_grafts(summary),
+        *_heads(tables, figures),
+        *_patched(figures),
+        *_rankings(figures),
+        *_attention(figures),
+    ]
     if summary["left_out"]:
         reasons = [f"{name}: {reason}." for name, reason in summary["left_out"].items()]
         sections.append(Section("What was not done", reasons))
@@ -45,16 +52,22 @@ def _percent(value: float | None) -> str:
     return "–" if value is None or value != value else f"{value:.1%}"
 
 
-def _tasks(summary: Mapping[str, Any], tables: Mapping[str, Any], figures: Mapping[str, Any]) -> Sequence[Section]:  # noqa: ARG001
+def _two(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{value:.2f}"
+
+
+def _interval(row: Mapping[str, Any], name: str, written: Callable[[float | None], str]) -> str:
+    return f"{written(row[name])} ({written(row[f'{name}_low'])} to {written(row[f'{name}_high'])})"
+
+
+def _tasks(summary: Mapping[str, Any]) -> Sequence[Section]:
     rows = [
         {
             "task": row["task"],
             "answers": row["answers"],
-            "exact match": f"{_percent(row['exact_match'])} ({_percent(row['exact_match_low'])} to {_percent(row['exact_match_high'])})",
-            "log-probability": f"{row['log_prob']:.2f} ({row['log_prob_low']:.2f} to {row['log_prob_high']:.2f})",
-            "logit difference": f"{row['logit_diff']:.2f} ({row['logit_diff_low']:.2f} to {row['logit_diff_high']:.2f})"
-            if row.get("logit_diff") is not None
-            else "",
+            "exact match": _interval(row, "exact_match", _percent),
+            "log-probability": _interval(row, "log_prob", _two),
+            "logit difference": _interval(row, "logit_diff", _two) if row.get("logit_diff") is not None else "",
         }
         for row in summary.get("tasks_scored", ())
     ]
@@ -62,9 +75,7 @@ def _tasks(summary: Mapping[str, Any], tables: Mapping[str, Any], figures: Mappi
     return [Section("What the model says", [text], pandas.DataFrame(rows))] if rows else []
 
 
-def _shared(
-    summary: Mapping[str, Any], tables: Mapping[str, Any], figures: Mapping[str, go.Figure]
-) -> Sequence[Section]:  # noqa: ARG001
+def _shared(summary: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> Sequence[Section]:
     rows = [
         {
             "the top": _SCOPES[row["scope"]],
@@ -84,7 +95,7 @@ def _shared(
         "Parameters with a large gradient in every task. The control permutes one task's gradients within each tensor; "
         "random is a set of the same size."
     )
-    found = [Section("What the tasks share", [text], pandas.DataFrame(rows), figures.get("sharing_global"))]
+    found = [Section("What the tasks share", [text], pandas.DataFrame(rows), figures.get("sharing"))]
     if "shared_heads" in figures:
         found.append(
             Section(
@@ -97,9 +108,7 @@ def _shared(
     return found
 
 
-def _without(
-    summary: Mapping[str, Any], tables: Mapping[str, Any], figures: Mapping[str, go.Figure]
-) -> Sequence[Section]:  # noqa: ARG001
+def _without(summary: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> Sequence[Section]:
     rows = [
         {
             "the top": _SCOPES[row["scope"]],
@@ -108,7 +117,7 @@ def _without(
             "before": _percent(row["before"]),
             "without them": _percent(row["after"]),
             "drop, thinned": _percent(row["thinned_drop"]),
-            "drop, random": f"{_percent(row['random_drop'])} ({_percent(row['random_drop_low'])} to {_percent(row['random_drop_high'])})",
+            "drop, random": _interval(row, "random_drop", _percent),
         }
         for row in summary.get("ablation", ())
     ]
@@ -116,15 +125,13 @@ def _without(
         return []
     what = "go back to what they were before fine-tuning" if summary["pre"] else "become zero"
     text = (
-        f"Exact match when the shared parameters {what}, beside as many random ones outside them; where a tensor has too "
-        "little room for these, both are thinned."
+        f"Exact match when the shared parameters {what}, beside as many random ones outside them; where a tensor has "
+        "too little room for these, both are thinned."
     )
     return [Section("What happens without it", [text], pandas.DataFrame(rows), figures.get("ablation_global"))]
 
 
-def _grafts(
-    summary: Mapping[str, Any], tables: Mapping[str, Any], figures: Mapping[str, go.Figure]
-) -> Sequence[Section]:  # noqa: ARG001
+def _grafts(summary: Mapping[str, Any]) -> Sequence[Section]:
     rows = [
         {
             "task": row["task"],
@@ -139,23 +146,19 @@ def _grafts(
     return [Section("What is enough of the fine-tuning", [text], pandas.DataFrame(rows))] if rows else []
 
 
-def _heads(
-    summary: Mapping[str, Any], tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figure]
-) -> Sequence[Section]:  # noqa: ARG001
+def _heads(tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figure]) -> Sequence[Section]:
     top = top_table(tables)
     if top is None:
         return []
     text = (
         "The heads whose ablation or patching changes most, relative to the largest change of each column: change of "
-        "the logit difference where tasks have foils, else of the log-probability, with its 95 % interval (of each head "
-        "alone, not corrected for their number; the tables have corrected p-values)."
+        "the logit difference where tasks have foils, else of the log-probability, with its 95 % interval (of each "
+        "head alone, not corrected for their number; the tables have corrected p-values)."
     )
     return [Section("Which heads", [text], top, figures.get("sweep"))]
 
 
-def _patched(
-    summary: Mapping[str, Any], tables: Mapping[str, Any], figures: Mapping[str, go.Figure]
-) -> Sequence[Section]:  # noqa: ARG001
+def _patched(figures: Mapping[str, go.Figure]) -> Sequence[Section]:
     text = "Each head's output taken from the changed run: what moves the answer is below zero."
     return (
         [Section("Which heads carry what was changed", [text], None, figures["patches"])]
@@ -164,26 +167,21 @@ def _patched(
     )
 
 
-def _rankings(
-    summary: Mapping[str, Any], tables: Mapping[str, Any], figures: Mapping[str, go.Figure]
-) -> Sequence[Section]:  # noqa: ARG001
+def _rankings(figures: Mapping[str, go.Figure]) -> Sequence[Section]:
     found = []
     for name, figure in figures.items():
         condition, _, kind = name.rpartition("_")
         if kind in ("heads", "neurons") and condition in ("zero", "revert", "sufficient"):
-            needed = f"the top {kind} become {'zero' if condition == 'zero' else 'what they were before'}"
-            text = (
-                f"Exact match when only the top {kind} are fine-tuned"
-                if condition == "sufficient"
-                else f"Exact match when {needed}"
-            )
-            title = "Are the top ones enough" if condition == "sufficient" else "Are the top ones needed"
+            if condition == "sufficient":
+                title, text = "Are the top ones enough", f"Exact match when only the top {kind} are fine-tuned"
+            else:
+                become = "zero" if condition == "zero" else "what they were before fine-tuning"
+                title, text = "Are the top ones needed", f"Exact match when the top {kind} become {become}"
             found.append(Section(f"{title}? {kind.capitalize()}", [f"{text}, along each ranking."], None, figure))
     return found
 
 
-def _attention(
-    summary: Mapping[str, Any], tables: Mapping[str, Any], figures: Mapping[str, go.Figure]
-) -> Sequence[Section]:  # noqa: ARG001
+def _attention(figures: Mapping[str, go.Figure]) -> Sequence[Section]:
     text = "Mean attention to each span of a task. The heads that stand out are drawn in the folder figures."
-    return [Section("What heads attend to", [text], None, figures["attention"])] if "attention" in figures else []
+    title = "What heads attend to"
+    return [Section(title, [text], None, figures["attention"])] if "attention" in figures else []

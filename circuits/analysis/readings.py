@@ -15,7 +15,7 @@ _LONGEST = 48
 
 
 def chosen_heads(tables: Mapping[str, pandas.DataFrame], count: int) -> dict[str, str]:
-    """Heads that stand out, each with why: by patching, by ablation, by Shared Size, by attention; ``count`` of them."""
+    """``count`` heads that stand out, each with why: by patching, ablation, Shared Size and attention in turn."""
     found: dict[str, str] = {}
     orders = []
     for name, why in (("patches", "patched"), ("sweep", "ablated")):

@@ -93,9 +93,9 @@ def run_steps(
         The steps that were left out, each with its reason.
     """
     left_out: dict[str, str] = {}
-    made = {artifact for one in steps for artifact in one.writes if _record(folder, one).is_file()}
+    made = {artifact for one in steps for artifact in one.writes if done(folder, one)}
     for one in steps:
-        if _record(folder, one).is_file():
+        if done(folder, one):
             continue
         missing = [artifact.name for artifact in one.needs if artifact not in made]
         reason = one.lacking(case) or (f"{missing[0]} is not there" if missing else None)
@@ -111,6 +111,11 @@ def run_steps(
         write_json(_record(folder, one), {"seconds": round(time.monotonic() - begun, 1)})
         made |= set(one.writes)
     return left_out
+
+
+def done(folder: Path, one: Step) -> bool:
+    """Whether a step is finished."""
+    return _record(folder, one).is_file()
 
 
 def seconds(folder: Path) -> dict[str, float]:

@@ -49,7 +49,6 @@ from circuits.rankings import (
     curve_areas,
     curve_means,
     curve_summary,
-    default_counts,
     rank_units,
     sufficient_curve,
 )
@@ -71,8 +70,10 @@ RANKED, CURVES, CURVE_ANSWERS = Table("rankings"), Table("ranking_curves"), Tabl
 AREAS, SUMMARY, AGREEMENT = Table("ranking_areas"), Table("ranking_summary"), Table("agreement")
 ATTENTION = Table("attention")
 
-#: Curves over thousands of neurons are measured at so many halvings of all of them, and below at every tenth of 32.
-_HALVINGS = 4
+#: Curves over more units than this are measured at all of them and at so many halvings: the first ones matter most.
+_ALL_COUNTS, _HALVINGS = 16, 7
+#: Curves are what takes longest: as many examples of each task are scored at each of their points.
+CURVE_EXAMPLES = 16
 
 
 def _metrics(task: Task) -> list[str]:
@@ -141,16 +142,15 @@ def trace(case: Case) -> tuple[dict[str, GradientTrace], pandas.DataFrame]:
 def share(case: Case, traces: dict[str, GradientTrace]) -> tuple[Any, ...]:
     """Find the parameters that the tasks share."""
     several, settings = list(traces.values()), case.settings
-    masks, reports, curves, heads, neurons = {}, [], [], [], []
+    masks, reports, heads, neurons = {}, [], [], []
     for scope in SCOPES:
         mask = masks[scope] = shared_parameters(several, settings.fraction, scope)
         reports.append({"scope": scope, **sharing(several, settings.fraction, settings.draws, settings.seed, scope)})
-        curve = sharing_curve(several, draws=settings.draws, seed=settings.seed, scope=scope)
-        curves.append(curve.assign(scope=scope))
         heads.append(shared_size(mask, Head).assign(scope=scope))
         neurons.append(shared_size(mask, Neuron).assign(scope=scope))
-    tables = (pandas.concat(parts, ignore_index=True) for parts in (curves, heads, neurons))
-    return masks, pandas.DataFrame(reports), *tables
+    curve = sharing_curve(several, settings.fractions, settings.draws, settings.seed)
+    sizes = (pandas.concat(parts, ignore_index=True) for parts in (heads, neurons))
+    return masks, pandas.DataFrame(reports), curve, *sizes
 
 
 @step(ABLATION, ABLATION_ANSWERS, needs=[MASKS])
@@ -244,22 +244,34 @@ def patch(case: Case) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     return effects_table(joined), joined
 
 
+def counts_of(units: int) -> list[int]:
+    """The numbers of units that curves are measured at."""
+    if units <= _ALL_COUNTS:
+        return list(range(units + 1))
+    return sorted({0, *(round(units / 2**power) for power in range(_HALVINGS))})
+
+
 @step(RANKED, CURVES, CURVE_ANSWERS, AREAS, SUMMARY, AGREEMENT, needs=[TRACES, MASKS])
 def rank(case: Case, traces: dict[str, GradientTrace], masks: dict[str, ParameterMask]) -> tuple[Any, ...]:
     """Rank heads and neurons, and test whether the top ones are needed and enough."""
-    tasks, draws = list(case.scored().values()), case.settings.draws
+    draws, seed = case.settings.draws, case.settings.seed
+    tasks = [task.sample(CURVE_EXAMPLES, seed) for task in case.scored().values()]
     ordered = {name: traces[name] for name in case.tasks}
-    evidence = Evidence(case.model, case.pre, ordered, masks["global"], task=tasks[0], seed=case.settings.seed)
-    per_tensor = Evidence(case.model, shared=masks["tensor"], seed=case.settings.seed)
+    evidence = Evidence(case.model, case.pre, ordered, masks["global"], task=tasks[0], seed=seed)
+    per_tensor = Evidence(case.model, shared=masks["tensor"], seed=seed)
     # heads are ablated in the sweep, and grafts are of one task each
     left_out = {"ablation", "graft_size", *(["change"] if case.pre is None else [])}
     names = ["shared_size", *(f"{name}_trace" for name in ordered), *RANKINGS]
     names = [name for name in dict.fromkeys(names) if name not in left_out]
     rankings, answers, summaries, areas, agreements = [], [], [], [], []
     for kind in (Head, Neuron):
-        of_tensors = rank_units(per_tensor, kind, ["shared_size"], draws).assign(metric="shared_size_per_tensor")
-        ranking = pandas.concat([rank_units(evidence, kind, names, draws), of_tensors], ignore_index=True)
-        counts = default_counts(ranking["unit"].nunique(), halvings=_HALVINGS)
+        parts = [
+            rank_units(evidence, kind, [name for name in names if name != "random"], 1),
+            rank_units(per_tensor, kind, ["shared_size"], 1).assign(metric="shared_size_per_tensor"),
+            rank_units(evidence, kind, ["random"], draws),
+        ]
+        ranking = pandas.concat(parts, ignore_index=True)
+        counts = counts_of(ranking["unit"].nunique())
         both = [critical_curve(ranking, case.model, tasks, case.pre, case.mode, counts=counts, per_answer=True)]
         if case.pre is not None:
             both.append(sufficient_curve(ranking, case.pre, case.model, tasks, counts, "pre", per_answer=True))

@@ -5,7 +5,9 @@ from typing import Annotated
 import typer
 
 from circuits.cli.ablate import ablate
+from circuits.cli.analyse import analyse
 from circuits.cli.attention import attention
+from circuits.cli.compare import compare
 from circuits.cli.data import data
 from circuits.cli.diff import diff
 from circuits.cli.evaluate import evaluate
@@ -47,7 +49,7 @@ def circuits(
 
 
 for command in (
-    info, diff, data, train, evaluate, trace, share, ablate, graft, rank, patch, attention, study, report,
+    analyse, compare, info, diff, data, train, evaluate, trace, share, ablate, graft, rank, patch, attention, study, report,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(sweep, name="sweep")

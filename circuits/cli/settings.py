@@ -37,16 +37,18 @@ def options_of(settings: str, *names: str) -> Callable[[Command], Command]:
     source = Path(circuits.__file__).parent.joinpath(*place).with_suffix(".py").read_text(encoding="utf-8")
     [found] = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name)
     fields = {
-        ast.unparse(node.target): node.value for node in found.body if isinstance(node, ast.AnnAssign) and node.value
+        ast.unparse(node.target): (node.annotation, node.value)
+        for node in found.body
+        if isinstance(node, ast.AnnAssign) and node.value
     }
     says = dict(re.findall(r"^    (\w+): (.+(?:\n        .+)*)", ast.get_docstring(found) or "", re.MULTILINE))
 
     def option(name: str) -> inspect.Parameter:
-        # the field's own expression, such as 1 / 3
-        default = eval(ast.unparse(fields[name]), {})
+        # the field's own expressions, such as int | None, and 1 / 3
+        type_, default = (eval(ast.unparse(part), {}) for part in fields[name])
         words = " ".join(says[name].split())
         words = (words[0].upper() + words[1:]).replace("``", "")
-        kind: Any = Annotated[type(default), typer.Option(help=words)]
+        kind: Any = Annotated[type_, typer.Option(help=words, show_default=default is not None)]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
     def with_options(command: Command) -> Command:

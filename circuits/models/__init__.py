@@ -32,7 +32,7 @@ from circuits.models.fingerprints import (
 from circuits.models.folder import checksums
 from circuits.models.forward import answer_logits, capture, logits_at, refuse_hooks
 from circuits.models.hookable import hook_name, hook_points, hooked, user_hooks
-from circuits.models.huggingface import load_config, load_huggingface, load_tokenizer
+from circuits.models.huggingface import load_config, load_huggingface, load_tokenizer, same_tokenizer
 from circuits.models.layout import Layout
 from circuits.models.positional import positional_parameters, positional_weights
 from circuits.models.quiet import quiet
@@ -98,6 +98,7 @@ __all__ = [
     "refuse_hooks",
     "require_start",
     "rows_of",
+    "same_tokenizer",
     "save_model",
     "shape_of",
     "uninterrupted",

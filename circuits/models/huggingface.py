@@ -149,6 +149,16 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def same_tokenizer(one: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase") -> bool:
+    """Whether two tokenizers make the same tokens: of the same vocabulary, merges and first token."""
+    return one is other or (
+        one("").input_ids == other("").input_ids
+        and one.is_fast
+        and other.is_fast
+        and one.backend_tokenizer.to_str() == other.backend_tokenizer.to_str()
+    )
+
+
 def _tokenizer_class(folder: Path) -> Any:
     """What reads the tokenizer as it was saved: transformers would rebuild some architectures' own in its place."""
     file = folder / "tokenizer_config.json"

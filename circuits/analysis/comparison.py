@@ -1,0 +1,401 @@
+"""Two models on the same tasks: both analyses, then every number of one beside the other.
+
+1. Both are analysed, each in a folder of its own; the same examples are asked of both.
+2. What was measured answer by answer is compared answer by answer: paired differences, with intervals and tests over
+   what belongs together (docs/method.md, section 9), corrected by Benjamini–Hochberg over the rows of each table.
+3. Masks are compared by how many parameters they have in common, beside how many two independent sets of their sizes
+   in each tensor would have. They can only be compared where both models have the same parameters.
+4. Sizes (of shared sets, of grafts) stand beside each other without a test: one pair of models does not tell how much
+   they vary.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas
+
+from circuits.analysis.analysis import Analysis, Tables, analyse
+from circuits.analysis.case import AnalysisSettings
+from circuits.errors import CircuitsError
+from circuits.figures import Section, heads_figure, write_report
+from circuits.models import Model
+from circuits.statistics import corrected, paired
+from circuits.storage import claim, provenance, read_json, write_json, write_table
+from circuits.tasks import Task
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+#: What the two models are called in tables and folders.
+SIDES = ("a", "b")
+_ANSWER = ("task", "example", "group", "start")
+_METRICS = ("exact_match", "log_prob", "logit_diff")
+
+
+class Comparison:
+    """Two models on the same tasks, in a folder; shows itself in a notebook.
+
+    Args:
+        folder: what `compare` or ``circuits compare`` wrote.
+
+    Attributes:
+        folder: the folder.
+        a: the analysis of the first model.
+        b: that of the second.
+        tables: the tables of differences by name.
+
+    Raises:
+        CircuitsError: the folder holds no comparison.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "comparison.json").is_file():
+            raise CircuitsError(f"{self.folder} holds no comparison: it has no comparison.json")
+        self.a, self.b = (Analysis(self.folder / side) for side in SIDES)
+        self.tables = Tables(self.folder / "tables")
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the models are called."""
+        one, other = read_json(self.folder / "comparison.json")["names"]
+        return one, other
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The content of ``summary.json``."""
+        summary: dict[str, Any] = read_json(self.folder / "summary.json")
+        return summary
+
+    @property
+    def figures(self) -> "dict[str, go.Figure]":
+        """The figures of differences by name; each analysis has its own."""
+        return _figures(self.tables, self.names)
+
+    @property
+    def report(self) -> Path:
+        """The page of results."""
+        return self.folder / "report.html"
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.names[0]!r}, {self.names[1]!r}, {str(self.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        shown = self.tables["accuracy"].round(3).to_html(index=False, border=0) if "accuracy" in self.tables else ""
+        return f"<b>{escape(self.names[0])}</b> (a) and <b>{escape(self.names[1])}</b> (b){shown}"
+
+
+def compare(
+    a: Model,
+    b: Model,
+    tasks: Task | Sequence[Task],
+    *,
+    out: str | Path,
+    pre: Model | None = None,
+    names: tuple[str, str] = ("a", "b"),
+    settings: AnalysisSettings | None = None,
+    only: Sequence[str] | None = None,
+    skip: Sequence[str] | None = None,
+    check_start: bool = True,
+    say: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Analyse two models on the same tasks, and compare them.
+
+    Args:
+        a: loaded with `circuits.load_model`.
+        b: another one.
+        tasks: as for `analyse`.
+        out: the folder for the results; the analyses are in its folders ``a`` and ``b``.
+        pre: the model that both were fine-tuned from.
+        names: what to call the models.
+        settings: as for `analyse`.
+        only: as for `analyse`.
+        skip: as for `analyse`.
+        check_start: as for `analyse`.
+        say: as for `analyse`.
+
+    Returns:
+        Both analyses, and their differences, b less a: ``accuracy``, ``ablation``, ``sweep``, ``patches`` (paired),
+        ``masks``, ``heads`` (Shared Size), ``grafts``, ``areas``.
+
+    Raises:
+        CircuitsError: as `analyse`; or the folder holds something else.
+    """
+    folder = Path(out)
+    if names[0] == names[1]:
+        raise CircuitsError(f"both models are called {names[0]}: give them names of their own")
+    claim(folder / "comparison.json", {"names": list(names)}, "a comparison")
+    analyses = []
+    for side, name, model in zip(SIDES, names, (a, b), strict=True):
+        analyses.append(
+            analyse(
+                model,
+                tasks,
+                pre,
+                out=folder / side,
+                settings=settings,
+                only=only,
+                skip=skip,
+                check_start=check_start,
+                say=None if say is None else lambda line, name=name: say(f"{name}: {line}"),  # type: ignore[misc]
+            )
+        )
+    facts = provenance(**{side: one.facts for side, one in zip(SIDES, analyses, strict=True)}, names=list(names))
+    tables = dict(_differences(*analyses))
+    for name, table in tables.items():
+        write_table(folder / "tables" / f"{name}.parquet", table, facts, csv=True)
+    found = Comparison(folder)
+    write_json(folder / "summary.json", {name: _plain(table.head(20)) for name, table in tables.items()})
+    _write_page(found)
+    return found
+
+
+def _differences(a: Analysis, b: Analysis) -> Iterator[tuple[str, pandas.DataFrame]]:
+    """Every table of differences that both analyses have what is needed for."""
+
+    def both(name: str) -> bool:
+        return name in a.tables and name in b.tables
+
+    if both("answers"):
+        yield "accuracy", paired_differences(a.tables["answers"], b.tables["answers"], ["task"])
+    if both("ablation_answers"):
+        yield "ablation", _drops(a.tables["ablation_answers"], b.tables["ablation_answers"])
+    for name, answers in (("sweep", "sweep_answers"), ("patches", "patch_answers")):
+        if both(answers):
+            keys = ["task", "units", "mode"]
+            table = paired_differences(a.tables[answers], b.tables[answers], keys, "_effect")
+            yield name, _with_places(table, a.tables[name])
+    if both("shared_heads"):
+        yield "heads", _sizes(a.tables["shared_heads"], b.tables["shared_heads"])
+        yield "masks", _overlaps(a, b)
+    if both("grafts") and len(a.tables["grafts"]) and len(b.tables["grafts"]):
+        yield "grafts", _smallest_grafts(a.tables["grafts"], b.tables["grafts"])
+    if both("ranking_summary"):
+        keys = ["kind", "condition", "metric", "task"]
+        one, other = (side.tables["ranking_summary"].set_index(keys) for side in (a, b))
+        joined = one.join(other, lsuffix="_a", rsuffix="_b").reset_index()
+        yield "areas", joined[[*keys, *(name for name in joined if name.startswith(("auc", "n95", "n50")))]]
+
+
+def paired_differences(
+    a: pandas.DataFrame, b: pandas.DataFrame, keys: Sequence[str], ending: str = ""
+) -> pandas.DataFrame:
+    """Compare two tables of the same answers, one row for each combination of keys.
+
+    Args:
+        a: one row for each answer (and intervention): ``task``, ``example``, ``group``, ``start``, and metrics.
+        b: the same of another model.
+        keys: columns that make the rows.
+        ending: of the metrics' columns: ``_effect`` for what interventions change.
+
+    Returns:
+        ``answers``, and for each metric its mean in both (``log_prob_a``, ``log_prob_b``), their ``…_difference``, b
+        less a, the ends of its 95 % interval, and the p-value of a paired test, as it is and corrected by
+        Benjamini–Hochberg over the rows.
+
+    Raises:
+        CircuitsError: the two have other answers.
+
+    Source:
+        docs/method.md, section 9.
+
+    Example:
+        >>> a = pandas.DataFrame({"task": "qa", "example": range(8), "group": range(8), "start": 3, "log_prob": -1.0})
+        >>> b = a.assign(log_prob=[-0.5] * 7 + [-1.0])
+        >>> found = paired_differences(a, b, ["task"])
+        >>> found[["answers", "log_prob_difference", "log_prob_p"]].round(3).to_numpy().tolist()
+        [[8, 0.438, 0.016]]
+    """
+    names = [*dict.fromkeys([*keys, *_ANSWER])]
+    one, other = (table[table["changed"]] if "changed" in table else table for table in (a, b))
+    joined = one.merge(other, on=names, suffixes=("_a", "_b"), validate="one_to_one")
+    if len(joined) != len(one) or len(joined) != len(other):
+        raise CircuitsError("the two models were asked other questions: compare them on the same tasks and examples")
+    metrics = [f"{name}{ending}" for name in _METRICS if f"{name}{ending}_a" in joined]
+    rows = []
+    for key, part in joined.groupby(list(keys), sort=False):
+        row: dict[str, Any] = dict(zip(keys, key, strict=True)) | {"answers": len(part)}
+        for metric in metrics:
+            values = [part[f"{metric}_{side}"].to_numpy(float) for side in SIDES]
+            if not any(value.size and value[0] == value[0] for value in values):
+                continue
+            found = paired(values[1], values[0], part["group"].to_numpy())
+            row |= {f"{metric}_{side}": value.mean() for side, value in zip(SIDES, values, strict=True)}
+            row |= {
+                f"{metric}_difference": found.difference,
+                f"{metric}_difference_low": found.low,
+                f"{metric}_difference_high": found.high,
+                f"{metric}_p": found.p_value,
+            }
+        rows.append(row)
+    table = pandas.DataFrame(rows)
+    for metric in metrics:
+        if f"{metric}_p" in table:
+            table[f"{metric}_q"] = corrected(table[f"{metric}_p"].to_numpy(), "bh")
+    return table
+
+
+def _drops(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFrame:
+    """What doing without the shared parameters costs each model, answer by answer."""
+
+    def drops(answers: pandas.DataFrame) -> pandas.DataFrame:
+        names = ["scope", "task", "example", "group", *(["attribute"] if "attribute" in answers else [])]
+        before, after = (
+            answers[answers["condition"] == condition].set_index(names)[["exact_match", "log_prob"]].astype(float)
+            for condition in ("none", "shared")
+        )
+        order = answers[answers["condition"] == "none"].groupby(names, sort=False).cumcount()
+        dropped = (before - after).add_suffix("_effect").reset_index()
+        return dropped.assign(start=dropped.groupby(names).cumcount() + int(order.min()))
+
+    return paired_differences(drops(a), drops(b), ["scope", "task"], "_effect")
+
+
+def _with_places(table: pandas.DataFrame, measured: pandas.DataFrame) -> pandas.DataFrame:
+    """The table with layer and index of its heads, the largest differences first."""
+    places = measured.drop_duplicates("units").set_index("units")[["layer", "index"]]
+    placed = table.join(places, on="units")
+    effect = _largest(placed)
+    return placed.sort_values(effect, key=abs, ascending=False, kind="stable", ignore_index=True)
+
+
+def _largest(table: pandas.DataFrame) -> str:
+    full = "logit_diff_effect_difference" in table and table["logit_diff_effect_difference"].notna().all()
+    return "logit_diff_effect_difference" if full else "log_prob_effect_difference"
+
+
+def _sizes(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFrame:
+    keys = ["scope", "unit", "layer", "index"]
+    joined = a[[*keys, "size"]].merge(b[[*keys, "size"]], on=keys, suffixes=("_a", "_b"), how="outer").fillna(0)
+    joined["difference"] = joined["size_b"] - joined["size_a"]
+    return joined.sort_values("difference", key=abs, ascending=False, kind="stable", ignore_index=True)
+
+
+def _overlaps(a: Analysis, b: Analysis) -> pandas.DataFrame:
+    rows = []
+    masks, others = a.masks, b.masks
+    for scope, mask in masks.items():
+        other = others[scope]
+        row: dict[str, Any] = {"scope": scope, "size_a": mask.size, "size_b": other.size}
+        if {name: packed.shape for name, packed in mask.packed.items()} == {
+            name: packed.shape for name, packed in other.packed.items()
+        }:
+            both, either = 0, 0
+            chance = 0.0
+            for name, packed in mask.packed.items():
+                one, two = mask.masks[name], other.masks[name]
+                both += int((one & two).sum())
+                either += int((one | two).sum())
+                chance += packed.count * other.packed[name].count / one.numel()
+            row |= {
+                "both": both,
+                "jaccard": both / either if either else float("nan"),
+                "chance": chance,
+                "lift": both / chance if chance else float("nan"),
+            }
+        rows.append(row)
+    return pandas.DataFrame(rows)
+
+
+def _smallest_grafts(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFrame:
+    chosen = [
+        table[table["chosen"].astype(bool)].sort_values("size", kind="stable").drop_duplicates("task").set_index("task")
+        for table in (a, b)
+    ]
+    columns = ["score", "size", "fraction", "exact_match"]
+    return chosen[0][columns].join(chosen[1][columns], lsuffix="_a", rsuffix="_b", how="outer").reset_index()
+
+
+def _plain(table: pandas.DataFrame) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [{key: value.item() if hasattr(value, "item") else value for key, value in row.items()} for row in rows]
+
+
+def _figures(tables: Mapping[str, pandas.DataFrame], names: tuple[str, str]) -> "dict[str, go.Figure]":
+    figures = {}
+    less = f"{names[1]} less<br>{names[0]}"
+    for name in ("sweep", "patches"):
+        if name in tables:
+            table = tables[name]
+            figures[name] = heads_figure(table, _largest(table), facet="task", title=less)
+    if "heads" in tables:
+        heads = tables["heads"]
+        panels = [
+            heads[heads["scope"] == "global"].assign(model=label, shown=heads[column])
+            for label, column in zip(
+                (*names, less.replace("<br>", " ")), ("size_a", "size_b", "difference"), strict=True
+            )
+        ]
+        figures["heads"] = heads_figure(pandas.concat(panels), "shown", title="shared<br>parameters", digits=0)
+    return figures
+
+
+def _write_page(found: Comparison) -> None:
+    one, other = found.names
+    tables, figures = found.tables, found.figures
+    sections = []
+    if "accuracy" in tables:
+        text = f"Means over the same answers; the difference is that of {other} less {one}, with its 95 % interval."
+        sections.append(Section("What both say", [text], _shown(tables["accuracy"], ["task"], found.names)))
+    if "masks" in tables:
+        text = (
+            "Parameters that the tasks share in each model, and how many of them are the same; chance is what "
+            "independent sets with as many in each tensor would have in common. One pair of models does not tell how "
+            "sizes vary."
+        )
+        shared = tables["masks"].rename(columns={"size_a": one, "size_b": other}).round(3)
+        sections.append(Section("What the tasks share", [text], shared, figures.get("heads")))
+    if "ablation" in tables:
+        text = "How far each falls without its own shared parameters, and the difference of the two drops."
+        shown = _shown(tables["ablation"], ["scope", "task"], found.names, "_effect")
+        sections.append(Section("What happens without it", [text], shown))
+    if "grafts" in tables:
+        sections.append(Section("What is enough of the fine-tuning", [], tables["grafts"].round(4)))
+    for name, title in (("sweep", "Which heads differ when ablated"), ("patches", "Which heads differ when patched")):
+        if name in tables:
+            table = tables[name]
+            metric = _largest(table).removesuffix("_difference")
+            told = int((table[f"{metric}_q"] < 0.05).sum())
+            text = (
+                f"The change that each head makes in {one}, in {other}, and the difference, the largest first. "
+                f"{told} of {len(table)} differences are told from none (5 %, Benjamini–Hochberg)."
+            )
+            shown = _shown(table.head(12), ["task", "units"], found.names, "_effect", [metric])
+            sections.append(Section(title, [text], shown, figures.get(name)))
+    if "areas" in tables:
+        text = (
+            "Areas under the curves along each ranking; the smallest number of units that is enough, or that breaks it."
+        )
+        sections.append(Section("Which rankings find the circuit", [text], tables["areas"].round(3)))
+    lead = f"{one} (a/report.html) and {other} (b/report.html) on the same tasks."
+    write_report(found.report, f"{one} and {other}", lead, sections, "circuits compare")
+
+
+def _shown(
+    table: pandas.DataFrame,
+    keys: Sequence[str],
+    names: tuple[str, str],
+    ending: str = "",
+    metrics: Sequence[str] | None = None,
+) -> pandas.DataFrame:
+    """A table of differences as a person reads it."""
+    shown = table[[*keys, "answers"]].copy()
+    for metric in metrics or [f"{name}{ending}" for name in _METRICS if f"{name}{ending}_difference" in table]:
+        share = metric.startswith("exact_match")
+
+        def written(value: float, signed: bool = False, share: bool = share) -> str:
+            sign = "+" if signed else ""
+            return "–" if value != value else f"{value:{sign}.1%}" if share else f"{value:{sign}.2f}"
+
+        label = metric.removesuffix("_effect").replace("_", " ")
+        for side, name in zip(SIDES, names, strict=True):
+            shown[f"{label}, {name}"] = [written(value) for value in table[f"{metric}_{side}"]]
+        columns = (f"{metric}_difference", f"{metric}_difference_low", f"{metric}_difference_high")
+        shown[f"{label}, difference"] = [
+            f"{written(middle, True)} ({written(low, True)} to {written(high, True)})"
+            for middle, low, high in zip(*(table[column] for column in columns), strict=True)
+        ]
+        shown["p, corrected"] = [f"{value:.2g}" for value in table[f"{metric}_q"]]
+    return shown

@@ -1,0 +1,60 @@
+"""``circuits compare``: two models on the same tasks."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from circuits.cli.analyse import Chat, DropBad, Only, Skip, Start, Tasks
+from circuits.cli.inputs import check_folder, load, open_tasks
+from circuits.cli.options import Data, Device, Dtype, Model, Seed
+from circuits.cli.settings import options_of
+from circuits.cli.terminal import resumable, say, show
+
+
+@options_of("analysis.case.AnalysisSettings", "fraction", "draws", "keep", "examples", "neurons", "drawn")
+def compare(
+    model: Model,
+    other: Annotated[Path, typer.Argument(help="The other one.", show_default=False)],
+    task: Tasks,
+    pre: Start = None,
+    out: Annotated[Path, typer.Option(help="Folder for both analyses, tables of differences and report.html.")] = Path(
+        "runs/comparison"
+    ),
+    only: Only = None,
+    skip: Skip = None,
+    data: Data = None,
+    chat: Chat = False,
+    drop_bad: DropBad = False,
+    dtype: Dtype = "float32",
+    device: Device = None,
+    seed: Seed = 0,
+    **settings: Any,
+) -> None:
+    """Analyse two models on the same tasks, and set every number of one beside the other's."""
+    check_folder(out)
+    opened = open_tasks(model, task, data, seed=seed, chat=chat, drop_bad=drop_bad)
+    one, two = load(model, dtype, device), load(other, dtype, device)
+    before = None if pre is None else load(pre, dtype, device)
+    from circuits.analysis import AnalysisSettings
+    from circuits.analysis import compare as run
+    from circuits.errors import CircuitsError
+    from circuits.models import same_tokenizer
+
+    if not same_tokenizer(one.tokenizer, two.tokenizer):
+        raise CircuitsError(
+            f"{model} and {other} have other tokenizers: their tasks cannot be compared answer by answer"
+        )
+    names = (model.name, other.name) if model.name != other.name else (str(model), str(other))
+    with resumable():
+        chosen = AnalysisSettings(seed=seed, **settings)
+        found = run(
+            one, two, opened.tasks, out=out, pre=before, names=names, settings=chosen, only=only, skip=skip, say=say
+        )
+    if "accuracy" in found.tables:
+        table = found.tables["accuracy"]
+        columns = [
+            name for name in table if name in ("task", "answers") or name.endswith(("_a", "_b", "_difference", "_q"))
+        ]
+        show(table[columns], f"a: {names[0]}, b: {names[1]}")
+    say(f"{found.report}")
