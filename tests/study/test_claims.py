@@ -7,13 +7,12 @@ import pandas
 import pytest
 from scipy import stats
 
-from circuits.figures import Finding, findings
-from circuits.figures.claims import (
-    _beyond_draws,
-    _by_question,
-    _compared,
-    _corrected,
-    claims_table,
+from circuits.study import Finding, findings
+from circuits.study.claims import _by_question, claims_table
+from circuits.verdicts import (
+    beyond_draws,
+    compare_answers,
+    corrected_together,
     findings_over_seeds,
     seeds_needed,
     spearman,
@@ -48,7 +47,7 @@ def test_one_run_gives_no_verdict_on_sizes():
 def answers(right: list[list[float]], **columns: object) -> pandas.DataFrame:
     """One person for each list."""
     rows = [
-        {"person": person, "example": 10 * person + place, "attribute": "city", "exact_match": value}
+        {"group": person, "example": 10 * person + place, "attribute": "city", "exact_match": value}
         for person, values in enumerate(right)
         for place, value in enumerate(values)
     ]
@@ -93,28 +92,28 @@ def test_answers_of_one_person_count_together():
 def test_pairs_are_of_the_same_questions_whatever_the_order():
     one = answers([[1.0, 0.0], [1.0, 1.0]])
     other = answers([[0.0, 0.0], [1.0, 1.0]]).iloc[::-1]
-    found = _compared(_by_question(one), _by_question(other), 0.95)
+    found = compare_answers(_by_question(one), _by_question(other), 0.95)
     assert found["difference"] == 0.25
     with pytest.raises(ValueError, match="asked different ones"):
-        _compared(_by_question(one), _by_question(other.iloc[1:]), 0.95)
+        compare_answers(_by_question(one), _by_question(other.iloc[1:]), 0.95)
 
 
 def test_a_difference_from_random_draws_must_be_beyond_single_draws():
     sure = {"difference": 0.3, "low": 0.25, "high": 0.35, "p_value": 0.0001, "needed": "60 questions"}
-    narrow = _beyond_draws(sure, [0.50, 0.51, 0.49, 0.50, 0.50], 0.95)
-    wide = _beyond_draws(sure, [0.1, 0.9, 0.5, 0.3, 0.7], 0.95)
+    narrow = beyond_draws(sure, [0.50, 0.51, 0.49, 0.50, 0.50], 0.95)
+    wide = beyond_draws(sure, [0.1, 0.9, 0.5, 0.3, 0.7], 0.95)
     deviation = math.sqrt(0.1) * math.sqrt(1 + 1 / 5)
     assert wide["p_value"] == pytest.approx(2 * stats.t.sf(0.3 / deviation, 4))
     assert "random draws" in wide["needed"]
     assert (narrow["p_value"] < 0.001, wide["low"] < 0 < wide["high"], narrow["low"] > 0.2) == (True, True, True)
-    assert _beyond_draws(sure, [0.5] * 5, 0.95)["p_value"] == 0.0001
+    assert beyond_draws(sure, [0.5] * 5, 0.95)["p_value"] == 0.0001
 
 
 def test_p_values_of_a_page_are_corrected_together():
     found = [Finding(*NOTHING, 0.3, 0.1, 0.5, p_value) for p_value in (0.03, 0.02, math.nan)]
-    assert [one.p_value for one in _corrected(found)] == pytest.approx([0.04, 0.04, math.nan], nan_ok=True)
+    assert [one.p_value for one in corrected_together(found)] == pytest.approx([0.04, 0.04, math.nan], nan_ok=True)
     found = [Finding(*NOTHING, 0.3, 0.1, 0.5, 0.04)] * 3
-    assert [one.verdict for one in _corrected(found)] == ["cannot be told"] * 3
+    assert [one.verdict for one in corrected_together(found)] == ["cannot be told"] * 3
 
 
 def test_correlations_have_permutation_p_values():
