@@ -25,7 +25,7 @@ import pandas
 from scipy import stats
 
 from circuits.errors import CircuitsError
-from circuits.statistics import answers_needed, corrected, paired
+from circuits.statistics import Kind, answers_needed, corrected, mean_interval, paired
 
 ERROR = 0.05
 _POWER = 0.8
@@ -33,6 +33,7 @@ _POWER = 0.8
 #: mean, of Gini coefficients and of correlations.
 SMALLEST_ACCURACY, SMALLEST_SIZE, SMALLEST_GINI, SMALLEST_CORRELATION = 0.02, 0.05, 0.02, 0.1
 _PERMUTATIONS = 20_000
+_ROUNDING = 1e-9  # numbers that differ by less are alike
 VERDICTS = ("holds", "does not hold", "cannot be told")
 #: What the verdicts mean, for a reader.
 ABOUT_VERDICTS = (
@@ -97,14 +98,33 @@ def corrected_together(found: Sequence[Finding]) -> list[Finding]:
     return [replace(one, p_value=float(p_values.get(number, math.nan))) for number, one in enumerate(found)]
 
 
-def compare_answers(one: "pandas.Series[float]", other: "pandas.Series[float]", level: float) -> dict[str, Any]:
-    """Difference, interval and p-value of two sides of the same questions, and how many questions could tell."""
+def compare_answers(
+    one: "pandas.Series[float]",
+    other: "pandas.Series[float]",
+    level: float,
+    *,
+    kind: Kind = "bounded_difference",
+    most: float = 1.0,
+) -> dict[str, Any]:
+    """Difference, interval and p-value of two sides of the same questions, and how many questions could tell.
+
+    Args:
+        one: a number for each question.
+        other: the same of the other side.
+        level: of the interval.
+        kind: what their differences are, in units of ``most``.
+        most: the largest difference that there can be.
+
+    Raises:
+        CircuitsError: the two sides were asked different questions.
+    """
     if not one.index.equals(other.index):
         raise CircuitsError("two conditions are compared on the same questions, but these were asked different ones")
-    people = one.index.get_level_values("group").to_numpy()
-    found = paired(one.to_numpy(), other.to_numpy(), people, level=level)
-    sought = max(abs(found.difference), SMALLEST_ACCURACY)
-    count = answers_needed(sought, one.to_numpy(), other.to_numpy(), people)
+    groups = one.index.get_level_values("group").to_numpy()
+    sides = one.to_numpy() / most, other.to_numpy() / most
+    found = paired(*sides, groups, kind=kind, level=level)
+    sought = max(abs(found.difference), SMALLEST_ACCURACY / most)
+    count = answers_needed(sought, *sides, groups, kind=kind)
     if count is None:
         needed = "the answers show no spread to judge by"
     else:
@@ -112,23 +132,31 @@ def compare_answers(one: "pandas.Series[float]", other: "pandas.Series[float]", 
         reach, alone = (stats.norm.isf(error / 2) + stats.norm.ppf(_POWER) for error in (1 - level, ERROR))
         needed = f"about {math.ceil(count * (reach / alone) ** 2):,} questions could tell"
     return {
-        "difference": found.difference,
-        "low": found.low,
-        "high": found.high,
+        "difference": most * found.difference,
+        "low": most * found.low,
+        "high": most * found.high,
         "p_value": found.p_value,
         "needed": needed,
     }
 
 
-def beyond_draws(found: dict[str, Any], draws: Sequence[float], level: float) -> dict[str, Any]:
+def beyond_draws(found: dict[str, Any], draws: Sequence[float], level: float, *, answers: int) -> dict[str, Any]:
     """A comparison with the mean of random draws, now also with what a single draw may be.
 
-    Both must be beyond chance, so the larger p-value counts; the two uncertainties are independent.
+    Both must be beyond chance, so the larger p-value counts; the two uncertainties are independent. Draws that are all
+    alike show only that they lie no more than about one answer apart: that is then taken as their standard deviation.
+
+    Args:
+        found: from `compare_answers`.
+        draws: the mean over answers of each draw.
+        level: of the interval.
+        answers: how many answers each of these means is over.
     """
     count = len(draws)
-    spread = float(numpy.std(draws, ddof=1)) * math.sqrt(1 + 1 / count)
+    deviation = float(numpy.std(draws, ddof=1)) if numpy.ptp(draws) > _ROUNDING else 1 / answers
+    spread = deviation * math.sqrt(1 + 1 / count)
     apart = abs(found["difference"])
-    p_value = float(2 * stats.t.sf(apart / spread, count - 1)) if spread else float(apart == 0)
+    p_value = float(2 * stats.t.sf(apart / spread, count - 1))
     drawn = spread * float(stats.t.ppf((1 + level) / 2, count - 1))
     if p_value > found["p_value"]:
         found = found | {"needed": f"{count} random draws lie too far apart: more of them could tell"}
@@ -197,17 +225,15 @@ def _over_seeds(claims: Sequence[Finding], level: float) -> Finding:
         return replace(both, needed=f"{len(claims) - len(known)} of {len(claims)} seeds have no such number")
     if len(claims) == 1:
         return replace(both, needed="one seed: differences between seeds are not known")
-    deviation = float(numpy.std(known, ddof=1))
-    error = deviation / math.sqrt(len(known))
-    half = error * float(stats.t.ppf((1 + level) / 2, len(known) - 1))
-    apart = abs(both.difference)
-    p_value = float(2 * stats.t.sf(apart / error, len(known) - 1)) if error else float(apart == 0)
-    needed = seeds_needed(deviation, max(apart, first.smallest), 1 - level)
+    if numpy.ptp(known) <= _ROUNDING:
+        return replace(both, needed="the seeds are all alike and show no spread to judge by: further seeds could tell")
+    _, low, high = mean_interval(known, level)
+    needed = seeds_needed(float(numpy.std(known, ddof=1)), max(abs(both.difference), first.smallest), 1 - level)
     return replace(
         both,
-        low=both.difference - half,
-        high=both.difference + half,
-        p_value=p_value,
+        low=low,
+        high=high,
+        p_value=float(stats.ttest_1samp(known, 0).pvalue),
         needed=f"{needed:,} seeds could tell" if needed else "more than 1,000 seeds would have to tell",
     )
 
@@ -221,15 +247,15 @@ def seeds_needed(deviation: float, difference: float, error: float = ERROR) -> i
         error: how often a difference may be found that is not there.
 
     Returns:
-        The number; None if 1,000 are too few.
+        The number; None if 1,000 are too few, or there is no deviation to judge by.
 
     Example:
         >>> seeds_needed(0.1, 0.05), seeds_needed(0.1, 0.2)
         (34, 5)
     """
-    for seeds in range(2, 1001):
-        apart = math.sqrt(seeds) * difference / deviation if deviation else math.inf
+    for seeds in range(2, 1001 if deviation else 2):
+        apart = math.sqrt(seeds) * difference / deviation
         critical = float(stats.t.isf(error / 2, seeds - 1))
-        if math.isinf(apart) or float(stats.nct.sf(critical, seeds - 1, apart)) >= _POWER:
+        if float(stats.nct.sf(critical, seeds - 1, apart)) >= _POWER:
             return seeds
     return None

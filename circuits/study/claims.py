@@ -101,7 +101,7 @@ def _recall(summary: dict[str, Any], tables: dict[str, pandas.DataFrame], other:
         claims[other],
         f"{mixed['qa_ood']:.1%} against {two['qa_ood']:.1%} of {len(sides[0])} questions",
         f"BIO of two-stage: {two['bio_after_stage_1']:.1%} after the first stage, {two['bio']:.1%} after the second",
-        **compare_answers(sides[0], sides[1], level),
+        **compare_answers(sides[0], sides[1], level, kind="binary_difference"),
     )
 
 
@@ -173,7 +173,7 @@ def _costs_more(tables: dict[str, pandas.DataFrame], scope: str, task: str, leve
         " against ".join(f"{side['none'].mean():.1%} → {side['shared'].mean():.1%}" for side in (mixed, two)),
         "a model can lose no more than it has; as many random parameters outside the mask: "
         + " and ".join(_control_in_words(side) for side in (mixed, two)),
-        **compare_answers(drops[0], drops[1], level),
+        **compare_answers(drops[0], drops[1], level, most=2.0),
     )
 
 
@@ -192,7 +192,7 @@ def _costs_more_than_random(tables: dict[str, pandas.DataFrame], scope: str, tas
         f"{mask.mean():.1%} against {mixed['random'].mean():.1%} ({len(draws)} draws, {min(draws):.1%} to "
         f"{max(draws):.1%})",
         f"the whole model: {mixed['none'].mean():.1%}{_overlap(tables, scope, 'mixed')}",
-        **beyond_draws(compare_answers(mixed["random"], mask, level), draws, level),
+        **beyond_draws(compare_answers(mixed["random"], mask, level), draws, level, answers=len(mask)),
     )
 
 
@@ -256,7 +256,9 @@ def _curve(
         f"{min(draws):.3f} to {max(draws):.3f})",
         f"number {place} of {len(ranked)} rankings; the best are {best}",
         form="+.3f",
-        **beyond_draws(compare_answers(*((one, random) if larger else (random, one)), level), draws, level),
+        **beyond_draws(
+            compare_answers(*((one, random) if larger else (random, one)), level), draws, level, answers=len(one)
+        ),
     )
 
 

@@ -35,7 +35,7 @@ def run_studies(
     Returns:
         The content of ``summary.json``: in place of each number of a study's summary a ``mean`` over seeds, its 95 %
         interval ``interval_95`` and the ``values`` in the order of ``seeds``. The mean is None if a seed has no such
-        number, the interval also if there is a single seed.
+        number, the interval also if there is a single seed, or all are alike.
 
     Raises:
         CircuitsError: there are no seeds, one is given twice, or the folder holds something else or studies with other

@@ -16,14 +16,14 @@ from circuits.verdicts import ABOUT_VERDICTS, findings_over_seeds
 
 
 def _with_interval(values: Sequence[float | int | None], form: str) -> str:
-    """The mean over seeds, and its interval if there are several; how many have no value."""
+    """The mean over seeds, and its interval if they show one; how many have no value."""
     known = [float(value) for value in values if value is not None]
     if len(known) < len(values):
         return f"none in {len(values) - len(known)} of {len(values)} seeds"
     mean, low, high = mean_interval(known)
     if form.endswith("%"):  # a share
         low, high = max(low, 0.0), min(high, 1.0)
-    return f"{mean:{form}}" if len(known) < 2 else f"{mean:{form}} ({low:{form}} to {high:{form}})"
+    return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} ({low:{form}} to {high:{form}})"
 
 
 def write_seeds_report(

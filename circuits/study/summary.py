@@ -120,7 +120,7 @@ def _rankings(study: StudyFolder) -> dict[str, dict[str, float | None]]:
 def share_interval(answers: pandas.DataFrame) -> list[float]:
     """The 95 % interval of exact match: answers of one person are not independent."""
     values = answers["exact_match"].to_numpy(float)
-    low, high = intervals(values, answers["group"].to_numpy(), proportion=True)
+    low, high = intervals(values, answers["group"].to_numpy(), kind="share")
     return [round(float(low), 4), round(float(high), 4)]
 
 
