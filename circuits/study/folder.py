@@ -138,5 +138,10 @@ class StudyFolder:
         """The head of the mixed model whose attention shows a behaviour in both formats most."""
         table = self.table("attention")
         rows = table[table["model"] == "mixed"]
-        best = rows[list(BEHAVIOURS)].max(axis="columns").sort_values(ascending=False, kind="stable").index[0]
+        best = (
+            rows[[behaviour.name for behaviour in BEHAVIOURS]]
+            .max(axis="columns")
+            .sort_values(ascending=False, kind="stable")
+            .index[0]
+        )
         return Head.parse(rows["unit"][best])

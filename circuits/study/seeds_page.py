@@ -1,5 +1,6 @@
 """The page of a study over several seeds."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
