@@ -21,7 +21,8 @@ from typing import Any
 import numpy
 import pandas
 
-from circuits.statistics import intervals, paired_p_values
+from circuits.metrics import NAMED_METRICS, effect_kind
+from circuits.statistics import Kind, intervals, paired_p_values
 from circuits.storage import provenance, write_json
 
 ICC = 0.3
@@ -103,6 +104,10 @@ def percentile(values: numpy.ndarray, seed: int = 0) -> tuple[numpy.ndarray, num
     return low, high
 
 
+#: What the values of each row are.
+KINDS: dict[str, Kind] = {"share": "share", "difference": "binary_difference", "effect": "real"}
+
+
 def coverage(ends: tuple[numpy.ndarray, numpy.ndarray], mean: float) -> float:
     """How many of the intervals hold the mean."""
     return float(((ends[0] <= mean + 1e-9) & (mean <= ends[1] + 1e-9)).mean())
@@ -111,7 +116,7 @@ def coverage(ends: tuple[numpy.ndarray, numpy.ndarray], mean: float) -> float:
 def measured(kind: str, draw: Draw, mean: float, people: numpy.ndarray, times: int, seed: int = 0) -> dict[str, Any]:
     """One row of the table."""
     values = draw(numpy.random.default_rng(seed), times, people)
-    low, high = intervals(values, people, proportion=kind == "share")
+    low, high = intervals(values, people, kind=KINDS[kind])
     return {
         "covered": coverage((low, high), mean),
         "percentile": coverage(percentile(values), mean),
@@ -119,11 +124,11 @@ def measured(kind: str, draw: Draw, mean: float, people: numpy.ndarray, times: i
     }
 
 
-def null_rate(draw: Draw, people: numpy.ndarray, times: int, seed: int = 0) -> float:
+def null_rate(draw: Draw, people: numpy.ndarray, times: int, seed: int = 0, kind: Kind = "real") -> float:
     """How often two measurements of the same kind differ at the 5 % threshold."""
     generator = numpy.random.default_rng(seed)
     differences = draw(generator, times, people) - draw(generator, times, people)
-    return float((paired_p_values(differences, people) < 0.05).mean())
+    return float((paired_p_values(differences, people, kind=kind) < 0.05).mean())
 
 
 def real_effects(checkpoint: str | None) -> pandas.DataFrame:
@@ -143,10 +148,11 @@ def real_effects(checkpoint: str | None) -> pandas.DataFrame:
 
 def real_rows(table: pandas.DataFrame, counts: tuple[int, ...], times: int = 300) -> Iterator[dict[str, Any]]:
     """Coverage of the means of real effects, people drawn anew."""
-    people = numpy.unique(table["person"])
+    people = numpy.unique(table["group"])
     generator = numpy.random.default_rng(0)
     for metric in ("exact_match", "log_prob"):
-        wide = table.pivot_table(index="units", columns=["person", "attribute"], values=f"{metric}_effect")
+        kind = effect_kind(NAMED_METRICS[metric])
+        wide = table.pivot_table(index="units", columns=["group", "attribute"], values=f"{metric}_effect")
         cubes = wide.to_numpy().reshape(len(wide), len(people), -1)
         for count in counts:
             rows = []
@@ -154,7 +160,7 @@ def real_rows(table: pandas.DataFrame, counts: tuple[int, ...], times: int = 300
             for _ in range(times):
                 drawn = cubes[:, generator.integers(0, len(people), count)].reshape(len(cubes), -1)
                 means = wide.to_numpy().mean(1)
-                for found in (intervals(drawn, owners), percentile(drawn)):
+                for found in (intervals(drawn, owners, kind=kind), percentile(drawn)):
                     rows.append((found[0] <= means + 1e-9) & (means <= found[1] + 1e-9))
             yield {
                 "kind": "real",
@@ -177,12 +183,15 @@ def main(checkpoint: str | None = None) -> None:
             row = measured(kind, draw, mean, people, TIMES)
             rows.append({"kind": kind, "values": name, "people": count, "answers": len(people), **row})
     nulls = []
-    for name, draw in {"share": shares(0.5), "gamma": effects()["gamma"][0]}.items():
+    drawn: dict[str, tuple[Draw, Kind]] = {
+        "share": (shares(0.5), "binary_difference"),
+        "gamma": (effects()["gamma"][0], "real"),
+    }
+    for name, (draw, kind) in drawn.items():
         for people in (numpy.arange(60), numpy.arange(300), people_of(16), people_of(60)):
             grouped = int(people.max() + 1) if people.max() + 1 < len(people) else None
-            nulls.append(
-                {"values": name, "people": grouped, "answers": len(people), "below_5": null_rate(draw, people, TIMES)}
-            )
+            rate = null_rate(draw, people, TIMES, kind=kind)
+            nulls.append({"values": name, "people": grouped, "answers": len(people), "below_5": rate})
     rows += real_rows(real_effects(checkpoint), (8, 16, 60))
     table = pandas.DataFrame(rows)
     print(table.to_string(index=False, float_format="{:.3f}".format))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from circuits.errors import CircuitsError
 from circuits.models import answer_logits
+from circuits.statistics import Kind
 from circuits.tasks import Task
 
 #: The columns of a scored task: each is a number for every answer.
@@ -169,6 +170,8 @@ NAMED_METRICS: dict[str, Metric] = {
     "source_exact_match": source_exact_match,
     "kl": kl,
 }
+#: Those that are 0 or 1; all others are real numbers.
+BINARY_METRICS: tuple[Metric, ...] = (exact_match, first_token, source_exact_match)
 
 
 def metric_of(metric: str | Metric) -> tuple[str, Metric]:
@@ -182,6 +185,16 @@ def metric_of(metric: str | Metric) -> tuple[str, Metric]:
     if metric not in NAMED_METRICS:
         raise CircuitsError(f"there is no metric {metric!r}: choose from {', '.join(NAMED_METRICS)}")
     return metric, NAMED_METRICS[metric]
+
+
+def effect_kind(metric: Metric) -> Kind:
+    """What differences of a metric's values are, for intervals and tests of their mean.
+
+    Example:
+        >>> effect_kind(exact_match), effect_kind(log_prob)
+        ('binary_difference', 'real')
+    """
+    return "binary_difference" if metric in BINARY_METRICS else "real"
 
 
 def score_answers(logits: Float[Tensor, "answer_token d_vocab"], task: Task) -> pandas.DataFrame:

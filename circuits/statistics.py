@@ -10,14 +10,16 @@
    proportions, for the same number of answers. It has width everywhere and stays within −1 and 1.
 4. Other means can be skewed: they have Student's t interval of Hall's monotone transformation of the t statistic, which
    takes the skewness out of it, joined with the plain t interval, which is the wider one for long tails on both sides.
-5. A paired test asks whether two models could be exchanged. 0/1 values without groups: McNemar's exact test. Otherwise
-   the signs of the groups' differences are flipped, in every way where there are few, else at random.
+   Where all values are alike there is no such interval; those known to lie within −1 and 1 have Tango's there.
+5. A paired test asks whether two models could be exchanged. Differences of 0/1 values without groups: McNemar's exact
+   test. Otherwise the signs of the groups' differences are flipped, in every way where there are few, else at random.
+6. What the values are is said by who made them, and never guessed from the values: a row is the same in any company.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy
 from jaxtyping import Float, Shaped
@@ -29,6 +31,9 @@ _FLIPS = 9_999
 _PART = 1_024  # rows at a time
 
 Groups = Sequence[Any] | Shaped[numpy.ndarray, " answer"]
+
+#: What values are: 0 or 1; −1, 0 or 1; anything within −1 and 1, such as differences of accuracies; any number.
+Kind = Literal["share", "binary_difference", "bounded_difference", "real"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ def mean_interval(values: Sequence[float | int], level: float = 0.95) -> tuple[f
     """Mean of independent draws and its interval by Student's t.
 
     Returns:
-        mean, lower and upper end; both ends are NaN for a single draw.
+        mean, lower and upper end; both ends are NaN for a single draw, and where all are alike: such draws show no
+        spread to judge by.
 
     Example:
         >>> [round(value, 2) for value in mean_interval([0.1, 0.2, 0.3])]
@@ -62,7 +68,8 @@ def mean_interval(values: Sequence[float | int], level: float = 0.95) -> tuple[f
 
     sample = numpy.asarray(values, dtype=float)
     mean = float(sample.mean())
-    if len(sample) < 2:
+    # what is left of equal values by rounding is no spread
+    if len(sample) < 2 or numpy.ptp(sample) <= 1e-12 * numpy.abs(sample).max():
         return mean, float("nan"), float("nan")
     half = float(stats.sem(sample) * stats.t.ppf((1 + level) / 2, len(sample) - 1))
     return mean, mean - half, mean + half
@@ -72,7 +79,7 @@ def intervals(
     values: Shaped[numpy.ndarray, "*row answer"] | Sequence[float | int],
     groups: Groups | None = None,
     *,
-    proportion: bool = False,
+    kind: Kind,
     level: float = 0.95,
 ) -> tuple[Float[numpy.ndarray, "*row"], Float[numpy.ndarray, "*row"]]:
     """The interval of each row's mean over answers.
@@ -80,32 +87,30 @@ def intervals(
     Args:
         values: one row for each quantity, one column for each answer; or one row alone.
         groups: what each answer belongs to, such as a person; answers of one group are not independent.
-        proportion: the values are 0 or 1, and the interval is of a share: within 0 and 1.
+        kind: what the values are.
         level: how often an interval shall hold the true mean.
 
     Returns:
-        lower and upper ends. Shares, and differences of 0/1 values (no value but −1, 0 and 1 in all rows), have an
-        interval with width also where all values are alike. Other means have NaN for a single group, and no width if
-        all values are alike.
+        lower and upper ends. All but ``real`` ones have an interval with width also where all values are alike. Real
+        ones have NaN there, and for a single group.
 
     Raises:
-        CircuitsError: there are no answers; another number of groups than answers; a share of something but 0 and 1.
+        CircuitsError: there are no answers; another number of groups than answers; values that are not of the kind.
 
     Source:
         Wilson 1927; Korn & Graubard 1998, Confidence intervals for proportions with small expected number of positive
         counts; Tango 1998; Hall 1992, On the removal of skewness by transformation; docs/method.md, section 9.
 
     Example:
-        >>> low, high = intervals(numpy.array([[1, 1, 1, 1], [1, 0, 1, 0]]), proportion=True)
+        >>> low, high = intervals(numpy.array([[1, 1, 1, 1], [1, 0, 1, 0]]), kind="share")
         >>> low.round(2).tolist(), high.round(2).tolist()
         ([0.51, 0.15], [1.0, 0.85])
-        >>> [round(float(end), 2) for end in intervals(numpy.array([1.0, 2.0, 3.0, 8.0]), ["Ada", "Ada", "Bo", "Cy"])]
+        >>> ends = intervals(numpy.array([1.0, 2.0, 3.0, 8.0]), ["Ada", "Ada", "Bo", "Cy"], kind="real")
+        >>> [round(float(end), 2) for end in ends]
         [-4.46, 34.46]
     """
-    table, inverse = _checked(values, groups)
-    if proportion and not numpy.isin(table, (0, 1)).all():
-        raise CircuitsError("a share is of values 0 and 1: leave proportion out for other means")
-    find = _share if proportion else _tango if _signs(table) else _skewed
+    table, inverse = _checked(values, groups, kind)
+    find = {"share": _share, "binary_difference": _tango, "bounded_difference": _bounded, "real": _skewed}[kind]
     parts = [find(table[start : start + _PART], inverse, level) for start in range(0, len(table), _PART)]
     shape = numpy.shape(values)[:-1]
     low, high = (numpy.concatenate(ends).reshape(shape) for ends in zip(*parts, strict=True))
@@ -113,30 +118,34 @@ def intervals(
 
 
 def paired_p_values(
-    differences: Shaped[numpy.ndarray, "*row answer"] | Sequence[float | int], groups: Groups | None = None
+    differences: Shaped[numpy.ndarray, "*row answer"] | Sequence[float | int],
+    groups: Groups | None = None,
+    *,
+    kind: Kind,
 ) -> Float[numpy.ndarray, "*row"]:
     """Whether each row's mean could be zero: the p-value of a paired test of differences, two-sided.
 
     Args:
         differences: one row for each comparison, one column for each answer; or one row alone.
         groups: what each answer belongs to; signs are flipped by group.
+        kind: what the differences are.
 
     Returns:
-        McNemar's exact p-value if there are no groups and no values but −1, 0 and 1; otherwise that of flipping the
+        McNemar's exact p-value for binary differences without groups; otherwise that of flipping the
         signs of groups, exactly for up to 13 of them, else by 9,999 random flips (the same each time).
 
     Raises:
-        CircuitsError: there are no answers, or another number of groups than answers.
+        CircuitsError: as `intervals`.
 
     Source:
         McNemar 1947; Fisher 1935 (sign flips); Phipson & Smyth 2010 (random flips never give 0).
 
     Example:
-        >>> float(paired_p_values(numpy.array([1.0, 2.0, 3.0, 4.0])))
+        >>> float(paired_p_values(numpy.array([1.0, 2.0, 3.0, 4.0]), kind="real"))
         0.125
     """
-    table, inverse = _checked(differences, groups)
-    if inverse is None and _signs(table):
+    table, inverse = _checked(differences, groups, kind)
+    if inverse is None and kind == "binary_difference":
         from scipy import stats
 
         gained, lost = (table > 0).sum(1), (table < 0).sum(1)
@@ -165,6 +174,7 @@ def paired(
     other: Shaped[numpy.ndarray, " answer"] | Sequence[float | int],
     groups: Groups | None = None,
     *,
+    kind: Kind,
     level: float = 0.95,
 ) -> Paired:
     """Compare two measurements of the same answers, such as two models' exact match.
@@ -173,6 +183,7 @@ def paired(
         one: a value for each answer.
         other: the other value of the same answers, in the same order.
         groups: what each answer belongs to, such as a person.
+        kind: what their differences are: ``binary_difference`` if both values are 0 or 1.
         level: of the interval.
 
     Returns:
@@ -185,13 +196,14 @@ def paired(
         docs/method.md, section 9.
 
     Example:
-        >>> found = paired([1, 1, 1, 1, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0, 0, 1])
+        >>> found = paired([1, 1, 1, 1, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0, 0, 1], kind="binary_difference")
         >>> found.difference, round(found.low, 2), round(found.high, 2), found.p_value
         (0.75, 0.18, 0.93, 0.03125)
     """
     differences = _differences(one, other)
-    low, high = intervals(differences, groups, level=level)
-    return Paired(float(differences.mean()), float(low), float(high), float(paired_p_values(differences, groups)))
+    low, high = intervals(differences, groups, kind=kind, level=level)
+    p_value = paired_p_values(differences, groups, kind=kind)
+    return Paired(float(differences.mean()), float(low), float(high), float(p_value))
 
 
 def corrected(
@@ -238,6 +250,8 @@ def answers_needed(
     one: Shaped[numpy.ndarray, " answer"] | Sequence[float | int],
     other: Shaped[numpy.ndarray, " answer"] | Sequence[float | int],
     groups: Groups | None = None,
+    *,
+    kind: Kind,
 ) -> int | None:
     """About how many answers could tell such a difference: 80 % power at a 5 % threshold.
 
@@ -246,6 +260,7 @@ def answers_needed(
         one: a value for each answer, as in `paired`; what is taken from both is the spread of their difference.
         other: the other value of the same answers.
         groups: what each answer belongs to; new answers are taken to come in groups of the same kind.
+        kind: what their differences are, as in `paired`.
 
     Returns:
         The number; None if the difference is 0, or the answers show no spread to judge by.
@@ -254,14 +269,15 @@ def answers_needed(
         CircuitsError: as `paired`.
 
     Example:
-        >>> answers_needed(0.1, [1, 0, 1, 0, 1, 1, 0, 0], [1, 0, 0, 0, 1, 1, 0, 1])
+        >>> answers_needed(0.1, [1, 0, 1, 0, 1, 1, 0, 0], [1, 0, 0, 0, 1, 1, 0, 1], kind="binary_difference")
         225
     """
     from scipy import stats
 
-    table, inverse = _checked(_differences(one, other), groups)
+    table, inverse = _checked(_differences(one, other), groups, kind)
     spread = table.shape[1] * float(_moments(table, inverse)[1][0])
-    if _signs(table):  # 0/1 values that differ by so much on average vary at least so much
+    if kind == "binary_difference" or (kind == "bounded_difference" and spread == 0):
+        # 0/1 values that differ by so much on average vary at least so much
         spread = max(spread, abs(difference) - difference**2)
     if not (difference and spread > 0 and math.isfinite(difference)):
         return None
@@ -279,22 +295,32 @@ def _differences(one: Any, other: Any) -> numpy.ndarray:
     return taken
 
 
-def _checked(values: Any, groups: Groups | None) -> tuple[numpy.ndarray, numpy.ndarray | None]:
+#: Of each kind what its values are, for a reader, and whether a table holds nothing else.
+_KINDS: dict[str, tuple[str, Callable[[numpy.ndarray], numpy.ndarray]]] = {
+    "share": ("0 and 1", lambda table: numpy.isin(table, (0, 1))),
+    "binary_difference": ("−1, 0 and 1", lambda table: numpy.isin(table, (-1, 0, 1))),
+    "bounded_difference": ("between −1 and 1", lambda table: numpy.abs(table) <= 1 + 1e-9),
+    "real": ("numbers", numpy.ones_like),
+}
+
+
+def _checked(values: Any, groups: Groups | None, kind: str) -> tuple[numpy.ndarray, numpy.ndarray | None]:
     """Values ``[row, answer]``, and for each answer the number of its group; None if each is a group of its own."""
     table = numpy.atleast_2d(numpy.asarray(values, dtype=float))
     if table.shape[-1] == 0:
         raise CircuitsError("there are no answers to take a mean of")
     table = table.reshape(-1, table.shape[-1])
+    if kind not in _KINDS:
+        raise CircuitsError(f"there is no kind of values {kind!r}: choose from {', '.join(_KINDS)}")
+    named, fits = _KINDS[kind]
+    if not fits(table).all():
+        raise CircuitsError(f"values of the kind {kind} are {named}, but these are others: say what they are")
     if groups is None:
         return table, None
     if len(groups) != table.shape[1]:
         raise CircuitsError(f"every answer has a group: there are {table.shape[1]} answers and {len(groups)} groups")
     inverse = numpy.unique(numpy.asarray(groups), return_inverse=True)[1].reshape(-1)
     return table, None if inverse.max() + 1 == len(inverse) else inverse
-
-
-def _signs(table: numpy.ndarray) -> bool:
-    return bool(numpy.isin(table, (-1, 0, 1)).all())
 
 
 def _by_group(table: numpy.ndarray, inverse: numpy.ndarray | None) -> numpy.ndarray:
@@ -363,7 +389,8 @@ def _share(table: numpy.ndarray, inverse: numpy.ndarray | None, level: float) ->
 
 
 def _tango(table: numpy.ndarray, inverse: numpy.ndarray | None, level: float) -> tuple[numpy.ndarray, numpy.ndarray]:
-    gained, lost = (table > 0).mean(1), (table < 0).mean(1)
+    # a value in between stands for a gain or a loss that comes about so often
+    gained, lost = table.clip(0).mean(1), (-table).clip(0).mean(1)
     mean = gained - lost
     square = _relative_variance(gained + lost - mean**2, table, inverse, level)
 
@@ -386,11 +413,22 @@ def _tango(table: numpy.ndarray, inverse: numpy.ndarray | None, level: float) ->
     return ends[0], ends[1]
 
 
+def _bounded(table: numpy.ndarray, inverse: numpy.ndarray | None, level: float) -> tuple[numpy.ndarray, numpy.ndarray]:
+    low, high = _skewed(table, inverse, level)
+    alike = numpy.isnan(low)
+    if alike.any():
+        low[alike], high[alike] = _tango(table[alike], inverse, level)
+    return low, high
+
+
 def _skewed(table: numpy.ndarray, inverse: numpy.ndarray | None, level: float) -> tuple[numpy.ndarray, numpy.ndarray]:
     from scipy import stats
 
     mean, variance, skewness, count = _moments(table, inverse)
-    error, reach = numpy.sqrt(variance), float(stats.t.ppf((1 + level) / 2, max(count - 1, 1)))
+    error, reach = (
+        numpy.sqrt(numpy.where(variance > 0, variance, numpy.nan)),
+        float(stats.t.ppf((1 + level) / 2, max(count - 1, 1))),
+    )
     skewness = numpy.where(numpy.abs(skewness) < 1e-6, 1e-6, skewness)
 
     def untransformed(point: float) -> numpy.ndarray:

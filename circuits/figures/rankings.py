@@ -115,7 +115,11 @@ def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "
 
 def _draw_curve(figure: go.Figure, rows: DataFrame, metric: str, column: int) -> None:
     """The mean over draws, and a band where there are several."""
-    points = [(int(n), *mean_interval(draws["exact_match"].tolist())) for n, draws in rows.groupby("n")]
+    points = []
+    for n, draws in rows.groupby("n"):
+        mean, low, high = mean_interval(draws["exact_match"].tolist())
+        # where draws are all alike, as at no units and at all of them, the band closes
+        points.append((int(n), mean, *((mean, mean) if math.isnan(low) else (low, high))))
     colour = _COLOURS.get(metric, "#444444")
     counts = [n for n, *_ in points]
     if rows["draw"].nunique() > 1:

@@ -30,7 +30,7 @@ from circuits.interventions.memory import arithmetic, in_halves, out_of_memory, 
 from circuits.interventions.pairing import matching_positions
 from circuits.interventions.tokens import TokenTree, changed_tokens, check_positions
 from circuits.interventions.values import SHARED_MODES, Matched, Means, other_examples, same_positions
-from circuits.metrics import NAMED_METRICS, AnswerTokens, Metric, kl, metric_of
+from circuits.metrics import NAMED_METRICS, AnswerTokens, Metric, effect_kind, kl, metric_of
 from circuits.models import (
     LeanModel,
     Model,
@@ -645,8 +645,9 @@ def means_table(engine: Engine, clean: dict[str, numpy.ndarray], found: dict[str
         for name, values in found.items():
             chosen = values[members][:, changed]
             effects = chosen - clean[name][changed]
-            low, high = intervals(effects, own)
-            measured = (chosen.mean(1), effects.mean(1), low, high, paired_p_values(effects, own))
+            kind = effect_kind(engine.metrics[name])
+            low, high = intervals(effects, own, kind=kind)
+            measured = (chosen.mean(1), effects.mean(1), low, high, paired_p_values(effects, own, kind=kind))
             for ending, column in zip(
                 ("", "_effect", "_effect_low", "_effect_high", "_effect_p"), measured, strict=True
             ):

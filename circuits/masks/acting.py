@@ -240,25 +240,30 @@ def ablation_means(answers: pandas.DataFrame) -> pandas.DataFrame:
     """Means over answers: the table that `ablate_mask` gives without ``per_answer``.
 
     Args:
-        answers: from `ablate_mask` with ``per_answer``, or several of them with a ``model`` column.
+        answers: from `ablate_mask` with ``per_answer``, or several of them joined, with the columns that tell them
+            apart, such as ``model``.
     """
-    keys = [name for name in ("model", *_ABLATED) if name in answers]
+    keys = [name for name in answers if name not in (*NAMES_OF_ANSWERS, *_SCORES)]
     scores = answers[[*keys, *_SCORES]].astype(dict.fromkeys(_SCORES, float))
-    return scores.groupby(keys, sort=False, as_index=False).mean()
+    return scores.groupby(keys, sort=False, as_index=False, dropna=False).mean()
 
 
 def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
     """What an ablation costs, beside what random masks of the same size cost.
 
     Args:
-        table: from `ablate_mask`, or several of them with a ``model`` column.
+        table: from `ablate_mask`, or several of them joined, with the columns that tell them apart, such as ``model``.
 
     Returns:
-        One row for each ``task`` (and ``model``): ``before`` and ``after`` (exact match), ``drop`` and how many
-        ``parameters`` were ablated. ``thinned_drop``, the mean drop of the mask thinned to as many as its random masks,
-        ``thinned_parameters``, is what compares with them: ``drop`` itself where nothing had to be thinned. For the
-        random masks the mean ``random_drop``, the ends ``random_drop_low`` and ``random_drop_high`` of its 95 %
-        interval (within what accuracies allow), and how many ``draws`` there were.
+        One row for each ``task`` and ``mode``, and each value of the columns that were added: ``before`` and ``after``
+        (exact match), ``drop`` and how many ``parameters`` were ablated. ``thinned_drop``, the mean drop of the mask
+        thinned to as many as its random masks, ``thinned_parameters``, is what compares with them: ``drop`` itself
+        where nothing had to be thinned. For the random masks the mean ``random_drop``, the ends ``random_drop_low`` and
+        ``random_drop_high`` of its 95 % interval (within what accuracies allow; NaN where all draws are alike), and how
+        many ``draws`` there were.
+
+    Raises:
+        CircuitsError: a condition has several rows for one draw.
 
     Example:
         >>> rows = [("none", 0, 0, 1.0), ("shared", 0, 9, 0.25), ("random", 0, 9, 0.9), ("random", 1, 9, 0.8)]
@@ -266,9 +271,15 @@ def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
         >>> ablation_summary(table.assign(task="qa_id"))[["before", "after", "drop", "draws"]].to_dict("records")
         [{'before': 1.0, 'after': 0.25, 'drop': 0.75, 'draws': 2}]
     """
-    keys = [name for name in ("model", "task") if name in table]
+    measured = ("condition", "draw", "parameters", "overlap", *NAMES_OF_ANSWERS, *_SCORES)
+    keys = [name for name in table if name not in measured]
+    if table.duplicated([*keys, "condition", "draw"]).any():
+        raise CircuitsError(
+            "the table has several rows for one condition and draw: give each model or mask that was joined a column "
+            "of its own, and take ablation_means of answers first"
+        )
     rows = []
-    for values, part in table.groupby(keys, sort=False):
+    for values, part in table.groupby(keys, sort=False, dropna=False):
         by_condition = {str(condition): rows for condition, rows in part.groupby("condition")}
         scores = {condition: rows["exact_match"].tolist() for condition, rows in by_condition.items()}
         before, after = scores["none"][0], scores["shared"][0]

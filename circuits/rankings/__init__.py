@@ -12,15 +12,8 @@ from circuits.rankings.attention import (
     read_head,
     token_texts,
 )
-from circuits.rankings.curves import (
-    RESTS,
-    critical_curve,
-    curve_areas,
-    curve_means,
-    curve_summary,
-    default_counts,
-    sufficient_curve,
-)
+from circuits.rankings.curve_summaries import curve_areas, curve_means, curve_summary
+from circuits.rankings.curves import RESTS, critical_curve, default_counts, sufficient_curve
 from circuits.rankings.ranking import RANKINGS, Evidence, agreement, rank_units
 
 __all__ = [

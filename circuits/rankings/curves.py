@@ -8,24 +8,21 @@
    weights brings those of its group along, for queries are of no use without their keys; or it does not, if so asked.
    Each n says how many groups it touches so.
 4. Accuracy against n, the number of units; the fraction says what share of all parameters these n units own.
-5. One number for a curve: the area under it over n, both ends counted as 0 and 1; and the smallest n at which
-   a sufficient curve reaches 95 % of the accuracy of θ_ft, or a critical one falls below half of it.
 """
 
 import math
 from collections.abc import Sequence
 
-import numpy
 import pandas
 import torch
 from jaxtyping import Bool
-from scipy.integrate import trapezoid
 from torch import Tensor
 
 from circuits.errors import CircuitsError
 from circuits.masks import MODES, NAMES_OF_ANSWERS, ParameterMask, graft
 from circuits.metrics import evaluate
 from circuits.models import Model, checkpoint_of, identity, parameters_of, require_start, shape_of
+from circuits.rankings.curve_summaries import curve_means
 from circuits.rankings.subsets import (
     Kind,
     Switch,
@@ -37,16 +34,12 @@ from circuits.rankings.subsets import (
     score_subsets,
     swapping,
 )
-from circuits.statistics import mean_interval
 from circuits.tasks import Task
 from circuits.units import TIED, Head, Neuron
 
 #: What belongs to no unit: from which model a sufficient curve takes it.
 RESTS: tuple[str, ...] = ("fine_tuned", "pre")
 _ALL_COUNTS, _SEGMENTS = 32, 10
-_SUFFICIENT, _CRITICAL = 0.95, 0.5
-#: Accuracies that are means over as many answers are compared with this much room for rounding.
-_ROUNDING = 1e-9
 
 
 def default_counts(units: int, *, halvings: int | None = None) -> list[int]:
@@ -296,117 +289,5 @@ class _Plan:
         return table[["condition", *(name for name in table if name != "condition")]]
 
 
-#: What names a point of a curve, and what is measured there.
-_POINT = ("model", "kind", "condition", "metric", "draw", "n", "groups", "fraction", "task")
-_MEASURED = ("exact_match", "log_prob", "fine_tuned", "pre")
-
-
-def curve_means(answers: pandas.DataFrame) -> pandas.DataFrame:
-    """Means over answers: the table that a curve gives without ``per_answer``.
-
-    Args:
-        answers: from `sufficient_curve` or `critical_curve` with ``per_answer``, or several of them joined, with the
-            columns ``model`` and ``kind`` perhaps.
-    """
-    keys = [name for name in _POINT if name in answers]
-    scores = answers[[*keys, *_MEASURED]].astype(dict.fromkeys(_MEASURED, float))
-    return scores.groupby(keys, sort=False, as_index=False).mean()
-
-
-def curve_areas(answers: pandas.DataFrame) -> pandas.DataFrame:
-    """The area under the curve of each answer: one number for each, by which two rankings are compared in pairs.
-
-    Args:
-        answers: from `sufficient_curve` or `critical_curve` with ``per_answer``, or several of them joined.
-
-    Returns:
-        One row for each ``condition``, ``metric``, ``draw``, ``task`` and answer: what names it, and ``area``. The mean
-        over answers is the area under the curve of the means, `curve_summary`'s ``auc``.
-
-    Raises:
-        CircuitsError: the curves have a single point.
-
-    Source:
-        docs/method.md, sections 5 and 9.
-
-    Example:
-        >>> answers = pandas.DataFrame({"condition": "sufficient", "metric": "change", "draw": 0, "n": [0, 1, 2] * 2,
-        ...                             "task": "qa", "example": [0, 0, 0, 1, 1, 1], "group": [0, 0, 0, 1, 1, 1],
-        ...                             "attribute": "city", "exact_match": [False, True, True, False, False, True]})
-        >>> curve_areas(answers)[["example", "area"]].values.tolist()
-        [[0.0, 0.75], [1.0, 0.25]]
-    """
-    keys = [name for name in _POINT if name in answers and name not in ("n", "groups", "fraction")]
-    wide = answers.pivot(
-        index=[*keys, *(name for name in NAMES_OF_ANSWERS if name in answers)], columns="n", values="exact_match"
-    )
-    counts = wide.columns.to_numpy(float)
-    if len(counts) < 2:
-        raise CircuitsError("the curves have a single point: measure two counts or more")
-    areas = trapezoid(wide.to_numpy(float), (counts - counts[0]) / (counts[-1] - counts[0]), axis=1)
-    return wide.index.to_frame(index=False).assign(area=areas)
-
-
 def _counted_twice(model: Model) -> tuple[str, ...]:
     return TIED[1:] if checkpoint_of(model).tied else ()
-
-
-def curve_summary(curves: pandas.DataFrame) -> pandas.DataFrame:
-    """One number for each curve: its area, and the smallest n that is enough, or that breaks the model.
-
-    Args:
-        curves: from `sufficient_curve` or `critical_curve`, or several of them joined.
-
-    Returns:
-        One row for each ``condition``, ``metric`` and ``task``: ``draws``; ``auc``, the area under exact match against
-        n, by trapezes, over the measured n scaled to 0 to 1, and its 95 % interval over draws ``auc_low`` and
-        ``auc_high`` (NaN for a single one); for sufficient curves ``n95``, the smallest measured n with at least 95 %
-        of the exact match of θ_ft; for critical ones ``n50``, the smallest with less than half of it. Over draws it
-        is the median, those that never get there counted as the largest; NaN if that is never, or if θ_ft gets
-        nothing right.
-
-    Raises:
-        CircuitsError: a column is missing, or a curve has a single point.
-
-    Source:
-        docs/method.md, section 5.
-
-    Example:
-        >>> curve = pandas.DataFrame({"condition": "sufficient", "metric": "change", "draw": 0, "n": [0, 1, 2],
-        ...                           "task": "qa", "exact_match": [0.0, 0.5, 1.0], "fine_tuned": 1.0})
-        >>> curve_summary(curve)[["auc", "n95"]].values.tolist()
-        [[0.5, 2.0]]
-    """
-    needed = ["condition", "metric", "draw", "n", "task", "exact_match", "fine_tuned"]
-    for column in needed:
-        if column not in curves.columns:
-            raise CircuitsError(f"the curves have no {column}: make them with sufficient_curve or critical_curve")
-    rows = []
-    for (condition, metric, task), group in curves.groupby(["condition", "metric", "task"], sort=False):
-        areas, smallest = [], []
-        for _, curve in group.groupby("draw"):
-            ordered = curve.sort_values("n")
-            counts, accuracy = ordered["n"].to_numpy(float), ordered["exact_match"].to_numpy(float)
-            if len(counts) < 2:
-                raise CircuitsError(f"the {condition} curve of {metric} has a single point: measure two counts or more")
-            areas.append(float(trapezoid(accuracy, (counts - counts[0]) / (counts[-1] - counts[0]))))
-            whole = float(ordered["fine_tuned"].iloc[0])
-            enough, broken = accuracy >= _SUFFICIENT * whole - _ROUNDING, accuracy < _CRITICAL * whole - _ROUNDING
-            there = enough if condition == "sufficient" else broken
-            smallest.append(counts[there].min() if there.any() and whole > 0 else math.inf)
-        middle = float(numpy.median(smallest))
-        auc, low, high = mean_interval(areas)
-        name = "n95" if condition == "sufficient" else "n50"
-        rows.append(
-            {
-                "condition": condition,
-                "metric": metric,
-                "task": task,
-                "draws": len(areas),
-                "auc": auc,
-                "auc_low": low,
-                "auc_high": high,
-                name: middle if math.isfinite(middle) else math.nan,
-            }
-        )
-    return pandas.DataFrame(rows)

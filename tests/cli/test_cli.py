@@ -18,12 +18,11 @@ import torch
 from circuits.cli import main
 from circuits.errors import CircuitsError
 from circuits.facts import FAMILIAR, DatasetSettings, FactDataset, make_dataset, word_tokenizer
-from circuits.figures import findings, results_page
 from circuits.masks import Graft, ParameterMask, graft
 from circuits.models import fingerprint, load_model, parameters_of, save_model
 from circuits.statistics import mean_interval
 from circuits.storage import atomic_file
-from circuits.study import PRETRAINED_STUDY, StudySettings, run_study
+from circuits.study import PRETRAINED_STUDY, StudySettings, findings, results_page, run_study
 from circuits.tracing import GradientTrace
 from circuits.training import PRETRAINED, Optimisation, new_model, train
 from tests.conftest import lively
@@ -677,7 +676,7 @@ def pretrained(tmp_path_factory):
 
 
 def test_a_study_starts_from_a_pretrained_checkpoint(pretrained, tmp_path, monkeypatch):
-    monkeypatch.setattr("circuits.study.train_side_by_side", one_after_the_other)
+    monkeypatch.setattr("circuits.study.steps.train_side_by_side", one_after_the_other)
     settings = replace(
         PRETRAINED_STUDY,
         family=None,

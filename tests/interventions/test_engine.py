@@ -448,7 +448,8 @@ def test_effects_have_the_intervals_and_tests_of_their_people(model, tasks):
             own = answers[answers["units"] == units]
             before = (own[metric] - own[f"{metric}_effect"]).to_numpy()
             assert before == pytest.approx(clean[metric].to_numpy(dtype=float), abs=1e-4)
-            alone = paired(own[metric].tolist(), before, own["group"].tolist())
+            kind = "real" if metric == "log_prob" else "binary_difference"
+            alone = paired(own[metric].tolist(), before, own["group"].tolist(), kind=kind)
             found = [table[f"{metric}_effect{ending}"][row] for ending in ("", "_low", "_high", "_p")]
             assert found == pytest.approx([alone.difference, alone.low, alone.high, alone.p_value], abs=1e-6)
         p, q = (table[f"{metric}_effect_{name}"].to_numpy() for name in "pq")

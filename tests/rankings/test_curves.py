@@ -16,6 +16,7 @@ from circuits.rankings import (
     RESTS,
     Evidence,
     critical_curve,
+    curve_areas,
     curve_means,
     curve_summary,
     default_counts,
@@ -206,6 +207,45 @@ def test_draws_give_an_interval_and_a_median():
     assert (row.n95, row.draws) == (4, 3)
 
 
+def test_joined_curves_are_summed_up_apart():
+    fast, slow = [0.8] * 5, [0.0, 0.0, 0.0, 0.0, 0.8]
+    for column in ("model", "kind", "seed"):
+        both = pandas.concat(
+            [made_up("sufficient", values).assign(**{column: name}) for name, values in (("a", fast), ("b", slow))]
+        )
+        summary = curve_summary(both).set_index(column)
+        for name, values in (("a", fast), ("b", slow)):
+            (alone,) = curve_summary(made_up("sufficient", values)).itertuples()
+            row = summary.loc[name]
+            assert (row["auc"], row["n95"], row["draws"]) == (alone.auc, alone.n95, 1)
+        answers = both.assign(example=0, group="Ada", attribute="city", log_prob=0.0, pre=0.0)
+        assert curve_means(answers)[[column, "n", "exact_match"]].values.tolist() == (
+            both[[column, "n", "exact_match"]].values.tolist()
+        )
+        assert curve_areas(answers).set_index(column)["area"].to_dict() == summary["auc"].to_dict()
+    with pytest.raises(CircuitsError, match="the curves have several rows for one point"):
+        curve_summary(both.drop(columns="seed"))
+    for summed_up in (curve_means, curve_areas):
+        with pytest.raises(CircuitsError, match="the curves have several rows for one point of an answer"):
+            summed_up(answers.drop(columns="seed"))
+
+
+def test_joined_curves_may_be_measured_at_other_counts():
+    short = made_up("sufficient", [0.0, 1.0, 1.0], counts=(0, 1, 2)).assign(kind="head")
+    long = made_up("sufficient", [0.0, 0.0, 1.0], counts=(0, 10, 20)).assign(kind="neuron")
+    named = {"example": 0, "group": "Ada", "attribute": "city"}
+    areas = curve_areas(pandas.concat([short, long]).assign(**named)).set_index("kind")["area"]
+    assert areas.to_dict() == {"head": 0.75, "neuron": 0.25}
+    with pytest.raises(
+        CircuitsError,
+        match=r"the sufficient curve of made_up .*kind head\) has a single point: measure two counts or more",
+    ):
+        curve_areas(pandas.concat([short.iloc[:1], long]).assign(**named))
+    uneven = pandas.concat([short.assign(**named), short.iloc[:2].assign(**named | {"example": 1})])
+    with pytest.raises(CircuitsError, match=r"kind head\) has answers that are not there at every n"):
+        curve_areas(uneven)
+
+
 def test_counts_are_dense_first_and_end_at_all():
     assert default_counts(32) == list(range(33))
     counts = default_counts(1408)
@@ -301,7 +341,7 @@ def test_bad_input_is_refused(model, pre, recalled, rankings):
         sufficient_curve(rankings, pre, model, [recalled], rest="none")
     with pytest.raises(CircuitsError, match="the curves have no condition"):
         curve_summary(rankings)
-    with pytest.raises(CircuitsError, match="the revert curve of change has a single point"):
+    with pytest.raises(CircuitsError, match=r"the revert curve of change \(task recalled\) has a single point"):
         curve_summary(critical_curve(rankings, model, [recalled], pre, counts=[3]))
 
 

@@ -1,3 +1,5 @@
+"""Verdicts against scipy, enumeration and simulation."""
+
 import itertools
 import math
 from dataclasses import replace
@@ -7,19 +9,27 @@ import pandas
 import pytest
 from scipy import stats
 
-from circuits.figures import Finding, findings
-from circuits.figures.claims import (
-    _beyond_draws,
-    _by_question,
-    _compared,
-    _corrected,
-    claims_table,
+from circuits.errors import CircuitsError
+from circuits.verdicts import (
+    Finding,
+    beyond_draws,
+    compare_answers,
+    corrected_together,
     findings_over_seeds,
     seeds_needed,
     spearman,
 )
 
 NOTHING = ("1a", "claim", "here", "control")
+
+
+def asked(values: list[float], groups: list[int] | None = None) -> pandas.Series:
+    """A number for each question, one person each if not said otherwise."""
+    groups = list(range(len(values))) if groups is None else groups
+    keys = pandas.MultiIndex.from_arrays(
+        [groups, range(len(values)), ["city"] * len(values)], names=["group", "example", "attribute"]
+    )
+    return pandas.Series(values, keys)
 
 
 def verdict(difference: float, low: float, high: float, p_value: float) -> str:
@@ -40,81 +50,39 @@ def test_a_verdict_needs_a_small_p_value_and_a_difference_worth_the_name():
     assert verdict(math.nan, math.nan, math.nan, math.nan) == "cannot be told"
 
 
-def test_one_run_gives_no_verdict_on_sizes():
-    assert Finding(*NOTHING, 5.0).verdict == "cannot be told"
-    assert claims_table([Finding(*NOTHING, 5.0)])["verdict"].item().startswith("cannot be told: one run")
-
-
-def answers(right: list[list[float]], **columns: object) -> pandas.DataFrame:
-    """One person for each list."""
-    rows = [
-        {"person": person, "example": 10 * person + place, "attribute": "city", "exact_match": value}
-        for person, values in enumerate(right)
-        for place, value in enumerate(values)
-    ]
-    return pandas.DataFrame(rows).assign(**columns)
-
-
-def study(mixed: list[list[float]], two: list[list[float]]) -> tuple[dict, dict]:
-    """As far as the step evaluate."""
-    both = {"mixed": mixed, "two_stage": two, "two_stage_gentle": two}
-    means = {name: float(numpy.mean([value for person in right for value in person])) for name, right in both.items()}
-    accuracy = {
-        name: {"bio": 1.0, "qa_id": 1.0, "qa_ood": value, "bio_after_stage_1": 1.0} for name, value in means.items()
-    }
-    table = pandas.concat([answers(right, model=name, split="qa_ood") for name, right in both.items()])
-    return {"accuracy": accuracy}, {"answers": table}
-
-
-def test_all_of_sixty_against_fifty_six_cannot_be_told():
-    # 100 % against 93.3 %: four answers that only one model gives, the exact p-value is 0.125
-    one, other = [[1.0]] * 60, [[0.0]] * 4 + [[1.0]] * 56
-    found = findings(*study(one, other))
-    assert [claim.verdict for claim in found] == ["cannot be told"] * 2
-    assert found[0].p_value == pytest.approx(0.25)  # two claims
-    assert "questions could tell" in found[0].needed
-    assert found[0].low < 0 < found[0].high
-
-
-def test_a_large_difference_is_told():
-    found = findings(*study([[1.0] * 3] * 40, [[0.0] * 3] * 20 + [[1.0] * 3] * 20))
-    assert [claim.verdict for claim in found] == ["holds"] * 2
-    found = findings(*study([[0.0] * 3] * 20 + [[1.0] * 3] * 20, [[1.0] * 3] * 40))
-    assert [claim.verdict for claim in found] == ["does not hold"] * 2
-
-
-def test_answers_of_one_person_count_together():
-    # 30 answers more are right, but of one person
-    alone = findings(*study([[1.0]] * 60, [[0.0]] * 30 + [[1.0]] * 30))
-    together = findings(*study([[1.0] * 30] * 2, [[0.0] * 30, [1.0] * 30]))
-    assert [one[0].verdict for one in (alone, together)] == ["holds", "cannot be told"]
-
-
-def test_pairs_are_of_the_same_questions_whatever_the_order():
-    one = answers([[1.0, 0.0], [1.0, 1.0]])
-    other = answers([[0.0, 0.0], [1.0, 1.0]]).iloc[::-1]
-    found = _compared(_by_question(one), _by_question(other), 0.95)
-    assert found["difference"] == 0.25
-    with pytest.raises(ValueError, match="asked different ones"):
-        _compared(_by_question(one), _by_question(other.iloc[1:]), 0.95)
+def test_pairs_are_of_the_same_questions():
+    one, other = asked([1.0, 0.0, 1.0, 1.0], [0, 0, 1, 1]), asked([0.0, 0.0, 1.0, 1.0], [0, 0, 1, 1])
+    assert compare_answers(one, other, 0.95)["difference"] == 0.25
+    with pytest.raises(CircuitsError, match="asked different ones"):
+        compare_answers(one, other.iloc[1:], 0.95)
 
 
 def test_a_difference_from_random_draws_must_be_beyond_single_draws():
     sure = {"difference": 0.3, "low": 0.25, "high": 0.35, "p_value": 0.0001, "needed": "60 questions"}
-    narrow = _beyond_draws(sure, [0.50, 0.51, 0.49, 0.50, 0.50], 0.95)
-    wide = _beyond_draws(sure, [0.1, 0.9, 0.5, 0.3, 0.7], 0.95)
+    narrow = beyond_draws(sure, [0.50, 0.51, 0.49, 0.50, 0.50], 0.95, answers=60)
+    wide = beyond_draws(sure, [0.1, 0.9, 0.5, 0.3, 0.7], 0.95, answers=60)
     deviation = math.sqrt(0.1) * math.sqrt(1 + 1 / 5)
     assert wide["p_value"] == pytest.approx(2 * stats.t.sf(0.3 / deviation, 4))
     assert "random draws" in wide["needed"]
     assert (narrow["p_value"] < 0.001, wide["low"] < 0 < wide["high"], narrow["low"] > 0.2) == (True, True, True)
-    assert _beyond_draws(sure, [0.5] * 5, 0.95)["p_value"] == 0.0001
+
+
+def test_draws_that_are_all_alike_may_lie_an_answer_apart():
+    # five equal accuracies over 60 answers do not say that a sixth would be the same to the last digit
+    sure = {"difference": 0.3, "low": 0.25, "high": 0.35, "p_value": 0.00001, "needed": "60 questions"}
+    for alike in ([0.5] * 5, [0.5, 0.5, 0.5, 0.5, 0.5 + 1e-12]):
+        found = beyond_draws(sure, alike, 0.95, answers=60)
+        assert found["p_value"] == pytest.approx(2 * stats.t.sf(0.3 / (math.sqrt(1 + 1 / 5) / 60), 4))
+        assert 0.2 < found["low"] < 0.25
+    # over five answers they say next to nothing
+    assert beyond_draws(sure, [0.4] * 5, 0.95, answers=5)["low"] < 0
 
 
 def test_p_values_of_a_page_are_corrected_together():
     found = [Finding(*NOTHING, 0.3, 0.1, 0.5, p_value) for p_value in (0.03, 0.02, math.nan)]
-    assert [one.p_value for one in _corrected(found)] == pytest.approx([0.04, 0.04, math.nan], nan_ok=True)
+    assert [one.p_value for one in corrected_together(found)] == pytest.approx([0.04, 0.04, math.nan], nan_ok=True)
     found = [Finding(*NOTHING, 0.3, 0.1, 0.5, 0.04)] * 3
-    assert [one.verdict for one in _corrected(found)] == ["cannot be told"] * 3
+    assert [one.verdict for one in corrected_together(found)] == ["cannot be told"] * 3
 
 
 def test_correlations_have_permutation_p_values():
@@ -154,12 +122,20 @@ def test_several_seeds_are_tested_on_their_differences():
     assert (found.p_value, found.verdict) == (pytest.approx(expected.pvalue), "holds")
     (found,) = findings_over_seeds(seeds(0.4, -0.1, 0.2))
     assert found.verdict == "cannot be told"
-    deviation, needed = numpy.std([0.4, -0.1, 0.2], ddof=1), seeds_needed(numpy.std([0.4, -0.1, 0.2], ddof=1), 1 / 6)
+    needed = seeds_needed(numpy.std([0.4, -0.1, 0.2], ddof=1), 1 / 6)
     assert found.needed == f"{needed} seeds could tell"
-    assert deviation > 0
     assert findings_over_seeds(seeds(-0.4, -0.5, -0.45))[0].verdict == "does not hold"
     assert findings_over_seeds(seeds(0.4))[0].needed.startswith("one seed")
     assert findings_over_seeds(seeds(0.4, math.nan))[0].needed == "1 of 2 seeds have no such number"
+
+
+def test_seeds_that_are_all_alike_cannot_tell():
+    for values in ((0.5, 0.5), (1.0, 1.0, 1.0), (0.0, 0.0), (0.9 - 0.4, 0.8 - 0.3, 0.7 - 0.2)):
+        (found,) = findings_over_seeds(seeds(*values))
+        assert found.difference == pytest.approx(values[0])
+        assert [math.isnan(value) for value in (found.low, found.high, found.p_value)] == [True] * 3
+        assert (found.verdict, "no spread to judge by" in found.needed) == ("cannot be told", True)
+    assert seeds_needed(0.0, 0.5) is None
 
 
 def test_a_verdict_agrees_with_the_interval_that_is_shown():
@@ -193,7 +169,16 @@ def test_so_many_seeds_tell_four_times_in_five():
     assert seeds_needed(1.0, 0.001) is None
 
 
-def test_a_table_shows_interval_p_value_and_what_could_tell():
-    found = Finding(*NOTHING, 0.05, -0.02, 0.12, 0.2, needed="about 400 questions could tell")
-    row = claims_table([found, replace(found, p_value=0.00001)]).iloc[0].tolist()
-    assert row[4:] == ["+5.0% (-2.0% to +12.0%)", "0.2", "cannot be told: about 400 questions could tell"]
+def test_two_models_that_lose_nothing_may_still_differ():
+    # what they lose is measured on six people: that none of it differs does not say that nobody's would
+    both = asked([1.0] * 6)
+    nothing = both - both
+    found = compare_answers(nothing, nothing, 0.95, most=2.0)
+    assert (found["difference"], found["p_value"]) == (0, 1)
+    assert found["low"] == pytest.approx(-found["high"])
+    assert found["high"] > 0.5
+    # and one that loses all beside one that loses nothing does lose more
+    everything = asked([1.0] * 60)
+    found = compare_answers(everything, everything - 1, 0.95, most=2.0)
+    assert found["difference"] == 1
+    assert 0.5 < found["low"] < 1 < found["high"] <= 2

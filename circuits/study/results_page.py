@@ -7,9 +7,10 @@ from typing import Any
 import pandas
 import plotly.graph_objects as go
 
-from circuits.figures.claims import ABOUT_VERDICTS, VERDICTS, Finding, claims_table, findings
 from circuits.figures.saving import save_images
-from circuits.figures.study_page import (
+from circuits.storage import atomic_file, flatten
+from circuits.study.claims import claims_table, findings
+from circuits.study.page_tables import (
     controls_in_words,
     controls_table,
     everything_else,
@@ -17,9 +18,9 @@ from circuits.figures.study_page import (
     heads_in_words,
     rankings_table,
     recall_table,
-    study_figures,
 )
-from circuits.storage import atomic_file, flatten
+from circuits.study.study_page import study_figures
+from circuits.verdicts import ABOUT_VERDICTS, VERDICTS, Finding
 
 _WIDTH = 1000
 

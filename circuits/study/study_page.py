@@ -1,6 +1,5 @@
 """The page of the paper's study: which claims hold here, with the tables and figures that say so."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +15,24 @@ from circuits.figures.charts import (
     heads_figure,
     sharing_figure,
 )
-from circuits.figures.claims import (
-    ABOUT_VERDICTS,
-    SCOPE_LABELS,
-    claims_table,
-    findings,
-    findings_over_seeds,
-    formatted,
-)
-from circuits.figures.rankings import RANKING_LABELS, agreement_figure, ranking_curves_figure
+from circuits.figures.rankings import agreement_figure, ranking_curves_figure
 from circuits.figures.report import Section, write_report
-from circuits.statistics import mean_interval
+from circuits.study.claims import claims_table, findings
+from circuits.study.page_tables import (
+    SHOWN_SPLITS,
+    controls_in_words,
+    controls_table,
+    everything_else,
+    grafts_table,
+    heads_in_words,
+    in_first_layer,
+    rankings_table,
+    recall_table,
+    start_of,
+)
+from circuits.verdicts import ABOUT_VERDICTS
 
 _ARMS = ("mixed", "two_stage", "two_stage_gentle")
-_SPLITS = ("bio", "qa_id", "qa_ood")
-
-
-def start_of(settings: dict[str, Any]) -> str:
-    """What was trained, in words."""
-    model = settings.get("model")
-    return f"a small {settings['family']} model" if model is None else f"the model {Path(model).name}"
-
-
-def everything_else(settings: dict[str, Any]) -> str:
-    """In which model everything stands that belongs to no ranked unit, where curves ask whether units are enough."""
-    if settings.get("model") is None:
-        return "What belongs to none is trained at every n, also at 0, and may be enough by itself."
-    return "Everything else is as it was before training at every n, so that all of them together need not be enough."
 
 
 def study_figures(tables: dict[str, pandas.DataFrame], keep: float | None = None) -> dict[str, go.Figure]:
@@ -55,7 +45,7 @@ def study_figures(tables: dict[str, pandas.DataFrame], keep: float | None = None
     figures: dict[str, go.Figure] = {}
     if "accuracy" in tables:
         accuracy = tables["accuracy"]
-        chosen = accuracy[accuracy["model"].isin(_ARMS) & accuracy["split"].isin(_SPLITS)]
+        chosen = accuracy[accuracy["model"].isin(_ARMS) & accuracy["split"].isin(SHOWN_SPLITS)]
         figures["accuracy"] = accuracy_figure(chosen)
     if "curves" in tables:
         figures["curves"] = curves_figure(tables["curves"])
@@ -99,108 +89,6 @@ def _ranking_figures(curves: pandas.DataFrame, agreement: pandas.DataFrame) -> d
         square = pairs.pivot(index="metric", columns="other", values="spearman").loc[names, names]
         figures[f"agreement_{kind}s_{model}"] = agreement_figure(square, f"{kind}s, {LABELS[str(model)]}")
     return figures
-
-
-def _with_interval(values: Sequence[float | int | None], form: str) -> str:
-    """The mean over seeds, and its interval if there are several; how many have no value."""
-    known = [float(value) for value in values if value is not None]
-    if len(known) < len(values):
-        return f"none in {len(values) - len(known)} of {len(values)} seeds"
-    mean, low, high = mean_interval(known)
-    if form.endswith("%"):  # a share
-        low, high = max(low, 0.0), min(high, 1.0)
-    return f"{mean:{form}}" if len(known) < 2 else f"{mean:{form}} ({low:{form}} to {high:{form}})"
-
-
-def recall_table(accuracy: pandas.DataFrame) -> pandas.DataFrame:
-    """Exact match of every model on every split."""
-    table = accuracy.pivot(index="model", columns="split", values="exact_match")
-    table = table.loc[accuracy["model"].unique(), accuracy["split"].unique()].map(lambda value: f"{value:.1%}")
-    table.index = [LABELS.get(name, name) for name in table.index]
-    table.columns = [LABELS[split] for split in table.columns]
-    return table.reset_index(names="model")
-
-
-def controls_table(shared: pandas.DataFrame) -> pandas.DataFrame:
-    """Size and centralisation of the shared parameters, with the permuted control."""
-    columns = ["scope", "model", "size", "influenced", "total", "share", "jaccard", "lift", "permuted_lift", "gini"]
-    columns += ["random_gini", "permuted_gini", "top_tenth"]
-    table = shared[columns].assign(model=shared["model"].map(LABELS), scope=shared["scope"].map(SCOPE_LABELS))
-    table = table.rename(columns=lambda name: name.replace("_", " "))
-    return table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
-
-
-def heads_in_words(heads: pandas.DataFrame) -> str:
-    """How many heads matter beyond chance, when so many are looked at."""
-    rows = heads[heads["mode"] == "zero"]
-    each = []
-    for model, part in rows.groupby("model", sort=False):
-        told = part[part["log_prob_effect_q.qa_id"] < 0.05]
-        each.append(f"{len(told)} of {len(part)} heads ({LABELS[str(model)]})")
-    return (
-        f"It differs from none for {' and '.join(each)}: a paired test over people, with p-values corrected for the "
-        "number of heads (Benjamini–Hochberg, 5 %)."
-    )
-
-
-def controls_in_words(ablation: pandas.DataFrame, draws: int) -> str:
-    """What the random controls of an ablation hold of the mask, and what was thinned."""
-    random = ablation[ablation["condition"] == "random"]
-    words = f"Of the parameters of the {draws} random sets, {random['overlap'].max():,.0f} lie in the mask."
-    thinned = ablation[ablation["condition"] == "shared_thinned"]
-    if len(thinned):
-        keys = ["model", "scope"]
-        sizes = ablation[ablation["condition"] == "shared"].groupby(keys)["parameters"].first()
-        kept = (thinned.groupby(keys)["parameters"].min() / sizes).dropna()
-        each = [f"{share:.1%} ({LABELS[model]}, {SCOPE_LABELS[scope]})" for (model, scope), share in kept.items()]
-        words += (
-            " Where a tensor has less room outside the mask than the mask takes, the mask is thinned to what fits and "
-            f"compared with as many random parameters. What is left of the mask: {', '.join(each)}."
-        )
-    return words
-
-
-def grafts_table(summary: dict[str, Any]) -> pandas.DataFrame:
-    """Size of the graft of each score, and its accuracy on every split."""
-    return pandas.DataFrame(
-        [
-            {
-                "model": LABELS[name],
-                "graft": LABELS[score],
-                "size": formatted(graft["size"], ",.0f"),
-                "fraction": formatted(graft["fraction"], ".1%"),
-                **{LABELS[split]: formatted(graft["splits"][split], ".1%") for split in _SPLITS},
-            }
-            for name, found in summary["graft"].items()
-            for score, graft in found["by"].items()
-        ]
-    )
-
-
-def rankings_table(summary: pandas.DataFrame, condition: str, smallest: str) -> pandas.DataFrame:
-    """Area and smallest n of every ranking: heads and neurons of both models on QA-ID."""
-    rows = summary[(summary["condition"] == condition) & (summary["task"] == "qa_id")]
-    table = pandas.DataFrame({"ranking": [RANKING_LABELS[name] for name in rows["metric"].unique()]})
-    for (model, kind), part in rows.groupby(["model", "kind"], sort=False):
-        by_label = part.assign(label=part["metric"].map(RANKING_LABELS)).set_index("label").reindex(table["ranking"])
-        of = f"{kind}s, {LABELS[str(model)]}"
-        table[f"area: {of}"] = ["" if pandas.isna(value) else f"{value:.3f}" for value in by_label["auc"]]
-        numbers = zip(by_label["auc"], by_label[smallest], strict=True)
-        table[f"n: {of}"] = [
-            "" if pandas.isna(area) else "never" if pandas.isna(n) else f"{n:,.0f}" for area, n in numbers
-        ]
-    return table
-
-
-def _in_first_layer(heads: pandas.DataFrame, neurons: pandas.DataFrame) -> str:
-    """Where the shared parameters are, in words."""
-    heads, neurons = (table[table["scope"] == "global"] for table in (heads, neurons))
-    parts = []
-    for model, rows in heads.groupby("model", sort=False):
-        total = rows["size"].sum() + neurons[neurons["model"] == model]["size"].sum()
-        first = rows[rows["layer"] == 0]["size"].sum()
-        parts.append(f"{first / max(total, 1):.0%} of them ({LABELS[str(model)]})")
-    return f"{' and '.join(parts)} lie in the attention of layer 0."
 
 
 def write_study_report(
@@ -261,7 +149,7 @@ def write_study_report(
                 "heads hold them, beside random sets of the same size and shuffled ones; few parameters are spread "
                 "unevenly by chance alone. Top tenth: the share that the top tenth of heads holds. The maps show "
                 "Shared Size by head; of the top of all parameters, "
-                f"{_in_first_layer(tables['shared_heads'], tables['shared_neurons'])}",
+                f"{in_first_layer(tables['shared_heads'], tables['shared_neurons'])}",
             ],
             controls_table(tables["shared"]),
             figures["shared_heads"],
@@ -375,92 +263,4 @@ def write_study_report(
         sections,
         f"circuits {source['library_version']} · commit {source['git_commit']} · dataset {source['dataset']} · "
         f"seed {settings['seed']} · {summary['seconds']['total']:.0f} seconds",
-    )
-
-
-def write_seeds_report(
-    path: str | Path, summaries: Sequence[dict[str, Any]], tables: Sequence[dict[str, pandas.DataFrame]]
-) -> None:
-    """Write the page over several seeds: how many hold each claim, and means with intervals.
-
-    Args:
-        path: the HTML file.
-        summaries: the content of each seed's ``summary.json``.
-        tables: each seed's result tables by name.
-    """
-    settings, seeds = summaries[0]["settings"], [summary["settings"]["seed"] for summary in summaries]
-    start = start_of(settings)
-    recall = pandas.DataFrame(
-        [
-            {"model": LABELS.get(name, name)}
-            | {
-                LABELS[split]: _with_interval([summary["accuracy"][name][split] for summary in summaries], ".1%")
-                for split in _SPLITS
-            }
-            for name in summaries[0]["accuracy"]
-        ]
-    )
-    grafts = pandas.DataFrame(
-        [
-            {
-                "model": LABELS[name],
-                "graft": LABELS[method],
-                "size": _with_interval([summary["graft"][name]["by"][method]["size"] for summary in summaries], ",.0f"),
-                "fraction": _with_interval(
-                    [summary["graft"][name]["by"][method]["fraction"] for summary in summaries], ".1%"
-                ),
-            }
-            for name, found in summaries[0]["graft"].items()
-            for method in found["by"]
-        ]
-    )
-    curves = pandas.concat(
-        [one["ranking_curves"].assign(seed=seed) for seed, one in zip(seeds, tables, strict=True)], ignore_index=True
-    )
-    heads = curves[(curves["model"] == "mixed") & (curves["kind"] == "head")]
-    # a curve for each seed: the mean over the draws of a random ranking first
-    keys = ["condition", "metric", "seed", "n", "task"]
-    heads = heads.groupby(keys, sort=False)[["exact_match", "fine_tuned", "pre"]].mean().reset_index()
-    for whole in ("fine_tuned", "pre"):
-        heads[whole] = heads.groupby("task")[whole].transform("mean")
-    heads = heads.rename(columns={"seed": "draw"})
-    over = (
-        f"Means over the seeds {', '.join(map(str, seeds))}, with the 95 % interval of the mean (Student's t; of "
-        "a share within 0 and 1)."
-    )
-    write_report(
-        path,
-        "Does mixed training let a model recall facts where two-stage training does not?",
-        f"{start[0].upper()}{start[1:]} of {settings['data']['people']} made-up people, {len(seeds)} "
-        f"{'seed' if len(seeds) == 1 else 'seeds'}, each with people, weights and draws of its own. {over}",
-        [
-            Section(
-                "What holds",
-                [
-                    "Each claim is tested on its differences, one for each seed (Student's t): the two models of a "
-                    "seed are a pair. Each seed's own page tests the same claims on its questions.",
-                    ABOUT_VERDICTS,
-                ],
-                claims_table(
-                    findings_over_seeds([findings(*one) for one in zip(summaries, tables, strict=True)]),
-                    "differences, seed by seed",
-                ),
-            ),
-            Section("Recall", ["Exact match under greedy decoding."], recall),
-            Section("Grafting", [f"The smallest grafts that keep {settings['keep']:.0%} of QA-ID."], grafts),
-            Section(
-                "Are the top heads enough?",
-                ["Heads of the mixed models; the band is the interval over seeds."],
-                None,
-                ranking_curves_figure(heads[heads["condition"] == "sufficient"], units="heads"),
-            ),
-            Section(
-                "Are the top heads needed?",
-                [],
-                None,
-                ranking_curves_figure(heads[heads["condition"] == "revert"], units="heads"),
-            ),
-        ],
-        f"circuits {summaries[0]['provenance']['library_version']} · "
-        f"{sum(summary['seconds']['total'] for summary in summaries):.0f} seconds",
     )

@@ -1,0 +1,116 @@
+"""Tables and sentences of the study's pages."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from circuits.figures.charts import LABELS
+from circuits.figures.rankings import RANKING_LABELS
+from circuits.study.claims import SCOPE_LABELS, formatted
+
+SHOWN_SPLITS = ("bio", "qa_id", "qa_ood")
+
+
+def start_of(settings: dict[str, Any]) -> str:
+    """What was trained, in words."""
+    model = settings.get("model")
+    return f"a small {settings['family']} model" if model is None else f"the model {Path(model).name}"
+
+
+def everything_else(settings: dict[str, Any]) -> str:
+    """In which model everything stands that belongs to no ranked unit, where curves ask whether units are enough."""
+    if settings.get("model") is None:
+        return "What belongs to none is trained at every n, also at 0, and may be enough by itself."
+    return "Everything else is as it was before training at every n, so that all of them together need not be enough."
+
+
+def recall_table(accuracy: pandas.DataFrame) -> pandas.DataFrame:
+    """Exact match of every model on every split."""
+    table = accuracy.pivot(index="model", columns="split", values="exact_match")
+    table = table.loc[accuracy["model"].unique(), accuracy["split"].unique()].map(lambda value: f"{value:.1%}")
+    table.index = [LABELS.get(name, name) for name in table.index]
+    table.columns = [LABELS[split] for split in table.columns]
+    return table.reset_index(names="model")
+
+
+def controls_table(shared: pandas.DataFrame) -> pandas.DataFrame:
+    """Size and centralisation of the shared parameters, with the permuted control."""
+    columns = ["scope", "model", "size", "influenced", "total", "share", "jaccard", "lift", "permuted_lift", "gini"]
+    columns += ["random_gini", "permuted_gini", "top_tenth"]
+    table = shared[columns].assign(model=shared["model"].map(LABELS), scope=shared["scope"].map(SCOPE_LABELS))
+    table = table.rename(columns=lambda name: name.replace("_", " "))
+    return table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
+
+
+def heads_in_words(heads: pandas.DataFrame) -> str:
+    """How many heads matter beyond chance, when so many are looked at."""
+    rows = heads[heads["mode"] == "zero"]
+    each = []
+    for model, part in rows.groupby("model", sort=False):
+        told = part[part["log_prob_effect_q.qa_id"] < 0.05]
+        each.append(f"{len(told)} of {len(part)} heads ({LABELS[str(model)]})")
+    return (
+        f"It differs from none for {' and '.join(each)}: a paired test over people, with p-values corrected for the "
+        "number of heads (Benjamini–Hochberg, 5 %)."
+    )
+
+
+def controls_in_words(ablation: pandas.DataFrame, draws: int) -> str:
+    """What the random controls of an ablation hold of the mask, and what was thinned."""
+    random = ablation[ablation["condition"] == "random"]
+    words = f"Of the parameters of the {draws} random sets, {random['overlap'].max():,.0f} lie in the mask."
+    thinned = ablation[ablation["condition"] == "shared_thinned"]
+    if len(thinned):
+        keys = ["model", "scope"]
+        sizes = ablation[ablation["condition"] == "shared"].groupby(keys)["parameters"].first()
+        kept = (thinned.groupby(keys)["parameters"].min() / sizes).dropna()
+        each = [f"{share:.1%} ({LABELS[model]}, {SCOPE_LABELS[scope]})" for (model, scope), share in kept.items()]
+        words += (
+            " Where a tensor has less room outside the mask than the mask takes, the mask is thinned to what fits and "
+            f"compared with as many random parameters. What is left of the mask: {', '.join(each)}."
+        )
+    return words
+
+
+def grafts_table(summary: dict[str, Any]) -> pandas.DataFrame:
+    """Size of the graft of each score, and its accuracy on every split."""
+    return pandas.DataFrame(
+        [
+            {
+                "model": LABELS[name],
+                "graft": LABELS[score],
+                "size": formatted(graft["size"], ",.0f"),
+                "fraction": formatted(graft["fraction"], ".1%"),
+                **{LABELS[split]: formatted(graft["splits"][split], ".1%") for split in SHOWN_SPLITS},
+            }
+            for name, found in summary["graft"].items()
+            for score, graft in found["by"].items()
+        ]
+    )
+
+
+def rankings_table(summary: pandas.DataFrame, condition: str, smallest: str) -> pandas.DataFrame:
+    """Area and smallest n of every ranking: heads and neurons of both models on QA-ID."""
+    rows = summary[(summary["condition"] == condition) & (summary["task"] == "qa_id")]
+    table = pandas.DataFrame({"ranking": [RANKING_LABELS[name] for name in rows["metric"].unique()]})
+    for (model, kind), part in rows.groupby(["model", "kind"], sort=False):
+        by_label = part.assign(label=part["metric"].map(RANKING_LABELS)).set_index("label").reindex(table["ranking"])
+        of = f"{kind}s, {LABELS[str(model)]}"
+        table[f"area: {of}"] = ["" if pandas.isna(value) else f"{value:.3f}" for value in by_label["auc"]]
+        numbers = zip(by_label["auc"], by_label[smallest], strict=True)
+        table[f"n: {of}"] = [
+            "" if pandas.isna(area) else "never" if pandas.isna(n) else f"{n:,.0f}" for area, n in numbers
+        ]
+    return table
+
+
+def in_first_layer(heads: pandas.DataFrame, neurons: pandas.DataFrame) -> str:
+    """Where the shared parameters are, in words."""
+    heads, neurons = (table[table["scope"] == "global"] for table in (heads, neurons))
+    parts = []
+    for model, rows in heads.groupby("model", sort=False):
+        total = rows["size"].sum() + neurons[neurons["model"] == model]["size"].sum()
+        first = rows[rows["layer"] == 0]["size"].sum()
+        parts.append(f"{first / max(total, 1):.0%} of them ({LABELS[str(model)]})")
+    return f"{' and '.join(parts)} lie in the attention of layer 0."

@@ -1,0 +1,115 @@
+"""The page of a study over several seeds."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from circuits.figures.charts import LABELS
+from circuits.figures.rankings import ranking_curves_figure
+from circuits.figures.report import Section, write_report
+from circuits.statistics import mean_interval
+from circuits.study.claims import claims_table, findings
+from circuits.study.page_tables import SHOWN_SPLITS, start_of
+from circuits.verdicts import ABOUT_VERDICTS, findings_over_seeds
+
+
+def _with_interval(values: Sequence[float | int | None], form: str) -> str:
+    """The mean over seeds, and its interval if they show one; how many have no value."""
+    known = [float(value) for value in values if value is not None]
+    if len(known) < len(values):
+        return f"none in {len(values) - len(known)} of {len(values)} seeds"
+    mean, low, high = mean_interval(known)
+    if form.endswith("%"):  # a share
+        low, high = max(low, 0.0), min(high, 1.0)
+    return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} ({low:{form}} to {high:{form}})"
+
+
+def write_seeds_report(
+    path: str | Path, summaries: Sequence[dict[str, Any]], tables: Sequence[dict[str, pandas.DataFrame]]
+) -> None:
+    """Write the page over several seeds: how many hold each claim, and means with intervals.
+
+    Args:
+        path: the HTML file.
+        summaries: the content of each seed's ``summary.json``.
+        tables: each seed's result tables by name.
+    """
+    settings, seeds = summaries[0]["settings"], [summary["settings"]["seed"] for summary in summaries]
+    start = start_of(settings)
+    recall = pandas.DataFrame(
+        [
+            {"model": LABELS.get(name, name)}
+            | {
+                LABELS[split]: _with_interval([summary["accuracy"][name][split] for summary in summaries], ".1%")
+                for split in SHOWN_SPLITS
+            }
+            for name in summaries[0]["accuracy"]
+        ]
+    )
+    grafts = pandas.DataFrame(
+        [
+            {
+                "model": LABELS[name],
+                "graft": LABELS[method],
+                "size": _with_interval([summary["graft"][name]["by"][method]["size"] for summary in summaries], ",.0f"),
+                "fraction": _with_interval(
+                    [summary["graft"][name]["by"][method]["fraction"] for summary in summaries], ".1%"
+                ),
+            }
+            for name, found in summaries[0]["graft"].items()
+            for method in found["by"]
+        ]
+    )
+    curves = pandas.concat(
+        [one["ranking_curves"].assign(seed=seed) for seed, one in zip(seeds, tables, strict=True)], ignore_index=True
+    )
+    heads = curves[(curves["model"] == "mixed") & (curves["kind"] == "head")]
+    # a curve for each seed: the mean over the draws of a random ranking first
+    keys = ["condition", "metric", "seed", "n", "task"]
+    heads = heads.groupby(keys, sort=False)[["exact_match", "fine_tuned", "pre"]].mean().reset_index()
+    for whole in ("fine_tuned", "pre"):
+        heads[whole] = heads.groupby("task")[whole].transform("mean")
+    heads = heads.rename(columns={"seed": "draw"})
+    over = (
+        f"Means over the seeds {', '.join(map(str, seeds))}, with the 95 % interval of the mean (Student's t; of "
+        "a share within 0 and 1)."
+    )
+    write_report(
+        path,
+        "Does mixed training let a model recall facts where two-stage training does not?",
+        f"{start[0].upper()}{start[1:]} of {settings['data']['people']} made-up people, {len(seeds)} "
+        f"{'seed' if len(seeds) == 1 else 'seeds'}, each with people, weights and draws of its own. {over}",
+        [
+            Section(
+                "What holds",
+                [
+                    "Each claim is tested on its differences, one for each seed (Student's t): the two models of a "
+                    "seed are a pair. Each seed's own page tests the same claims on its questions.",
+                    ABOUT_VERDICTS,
+                ],
+                claims_table(
+                    findings_over_seeds([findings(*one) for one in zip(summaries, tables, strict=True)]),
+                    "differences, seed by seed",
+                ),
+            ),
+            Section("Recall", ["Exact match under greedy decoding."], recall),
+            Section("Grafting", [f"The smallest grafts that keep {settings['keep']:.0%} of QA-ID."], grafts),
+            Section(
+                "Are the top heads enough?",
+                ["Heads of the mixed models; the band is the interval over seeds."],
+                None,
+                ranking_curves_figure(heads[heads["condition"] == "sufficient"], units="heads"),
+            ),
+            Section(
+                "Are the top heads needed?",
+                [],
+                None,
+                ranking_curves_figure(heads[heads["condition"] == "revert"], units="heads"),
+            ),
+        ],
+        f"circuits {summaries[0]['provenance']['library_version']} · "
+        f"{sum(summary['seconds']['total'] for summary in summaries):.0f} seconds",
+    )

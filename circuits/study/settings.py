@@ -1,0 +1,114 @@
+"""What a study is made from."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from circuits.errors import CircuitsError
+from circuits.facts import FAMILIAR, DatasetSettings
+from circuits.interventions import ABLATIONS
+from circuits.masks import FRACTIONS
+from circuits.models import family_of, load_config
+from circuits.training import PRETRAINED, Optimisation
+
+FAMILIES: tuple[str, ...] = ("llama", "pythia")
+_FAMILY_OF = {"LlamaForCausalLM": "llama", "GPTNeoXForCausalLM": "pythia"}
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """What a study is made from.
+
+    Attributes:
+        family: ``llama`` or ``pythia``; that of the pretrained model, or ``llama``, if not given.
+        seed: of people, weights, rows and random masks.
+        data: the people.
+        optimisation: how they are learned.
+        fraction: k of the influenced sets.
+        trace_examples: examples of each task that are traced.
+        sweep_examples: examples of each task that are scored under each ablation.
+        keep: share of the accuracy on QA-ID that a graft must keep.
+        rank_examples: examples of each task that are scored at each point of a ranking's curves.
+        draws: random masks, permutations and rankings.
+        model: folder of a pretrained checkpoint to start from; a new small model of the family if not given.
+        evaluate_every: steps of training between points of its curves and between saved states.
+        evaluate_examples: examples of each split that whole models are scored on; all if not given.
+        fractions: the k of the sharing curve.
+        rank_halvings: curves over more than 32 units are measured at every tenth of them, and below the first at so
+            many halvings of all of them; at every doubling from 1 if not given.
+        sweep_modes: how every head is ablated alone.
+    """
+
+    family: str | None = None
+    seed: int = 0
+    data: DatasetSettings = field(default_factory=DatasetSettings)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    fraction: float = 0.01
+    trace_examples: int = 600
+    sweep_examples: int = 200
+    keep: float = 0.95
+    rank_examples: int = 50
+    draws: int = 5
+    model: str | None = None
+    evaluate_every: int = 100
+    evaluate_examples: int | None = None
+    fractions: tuple[float, ...] = FRACTIONS
+    rank_halvings: int | None = None
+    sweep_modes: tuple[str, ...] = ABLATIONS
+
+    def __post_init__(self) -> None:
+        found = "llama"
+        if self.model is not None:
+            architecture = family_of(load_config(self.model)).ARCHITECTURE
+            found = _FAMILY_OF.get(architecture, architecture)
+        if self.family is None:
+            object.__setattr__(self, "family", found)
+        if self.model is None and self.family not in FAMILIES:
+            raise CircuitsError(f"there is no family {self.family!r}: choose from {', '.join(FAMILIES)}")
+        if self.model is not None and self.family != found:
+            raise CircuitsError(f"the model {self.model} is a {found}, not a {self.family}: leave out the family")
+        if self.data.seed != self.seed:
+            raise CircuitsError(
+                f"the study's seed is {self.seed}, but its people's is {self.data.seed}: make them equal"
+            )
+        if not 0 < self.fraction < 1:
+            raise CircuitsError(f"the fraction is {self.fraction}: it must lie between 0 and 1")
+        if not 0 < self.keep <= 1:
+            raise CircuitsError(f"the share to keep is {self.keep}: it must be more than 0 and at most 1")
+        examples = [self.trace_examples, self.sweep_examples, self.rank_examples]
+        examples += [] if self.evaluate_examples is None else [self.evaluate_examples]
+        if min(examples) < 1 or self.draws < 2:
+            raise CircuitsError("a study needs an example to trace and to score, and two random draws for an interval")
+        if self.rank_halvings is not None and self.rank_halvings < 1:
+            raise CircuitsError(f"the number of halvings is {self.rank_halvings}: it must be 1 or more")
+        if not self.sweep_modes or not self.fractions or self.evaluate_every < 1:
+            raise CircuitsError("a study needs a mode to ablate heads by, a fraction, and steps between evaluations")
+        if self.data.people < 8:
+            raise CircuitsError(f"a study of {self.data.people} people has nobody to compare with: take 8 or more")
+
+
+#: For a pretrained model of some hundred million parameters: two to three hours of one thread. Give it its ``model``.
+PRETRAINED_STUDY = StudySettings(
+    data=FAMILIAR,
+    optimisation=PRETRAINED,
+    trace_examples=120,
+    sweep_examples=8,
+    rank_examples=60,
+    evaluate_every=50,
+    evaluate_examples=240,
+    fractions=(0.0001, 0.001, 0.01, 0.1),
+    rank_halvings=4,
+    sweep_modes=("zero",),
+)
+
+
+def settings_of(plan: dict[str, Any]) -> StudySettings:
+    """The settings that a plan was written from."""
+
+    def with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+    # a plan may name settings that a later version has done away with, and the model's fingerprint
+    names = {one.name for one in fields(StudySettings)}
+    known = {name: value for name, value in with_tuples(plan).items() if name in names}
+    data, optimisation = DatasetSettings(**with_tuples(plan["data"])), Optimisation(**with_tuples(plan["optimisation"]))
+    return StudySettings(**known | {"data": data, "optimisation": optimisation})
