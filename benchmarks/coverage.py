@@ -152,7 +152,7 @@ def real_rows(table: pandas.DataFrame, counts: tuple[int, ...], times: int = 300
     generator = numpy.random.default_rng(0)
     for metric in ("exact_match", "log_prob"):
         kind = effect_kind(NAMED_METRICS[metric])
-        wide = table.pivot_table(index="units", columns=["group", "attribute"], values=f"{metric}_effect")
+        wide = table.pivot_table(index="unit", columns=["group", "attribute"], values=f"{metric}_effect")
         cubes = wide.to_numpy().reshape(len(wide), len(people), -1)
         for count in counts:
             rows = []

@@ -188,7 +188,7 @@ def test_a_model_of_another_family_is_loaded_traced_and_ablated(dataset):
         value = expected[name] / len(task)
         assert float((traced[name] - value).abs().max()) < 1e-4 * float(value.abs().max())
     heads = [Head(5, 2), Head(17, 0)]
-    table = sweep_heads(model, task, "zero", heads=heads).set_index("head")
+    table = sweep_heads(model, task, "zero", heads=heads).set_index("unit")
     for head in heads:
         with ablate_heads(model, [head]):
             found = evaluate(model, task)["log_prob"].mean()

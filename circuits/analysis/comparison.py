@@ -21,7 +21,7 @@ from circuits.analysis.case import AnalysisSettings
 from circuits.errors import CircuitsError
 from circuits.figures import Section, heads_figure, write_report
 from circuits.models import Model
-from circuits.statistics import corrected, paired
+from circuits.statistics import Kind, corrected, paired
 from circuits.storage import claim, provenance, read_json, write_json, write_table
 from circuits.tasks import Task
 
@@ -164,7 +164,7 @@ def _differences(a: Analysis, b: Analysis) -> Iterator[tuple[str, pandas.DataFra
         yield "ablation", _drops(a.tables["ablation_answers"], b.tables["ablation_answers"])
     for name, answers in (("sweep", "sweep_answers"), ("patches", "patch_answers")):
         if both(answers):
-            keys = ["task", "units", "mode"]
+            keys = ["task", "unit", "mode"]
             table = paired_differences(a.tables[answers], b.tables[answers], keys, "_effect")
             yield name, _with_places(table, a.tables[name])
     if both("shared_heads"):
@@ -214,14 +214,17 @@ def paired_differences(
     if len(joined) != len(one) or len(joined) != len(other):
         raise CircuitsError("the two models were asked other questions: compare them on the same tasks and examples")
     metrics = [f"{name}{ending}" for name in _METRICS if f"{name}{ending}_a" in joined]
+    # answers differ by −1, 0 or 1; what interventions change of them by up to 2
+    share: Kind = "real" if ending else "binary_difference"
     rows = []
     for key, part in joined.groupby(list(keys), sort=False):
         row: dict[str, Any] = dict(zip(keys, key, strict=True)) | {"answers": len(part)}
         for metric in metrics:
+            kind: Kind = share if metric.startswith("exact_match") else "real"
             values = [part[f"{metric}_{side}"].to_numpy(float) for side in SIDES]
             if not any(value.size and value[0] == value[0] for value in values):
                 continue
-            found = paired(values[1], values[0], part["group"].to_numpy())
+            found = paired(values[1], values[0], part["group"].to_numpy(), kind=kind)
             row |= {f"{metric}_{side}": value.mean() for side, value in zip(SIDES, values, strict=True)}
             row |= {
                 f"{metric}_difference": found.difference,
@@ -255,8 +258,8 @@ def _drops(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFrame:
 
 def _with_places(table: pandas.DataFrame, measured: pandas.DataFrame) -> pandas.DataFrame:
     """The table with layer and index of its heads, the largest differences first."""
-    places = measured.drop_duplicates("units").set_index("units")[["layer", "index"]]
-    placed = table.join(places, on="units")
+    places = measured.drop_duplicates("unit").set_index("unit")[["layer", "index"]]
+    placed = table.join(places, on="unit")
     effect = _largest(placed)
     return placed.sort_values(effect, key=abs, ascending=False, kind="stable", ignore_index=True)
 
@@ -362,7 +365,7 @@ def _write_page(found: Comparison) -> None:
                 f"The change that each head makes in {one}, in {other}, and the difference, the largest first. "
                 f"{told} of {len(table)} differences are told from none (5 %, Benjamini–Hochberg)."
             )
-            shown = _shown(table.head(12), ["task", "units"], found.names, "_effect", [metric])
+            shown = _shown(table.head(12), ["task", "unit"], found.names, "_effect", [metric])
             sections.append(Section(title, [text], shown, figures.get(name)))
     if "areas" in tables:
         text = (

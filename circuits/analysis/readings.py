@@ -24,7 +24,7 @@ def chosen_heads(tables: Mapping[str, pandas.DataFrame], count: int) -> dict[str
             metric = "logit_diff_effect" if "logit_diff_effect" in table else "log_prob_effect"
             rows = table.assign(size=table[metric].abs()).sort_values("size", ascending=False, kind="stable")
             reasons = [f"changes {row.task} by {getattr(row, metric):+.2f} when {why}" for row in rows.itertuples()]
-            orders.append(list(zip(rows["units"], reasons, strict=True)))
+            orders.append(list(zip(rows["unit"], reasons, strict=True)))
     if "shared_heads" in tables:
         rows = tables["shared_heads"].query("scope == 'global'").sort_values("size", ascending=False, kind="stable")
         orders.append([(row.unit, f"has {row.size:,} shared parameters") for row in rows.itertuples()])

@@ -121,7 +121,9 @@ def accuracies(answers: pandas.DataFrame) -> pandas.DataFrame:
         for metric in ("exact_match", "first_token", "log_prob", "logit_diff"):
             if metric in part and part[metric].notna().all():
                 values = part[metric].to_numpy(float)
-                low, high = intervals(values, groups, proportion=metric in ("exact_match", "first_token"))
+                low, high = intervals(
+                    values, groups, kind="share" if metric in ("exact_match", "first_token") else "real"
+                )
                 row |= {metric: values.mean(), f"{metric}_low": float(low), f"{metric}_high": float(high)}
         rows.append(row)
     return pandas.DataFrame(rows)

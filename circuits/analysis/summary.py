@@ -75,7 +75,7 @@ def top_table(tables: Mapping[str, pandas.DataFrame], count: int = _TOP) -> pand
         table = tables[name]
         effect = effect_of(table)
         for task, part in table.groupby("task", sort=False):
-            rows = part.set_index("units")
+            rows = part.set_index("unit")
             columns[f"{label}: {task}"] = rows.apply(lambda row, effect=effect: _interval(row, effect), axis=1)
             sizes.append(rows[effect].abs() / (rows[effect].abs().max() or 1.0))
     order = pandas.concat(sizes, axis=1).max(axis=1).sort_values(ascending=False, kind="stable").index[:count]

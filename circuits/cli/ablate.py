@@ -97,7 +97,7 @@ def ablate(
         tasks = [task_of(dataset, chosen.value, loaded, examples, seed) for chosen in splits]
         table = sweep_heads(loaded, tasks, modes, heads=heads)
         settings = {"heads": head, "modes": modes}
-        columns = ["head", "mode", "task", "exact_match_effect", "log_prob_effect"]
+        columns = ["unit", "mode", "task", "exact_match_effect", "log_prob_effect"]
         shown = table.sort_values("log_prob_effect")[columns]
     write_table(out, table, facts(loaded, dataset, seed, examples=examples, **settings), csv)
     show(shown, f"{out}")

@@ -73,6 +73,6 @@ def patch(
     table = sweep_patches(loaded, other, target, source.value, heads)
     settings = {"source": source.value, "split": split.value, "examples": examples, "heads": head}
     write_table(out, table, facts(loaded, dataset, seed, **settings), csv)
-    columns = ["head", "exact_match_effect", "log_prob_effect", "source_exact_match"]
+    columns = ["unit", "exact_match_effect", "log_prob_effect", "source_exact_match"]
     shown = table.sort_values("log_prob_effect")[[column for column in columns if column in table]]
     show(shown, f"{out}: source_exact_match is how often the other run's answer is given")

@@ -75,5 +75,5 @@ def _largest(table: "DataFrame") -> "DataFrame":
     """What a sweep's table says first: the largest effects."""
     effects = [column for column in table if column.endswith("_effect")]
     order = "log_prob_effect" if "log_prob_effect" in effects else effects[-1]
-    what = ["units", "mode", *(["site"] if table["site"].any() else []), "positions", "task"]
+    what = ["unit", "mode", *(["site"] if table["site"].any() else []), "positions", "task"]
     return table.sort_values(order, key=abs, ascending=False, kind="stable")[[*what, *effects]]

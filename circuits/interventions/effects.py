@@ -1,11 +1,14 @@
 """From what interventions do to each answer to one row for each intervention, with intervals and tests."""
 
+from typing import Any
+
 import pandas
 
+from circuits.metrics import NAMED_METRICS, effect_kind, log_prob
 from circuits.statistics import corrected, intervals, paired_p_values
 
 #: What names an intervention in a table.
-NAMES_OF_INTERVENTIONS: tuple[str, ...] = ("units", "mode", "site", "positions", "task")
+NAMES_OF_INTERVENTIONS: tuple[str, ...] = ("unit", "layer", "index", "mode", "site", "positions", "task")
 
 
 def effects_table(answers: pandas.DataFrame) -> pandas.DataFrame:
@@ -22,28 +25,30 @@ def effects_table(answers: pandas.DataFrame) -> pandas.DataFrame:
 
     Example:
         >>> answers = pandas.DataFrame({
-        ...     "units": "L0H1", "mode": "zero", "site": "", "positions": "all", "task": "qa", "group": [0, 1, 2, 3],
+        ...     "unit": "L0H1", "mode": "zero", "site": "", "positions": "all", "task": "qa", "group": [0, 1, 2, 3],
         ...     "changed": [True, True, True, False], "log_prob": -2.0, "log_prob_effect": [-1.0, -2.0, -3.0, 0.0]})
-        >>> effects_table(answers)[["units", "answers", "log_prob_effect"]].to_numpy().tolist()
+        >>> effects_table(answers)[["unit", "answers", "log_prob_effect"]].to_numpy().tolist()
         [['L0H1', 3, -2.0]]
     """
     metrics = [name.removesuffix("_effect") for name in answers if name.endswith("_effect")]
+    names = [name for name in NAMES_OF_INTERVENTIONS if name in answers]
     rows = []
-    for key, part in answers.groupby(list(NAMES_OF_INTERVENTIONS), sort=False):
+    for key, part in answers.groupby(names, sort=False):
         chosen = part[part["changed"]]
-        row = dict(zip(NAMES_OF_INTERVENTIONS, key, strict=True)) | {"answers": len(chosen)}
+        row: dict[str, Any] = dict(zip(names, key, strict=True)) | {"answers": len(chosen)}
         groups = chosen["group"].to_numpy() if "group" in chosen else None
         for name in metrics:
             if len(chosen) == 0 or chosen[f"{name}_effect"].isna().all():
                 continue
             effects = chosen[f"{name}_effect"].to_numpy(float)
-            low, high = intervals(effects, groups)
+            kind = effect_kind(NAMED_METRICS.get(name, log_prob))
+            low, high = intervals(effects, groups, kind=kind)
             row |= {
                 name: chosen[name].mean(),
                 f"{name}_effect": effects.mean(),
                 f"{name}_effect_low": float(low),
                 f"{name}_effect_high": float(high),
-                f"{name}_effect_p": float(paired_p_values(effects, groups)),
+                f"{name}_effect_p": float(paired_p_values(effects, groups, kind=kind)),
             }
         rows.append(row)
     return with_corrections(pandas.DataFrame(rows))

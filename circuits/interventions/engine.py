@@ -567,7 +567,8 @@ def run_interventions(
             model.
 
     Returns:
-        One row for each intervention, in order: ``units``, ``mode``, ``site``, ``positions``, ``task``, ``answers``:
+        One row for each intervention, in order: ``unit`` (several joined by ``+``; of single units also ``layer`` and
+        ``index``), ``mode``, ``site``, ``positions``, ``task``, ``answers``:
         how many answers it acts on, because their prompts have such a position before the answer ends (and, for
         ``patch``, a match in the source). Over these, for each metric: its mean, ``…_effect`` (mean difference from the
         model without intervention), ``…_effect_low`` and ``…_effect_high`` (its 95 % interval), ``…_effect_p`` (of a
@@ -594,7 +595,7 @@ def run_interventions(
         >>> task = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)).task("qa_id", tokenizer)
         >>> model = load_model(new_model("tiny-llama", tokenizer))
         >>> table = run_interventions(model, task, [Intervention((Head(2, 1),)), Intervention((Head(3, 0),), "mean")])
-        >>> table[["units", "mode", "answers"]].values.tolist()
+        >>> table[["unit", "mode", "answers"]].values.tolist()
         [['L2H1', 'zero', 12], ['L3H0', 'mean', 12]]
     """
     engine = Engine(model, task, interventions, source, reference, pre, metrics, seed, tokens, check_start=check_start)
@@ -661,10 +662,18 @@ def means_table(engine: Engine, clean: dict[str, numpy.ndarray], found: dict[str
 
 
 def describe(interventions: Sequence[Intervention]) -> pandas.DataFrame:
-    """A table of interventions: ``units`` joined by ``+``, ``mode``, ``site``, ``positions``."""
+    """A table of interventions: ``unit`` (several joined by ``+``), ``mode``, ``site``, ``positions``.
+
+    Where each is of one unit also ``layer``, and ``index`` unless some are whole activations of a layer.
+    """
+    units = [one.units[0] for one in interventions]
+    alone = all(len(one.units) == 1 for one in interventions)
+    indices = [unit.index for unit in units if not isinstance(unit, Component)]
     return pandas.DataFrame(
         {
-            "units": ["+".join(map(str, one.units)) for one in interventions],
+            "unit": ["+".join(map(str, one.units)) for one in interventions],
+            **({"layer": [unit.layer for unit in units]} if alone else {}),
+            **({"index": indices} if alone and len(indices) == len(units) else {}),
             "mode": [one.mode for one in interventions],
             "site": [one.site or "" for one in interventions],
             "positions": [str(one.positions) for one in interventions],

@@ -237,7 +237,7 @@ class Study(StudyFolder):
             each = [sweep_heads(self.model(name), [task], self.settings.sweep_modes) for task in tasks]
             long = pandas.concat(each, ignore_index=True)
             wide = long.pivot(
-                index=["layer", "index", "head", "mode"],
+                index=["layer", "index", "unit", "mode"],
                 columns="task",
                 values=[
                     *("exact_match", "exact_match_effect", "log_prob", "log_prob_effect"),
@@ -245,7 +245,7 @@ class Study(StudyFolder):
                 ],
             )
             wide.columns = [f"{metric}.{task}" for metric, task in wide.columns]
-            tables.append(wide.reset_index().rename(columns={"head": "unit", "index": "head"}).assign(model=name))
+            tables.append(wide.reset_index().assign(model=name))
         table = pandas.concat(tables, ignore_index=True)
         table["effect"] = table["log_prob_effect.qa_id"]
         self.write("heads", table)

@@ -68,7 +68,7 @@ def study_figures(tables: dict[str, pandas.DataFrame], keep: float | None = None
         figures |= _ranking_figures(tables["ranking_curves"], tables["agreement"])
     change = "change of<br>log-prob"
     if "heads" in tables:
-        heads = tables["heads"].rename(columns={"head": "index"})
+        heads = tables["heads"]
         figures["heads_zero"] = heads_figure(heads[heads["mode"] == "zero"], "log_prob_effect.qa_id", title=change)
     if "patches" in tables:
         for mode in ("person", "bio"):

@@ -16,12 +16,8 @@ _METRICS: tuple[str, ...] = ("exact_match", "log_prob")
 
 
 def _by_head(table: pandas.DataFrame) -> pandas.DataFrame:
-    """A table of single heads with ``head``, ``layer`` and ``index`` in the place of what all rows have in common."""
-    heads = [Head.parse(name) for name in table["units"]]
-    names = {"head": table["units"], "layer": [head.layer for head in heads], "index": [head.index for head in heads]}
-    found = pandas.concat([pandas.DataFrame(names), table.drop(columns=["units", "site", "positions"])], axis=1)
-    found.attrs = table.attrs
-    return found
+    """A table of single heads without what all rows have in common."""
+    return table.drop(columns=["site", "positions"])
 
 
 def sweep_heads(
@@ -41,7 +37,7 @@ def sweep_heads(
         heads: only these; all of them if not given.
 
     Returns:
-        One row for each head, mode and task: ``head``, ``layer``, ``index``, ``mode``, ``task``, ``answers``,
+        One row for each head, mode and task: ``unit``, ``layer``, ``index``, ``mode``, ``task``, ``answers``,
         ``exact_match`` and ``log_prob`` (nats, mean over answers) under the ablation, their ``…_effect``: the
         difference from the model without it, with its 95 % interval, ``…_effect_low`` and ``…_effect_high``, and
         ``…_effect_p`` and ``…_effect_q`` as in `circuits.interventions.run_interventions`, corrected for all rows.

@@ -35,7 +35,7 @@ from circuits.sweeps.plan import Job, SweepPlan
 from circuits.tasks import Task
 
 #: The columns that say what was done, before those that say what came of it.
-DONE: tuple[str, ...] = ("units", "mode", "site", "positions", "task", "answers")
+DONE: tuple[str, ...] = ("unit", "layer", "index", "mode", "site", "positions", "task", "answers")
 
 
 class PreparedSweep:

@@ -24,7 +24,6 @@ from circuits.sweeps.executors import EXECUTORS, Executor
 from circuits.sweeps.folder import SweepFolder
 from circuits.sweeps.jobs import DONE, PreparedSweep, largest, prepare
 from circuits.sweeps.plan import STAGES, Job, SweepPlan
-from circuits.units import Component, parse_unit
 
 
 def run_sweep(
@@ -62,7 +61,7 @@ def run_sweep(
         >>> _ = word_tokenizer().save_pretrained(folder / "model")
         >>> plan = SweepPlan(folder / "model", dataset=folder / "facts", units=["L0H1", "L2H0"], modes=["zero", "mean"])
         >>> table = run_sweep(plan, folder / "sweep")
-        >>> table[["units", "mode", "layer", "index"]].to_numpy().tolist()
+        >>> table[["unit", "mode", "layer", "index"]].to_numpy().tolist()
         [['L0H1', 'zero', 0, 1], ['L2H0', 'zero', 2, 0], ['L0H1', 'mean', 0, 1], ['L2H0', 'mean', 2, 0]]
         >>> sweep_state(folder / "sweep").done
         1
@@ -172,24 +171,19 @@ def _table(plan: SweepPlan, jobs: Sequence[Job], folder: SweepFolder) -> pandas.
             estimates = folder.read_part(_estimating(task, jobs))
             places = largest(estimates["estimate"], len(rows))
             # rows that were only estimated have no metrics
-            measured = rows.drop(columns=list(DONE)).set_axis(places).reindex(estimates.index)
-            rows = estimates[list(DONE)].join(measured)
+            done = [name for name in DONE if name in estimates]
+            measured = rows.drop(columns=done).set_axis(places).reindex(estimates.index)
+            rows = estimates[done].join(measured)
             rows["estimate"] = estimates["estimate"]
             rows["exact"] = rows.index.isin(places)
         tables.append(rows)
-    return _with_places(with_corrections(pandas.concat(tables, ignore_index=True)), plan)
+    return _with_positions(with_corrections(pandas.concat(tables, ignore_index=True)), plan)
 
 
-def _with_places(table: pandas.DataFrame, plan: SweepPlan) -> pandas.DataFrame:
-    """The table with positions as numbers, and the layer and index of single units, for figures."""
+def _with_positions(table: pandas.DataFrame, plan: SweepPlan) -> pandas.DataFrame:
+    """The table with positions as numbers, for figures."""
     if plan.positions == "each" or isinstance(plan.positions, int):
         table["positions"] = table["positions"].astype(int)
-    if plan.together != "single":
-        return table
-    units = [parse_unit(name) for name in table["units"]]
-    table.insert(1, "layer", [unit.layer for unit in units])
-    if not any(isinstance(unit, Component) for unit in units):
-        table.insert(2, "index", [unit.index for unit in units if not isinstance(unit, Component)])
     return table
 
 
@@ -250,6 +244,6 @@ def sweep_state(out: str | Path) -> SweepState:
         parts = [folder.read_part(job) for job in done if job.stage == "exact"]
         table = pandas.DataFrame()
         if parts:
-            table = _with_places(with_corrections(pandas.concat(parts, ignore_index=True)), plan)
+            table = _with_positions(with_corrections(pandas.concat(parts, ignore_index=True)), plan)
     facts = {name: value for name, value in record.items() if name not in ("plan", "interventions")}
     return SweepState(plan, facts, len(jobs), len(done), sum(record["interventions"].values()), table)

@@ -317,7 +317,7 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
         "sufficient.html", "critical.html", "agreement.html",
     }  # fmt: skip
     must("patch", "ck/mixed", "--from", "formats", "--head", "L1H1", "--examples", 10, "--out", "patch.parquet")
-    assert pandas.read_parquet("patch.parquet")["head"].tolist() == ["L1H1"]
+    assert pandas.read_parquet("patch.parquet")["unit"].tolist() == ["L1H1"]
     shown = must("attention", "ck/mixed", "--head", "L2H1", "--person", 2, "--out", "fig.html", by=run)
     assert "L2H1" in shown
     assert "L2H1" in Path("fig.html").read_text()
@@ -344,7 +344,7 @@ def test_a_sweep_is_run_shown_and_not_run_again(plan, tmp_path):
     shown = call("sweep", "show", out)
     assert f"{out}: 11 of 11 jobs finished, 32 of 32 rows" in shown.stdout
     table = pandas.read_parquet(out / "table.parquet")
-    largest = table.loc[table["log_prob_effect"].abs().idxmax(), "units"]
+    largest = table.loc[table["log_prob_effect"].abs().idxmax(), "unit"]
     for said in ("zero, mean", table.attrs["model"], str(largest)):
         assert said in shown.stdout
     (out / "parts" / "0002.parquet").unlink()
@@ -445,7 +445,7 @@ def test_a_study_writes_what_it_promises(study):
     for name in ("pre", "mixed", "two_stage"):
         assert load_model(study / "checkpoints" / name).cfg.n_layers == 4
     heads = pandas.read_parquet(study / "tables" / "heads.parquet")
-    assert not heads.duplicated(["layer", "head", "model", "mode"]).any()
+    assert not heads.duplicated(["layer", "index", "model", "mode"]).any()
     assert len(heads) == 16 * 2 * 2
     assert heads["effect"].notna().all()
     assert set(heads.attrs["models"]) >= {"mixed", "two_stage"}

@@ -335,7 +335,7 @@ def test_the_batch_changes_nothing_beyond_rounding(model, questions):
     tables = [run_interventions(model, questions, plan, tokens=tokens) for tokens in (16, 100, 4096)]
     for table in tables[1:]:
         assert table["log_prob"].to_numpy() == pytest.approx(tables[0]["log_prob"].to_numpy(), abs=1e-4)
-        assert table["units"].tolist() == [str("+".join(map(str, one.units))) for one in plan]
+        assert table["unit"].tolist() == [str("+".join(map(str, one.units))) for one in plan]
 
 
 def test_memory_that_does_not_suffice_makes_batches_smaller(model, questions, monkeypatch):
@@ -445,7 +445,7 @@ def test_effects_have_the_intervals_and_tests_of_their_people(model, tasks):
     assert answers["changed"].all()
     for metric in ("log_prob", "first_token"):
         for row, units in enumerate(["L1H1", "L2H2", "L3H0"]):
-            own = answers[answers["units"] == units]
+            own = answers[answers["unit"] == units]
             before = (own[metric] - own[f"{metric}_effect"]).to_numpy()
             assert before == pytest.approx(clean[metric].to_numpy(dtype=float), abs=1e-4)
             kind = "real" if metric == "log_prob" else "binary_difference"

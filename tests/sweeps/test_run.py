@@ -37,7 +37,7 @@ def test_a_sweep_equals_one_changed_copy_a_head(places, plan_of, dataset, tokeni
             with torch.no_grad():
                 by_hand.blocks[row.layer].attn.W_O[row.index] = 0
             expected = evaluate(by_hand, task)
-            assert row.units == f"L{row.layer}H{row.index}"
+            assert row.unit == f"L{row.layer}H{row.index}"
             assert row.log_prob == pytest.approx(expected["log_prob"].mean(), abs=1e-4)
             assert row.log_prob_effect == pytest.approx(expected["log_prob"].mean() - own, abs=1e-4)
             assert row.exact_match == expected["exact_match"].mean()
@@ -49,7 +49,7 @@ def test_patching_from_the_other_format_equals_hooks(places, plan_of, dataset, t
     task = dataset.task("qa_ood", tokenizer).sample(6, 0)
     source = pair_formats(task, dataset.task("bio", tokenizer))
     for row in table.itertuples():
-        with patch_heads(model, [Head.parse(row.units)], source, task):
+        with patch_heads(model, [Head.parse(row.unit)], source, task):
             assert row.log_prob == pytest.approx(evaluate(model, task, len(task))["log_prob"].mean(), abs=1e-4)
 
 
@@ -120,7 +120,7 @@ def test_another_ranking_of_the_same_name_is_refused(plan_of, tmp_path):
     ranking = tmp_path / "ranking.csv"
     ranking.write_text("unit\nL0H0\nL1H1\n")
     table = run_sweep(plan_of(units=ranking, together="cumulative"), tmp_path / "out")
-    assert table["units"].tolist() == ["L0H0", "L0H0+L1H1"]
+    assert table["unit"].tolist() == ["L0H0", "L0H0+L1H1"]
     ranking.write_text("unit\nL1H1\nL0H0\n")
     with pytest.raises(CircuitsError, match=r"holds a sweep with ranking \w{16}, not \w{16}"):
         run_sweep(plan_of(units=ranking, together="cumulative"), tmp_path / "out")
@@ -160,7 +160,7 @@ def test_a_screen_computes_the_largest_estimates_exactly(plan_of, tmp_path):
     settings = {"tasks": ["qa_id", "bio"], "modes": ["zero", "mean"], "job_size": 3}
     full = run_sweep(plan_of(**settings), tmp_path / "full")
     table = run_sweep(plan_of(**settings, screen="attribution", verify=0.25), tmp_path / "screened")
-    assert table[["units", "mode", "task"]].equals(full[["units", "mode", "task"]])
+    assert table[["unit", "mode", "task"]].equals(full[["unit", "mode", "task"]])
     assert table["estimate"].notna().all()
     for split in ("qa_id", "bio"):
         rows, exact = table[table["task"] == split], full[full["task"] == split]
@@ -233,10 +233,10 @@ def test_answers_are_kept_for_comparisons_and_all_rows_are_corrected_together(pl
     table = run_sweep(plan, tmp_path / "serial")
     answers = pandas.read_parquet(tmp_path / "serial" / "answers")
     assert len(answers) == 6 * 6
-    means = answers.groupby(["mode", "units"])["log_prob_effect"].mean()
+    means = answers.groupby(["mode", "unit"])["log_prob_effect"].mean()
     for row in table.itertuples():
-        assert means[row.mode, row.units] == pytest.approx(row.log_prob_effect)
-        own = answers[(answers["mode"] == row.mode) & (answers["units"] == row.units)]
+        assert means[row.mode, row.unit] == pytest.approx(row.log_prob_effect)
+        own = answers[(answers["mode"] == row.mode) & (answers["unit"] == row.unit)]
         assert row.answers == own["changed"].sum() == 6
     expected = false_discovery_control(table["log_prob_effect_p"])
     assert table["log_prob_effect_q"].tolist() == pytest.approx(expected.tolist())
