@@ -12,7 +12,7 @@ from circuits.interventions.heads import (
 )
 from circuits.interventions.intervention import MODES, SITES, Intervention, cumulative, pairs, single
 from circuits.interventions.memory import arithmetic
-from circuits.interventions.pairing import matching_positions, pair_formats, pair_people
+from circuits.interventions.pairing import matching_positions, pair_counterfactuals, pair_formats, pair_people
 
 __all__ = [
     "ABLATIONS",
@@ -25,6 +25,7 @@ __all__ = [
     "cumulative",
     "matching_positions",
     "mean_head_outputs",
+    "pair_counterfactuals",
     "pair_formats",
     "pair_people",
     "pairs",
