@@ -16,6 +16,7 @@ from circuits.cli.rank import rank
 from circuits.cli.share import share
 from circuits.cli.study import report, study
 from circuits.cli.sweep import sweep
+from circuits.cli.tasks import tasks
 from circuits.cli.trace import trace
 from circuits.cli.train import train
 
@@ -51,3 +52,4 @@ for command in (
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(sweep, name="sweep")
+app.add_typer(tasks, name="tasks")

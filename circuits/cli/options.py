@@ -73,8 +73,8 @@ class Source(StrEnum):
 def task_option(*words: str) -> Any:
     """The option that names a task, or several; ``words`` say what for."""
     what = (
-        "a file of prompts (.jsonl, .json, .csv, .parquet), a ready source (ioi, greater_than, repeated), or a split of "
-        "the people (bio, qa_id, qa_ood, qa_id_unseen, qa_ood_unseen)"
+        "a file of prompts (.jsonl, .json, .csv, .parquet), a ready source (ioi, greater_than, repeated), or a split "
+        "of the people (bio, qa_id, qa_ood, qa_id_unseen, qa_ood_unseen)"
     )
     return typer.Option("--task", help=f"{words[0]}: {what}. {' '.join(words[1:])}".strip(), show_default=False)
 

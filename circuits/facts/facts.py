@@ -371,7 +371,9 @@ def dataset_of(checkpoint: str | Path) -> FactDataset:
     checkpoint = Path(checkpoint)
     facts = _card(checkpoint)
     if "data" not in facts:
-        raise CircuitsError(f"{checkpoint} does not say what it was trained on: give a task of your own (--task), or its people (--data)")
+        raise CircuitsError(
+            f"{checkpoint} does not say what it was trained on: give a task of your own (--task), or its people (--data)"
+        )
     dataset = FactDataset((checkpoint.resolve() / facts["data"]).resolve())
     if dataset.fingerprint != facts["dataset"]:
         raise CircuitsError(

@@ -42,6 +42,7 @@ __all__ = [
     "induction_scores",
     "prompt_length",
     "rank_units",
+    "rankings_of",
     "read_head",
     "sufficient_curve",
     "token_texts",

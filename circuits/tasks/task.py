@@ -187,7 +187,9 @@ class Task:
         for what in ("foil", "counterfactual"):
             lacking = [one.prompt for one in tokenised if getattr(one, what) is None]
             if 0 < len(lacking) < len(tokenised):
-                errors = [prompt.error(f"there is no {what}, but others have one: give all or none") for prompt in lacking]
+                errors = [
+                    prompt.error(f"there is no {what}, but others have one: give all or none") for prompt in lacking
+                ]
                 if dropped is None:
                     raise errors[0]
                 dropped += map(str, errors)
