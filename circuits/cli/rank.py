@@ -33,8 +33,8 @@ def rank(
     traces: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of 'circuits trace': each trace NAME in it is a ranking NAME_trace, and the last by name gives "
-            "gradient_x_activation.",
+            help="Folder of 'circuits trace': each trace NAME in it is a ranking NAME_trace, and the last by name "
+            "gives gradient_x_activation.",
             show_default=False,
         ),
     ] = None,
@@ -119,8 +119,8 @@ def rank(
     }
     if not curves["sufficient"]["fine_tuned"].any():
         raise CircuitsError(
-            f"{model} answers nothing of {', '.join(one.name for one in tasks)}: no unit of it can be enough or needed; "
-            "are it and --pre in each other's place?"
+            f"{model} answers nothing of {', '.join(one.name for one in tasks)}: no unit of it can be enough or "
+            "needed; are it and --pre in each other's place?"
         )
     agreed = agreement(ranking)
     tables = {

@@ -120,14 +120,13 @@ def _list(bad: Sequence[str]) -> None:
 def _describe(task: "Task", tokenizer: "PreTrainedTokenizerBase", file: str) -> None:
     import pandas
 
-    lengths = task.attention_mask.sum(1)
+    lengths, answers = task.attention_mask.sum(1), task.answers["end"] - task.answers["start"]
     having = {name: int(found.any(1).sum()) for name, found in task.spans.items()}
     groups = task.answers["group"].nunique()
     rows: dict[str, Any] = {
         "prompts": len(task),
-        "tokens": f"{cell(int(lengths.sum()))}, {_range(lengths.tolist())} in a prompt with its answer",
-        "answers": f"{_range((task.answers['end'] - task.answers['start']).tolist())} tokens each, "
-        f"{task.answers['value'].nunique():,} different",
+        "tokens": f"{int(lengths.sum()):,}, {_range(lengths.tolist())} in a prompt with its answer",
+        "answers": f"{task.answers['value'].nunique():,} different, of {_range(answers.tolist())} tokens",
         **{f"span {name}": f"in {_of_all(count, len(task))}" for name, count in having.items()},
         "foils": "no" if task.foils is None else "yes",
         "counterfactuals": "no" if task.counterfactuals is None else "yes",

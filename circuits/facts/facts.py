@@ -372,7 +372,8 @@ def dataset_of(checkpoint: str | Path) -> FactDataset:
     facts = _card(checkpoint)
     if "data" not in facts:
         raise CircuitsError(
-            f"{checkpoint} does not say what it was trained on: give a task of your own (--task), or its people (--data)"
+            f"{checkpoint} does not say what it was trained on: give a task of your own (--task), or its people "
+            "(--data)"
         )
     dataset = FactDataset((checkpoint.resolve() / facts["data"]).resolve())
     if dataset.fingerprint != facts["dataset"]:

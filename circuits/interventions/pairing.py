@@ -93,9 +93,7 @@ def pair_formats(task: Task, source: Task) -> Task:
         CircuitsError: a fact is not in the source, or the task is not of people's facts.
     """
     if "attribute" not in task.answers:
-        raise CircuitsError(
-            f"the task {task.name} tells no attribute of a person, which biographies do: take another source"
-        )
+        raise CircuitsError(f"the task {task.name} tells no attributes of people, as {source.name} does: take another")
     known = {(answer.group, answer.attribute): answer.example for answer in reversed(list(source.answers.itertuples()))}
     wanted = list(zip(task.answers["group"], task.answers["attribute"], strict=True))
     for person, attribute in wanted:

@@ -21,7 +21,7 @@ from circuits.rankings.curves import (
     default_counts,
     sufficient_curve,
 )
-from circuits.rankings.ranking import RANKINGS, Evidence, agreement, rank_units
+from circuits.rankings.ranking import RANKINGS, Evidence, agreement, rank_units, rankings_of
 
 __all__ = [
     "BEHAVIOURS",

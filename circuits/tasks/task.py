@@ -196,10 +196,10 @@ class Task:
                 tokenised = [one for one in tokenised if getattr(one, what) is not None]
         if not tokenised:
             wrong = dropped or []
-            error = CircuitsError(f"no prompt of the task {name} can be used: {wrong[0]}")
+            none = CircuitsError(f"no prompt of the task {name} can be used: {wrong[0]}")
             for line in wrong:
-                error.add_note(line)
-            raise error
+                none.add_note(line)
+            raise none
         facts = {**_of_tokenizer(tokenizer, chat), "prompts": digest(*(_content(one.prompt) for one in tokenised))}
         if dropped is not None:
             facts["dropped"] = dropped
