@@ -259,7 +259,11 @@ def evaluate(model: nn.Module, task: Task, batch_size: int = 256) -> pandas.Data
         batch_size: examples in one forward pass.
 
     Returns:
-        One row for each answer: those of ``task.answers`` with ``exact_match``, ``first_token``, ``log_prob``.
+        One row for each answer: those of ``task.answers`` with ``exact_match``, ``first_token``, ``log_prob``, and if
+        the task has foils ``logit_diff``.
+
+    Raises:
+        CircuitsError: a foil has the tokens of its answer.
 
     Example:
         >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
@@ -273,7 +277,11 @@ def evaluate(model: nn.Module, task: Task, batch_size: int = 256) -> pandas.Data
     """
     parts, offset = [], 0
     for batch in task.batches(batch_size):
-        scored = score_answers(answer_logits(model, batch), batch)
+        logits = answer_logits(model, batch)
+        scored = score_answers(logits, batch)
+        if batch.foils is not None:
+            known = AnswerTokens.of(batch, device=logits.device)
+            scored["logit_diff"] = logit_diff(logits, known).cpu().numpy()
         parts.append(scored.assign(example=scored["example"] + offset))
         offset += len(batch)
     return pandas.concat(parts, ignore_index=True)

@@ -181,8 +181,8 @@ def claim(path: Path, facts: Mapping[str, Any], what: str) -> None:
     for name in (*wanted, *found):
         if found.get(name) != wanted.get(name):
             raise CircuitsError(
-                f"{folder} holds {what} with {name} {found.get(name)}, not {wanted.get(name)}: choose another folder or "
-                "delete it"
+                f"{folder} holds {what} with {name} {found.get(name)}, not {wanted.get(name)}: choose another folder "
+                "or delete it"
             )
 
 
@@ -196,13 +196,26 @@ def write_table(path: Path, table: "pandas.DataFrame", facts: Mapping[str, Any],
             reads it.
         csv: also write CSV, which has no room for provenance.
     """
-    table = table.copy(deep=False)
+    table = with_plain_columns(table)
     table.attrs = provenance(**facts)
     with atomic_file(path) as temporary:
         table.to_parquet(temporary, index=False)
     if csv:
         with atomic_file(path.with_suffix(".csv")) as temporary:
             table.to_csv(temporary, index=False)
+
+
+def with_plain_columns(table: "pandas.DataFrame") -> "pandas.DataFrame":
+    """A shallow copy in which columns of texts and numbers mixed, which parquet has no type for, are all text.
+
+    Example:
+        >>> import pandas
+        >>> with_plain_columns(pandas.DataFrame({"group": [3, "Ann and Bo"], "start": [1, 2]})).to_dict("list")
+        {'group': ['3', 'Ann and Bo'], 'start': [1, 2]}
+    """
+    kinds = {name: {*map(type, table[name].dropna())} for name in table.select_dtypes("object")}
+    mixed = [name for name, types in kinds.items() if len(types) > 1 and types & {str, bool}]
+    return table.assign(**{name: table[name].map(str, na_action="ignore") for name in mixed})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, Any]) -> None:

@@ -5,8 +5,21 @@ from typing import Annotated, Any
 
 import typer
 
-from circuits.cli.inputs import check_names, check_table, facts, heads_of, is_folder, load, open_dataset, task_of
-from circuits.cli.options import Csv, Data, Device, Dtype, Examples, HeadMode, MaskMode, Model, Seed, Split
+from circuits.cli.inputs import check_names, check_sweep, check_table, facts, heads_of, is_folder, load, open_tasks
+from circuits.cli.options import (
+    Chat,
+    Csv,
+    Data,
+    Device,
+    DropBad,
+    Dtype,
+    Examples,
+    HeadMode,
+    MaskMode,
+    Model,
+    Seed,
+    task_option,
+)
 from circuits.cli.sweep import run_into
 from circuits.cli.terminal import show
 from circuits.errors import CircuitsError
@@ -29,9 +42,11 @@ def ablate(
     ] = None,
     mode: Annotated[
         list[HeadMode] | None,
-        typer.Option(help="What heads put out; default: zero and mean (over the first split)."),
+        typer.Option(help="What heads put out; default: zero and mean (over the first task)."),
     ] = None,
-    split: Annotated[list[Split] | None, typer.Option(help="What to score; default: bio, qa_id and qa_ood.")] = None,
+    task: Annotated[
+        list[str] | None, task_option("What to score", "May be repeated; default: bio, qa_id and qa_ood.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -41,6 +56,8 @@ def ablate(
         ),
     ] = None,
     examples: Examples = None,
+    chat: Chat = False,
+    drop_bad: DropBad = False,
     dtype: Dtype = "float32",
     device: Device = None,
     csv: Csv = False,
@@ -57,15 +74,16 @@ def ablate(
         raise CircuitsError("--pre and --mask-mode are for a mask: name its file with --mask")
     if mask is not None and mask_mode is MaskMode.REVERT and pre is None:
         raise CircuitsError("reverting a mask needs the model before fine-tuning: name its folder with --pre")
-    splits = split or [Split.BIO, Split.QA_ID, Split.QA_OOD]
+    names = task or ["bio", "qa_id", "qa_ood"]
     modes = [chosen.value for chosen in mode or [HeadMode.ZERO, HeadMode.MEAN]]
     if is_folder(out):
+        check_sweep(chat, drop_bad)
         from circuits.sweeps import SweepPlan
 
         plan = SweepPlan(
             model,
             dataset=data,
-            tasks=[chosen.value for chosen in splits],
+            tasks=names,
             examples=examples,
             units=head or "heads",
             modes=modes,
@@ -75,7 +93,7 @@ def ablate(
         )
         run_into(plan, out)
         return
-    dataset = open_dataset(data, model, splits)
+    opened = open_tasks(model, names, data, examples=examples, seed=seed, chat=chat, drop_bad=drop_bad)
     from circuits.storage import write_table
 
     if mask is not None:
@@ -86,18 +104,16 @@ def ablate(
     if mask is not None:
         loaded_mask.check(loaded)
         before = None if pre is None else load(pre, dtype, device)
-        tasks = [task_of(dataset, chosen.value, loaded, examples, seed) for chosen in splits]
-        table = ablate_mask(loaded, loaded_mask, tasks, before, mask_mode.value, draws, seed)
+        table = ablate_mask(loaded, loaded_mask, opened.tasks, before, mask_mode.value, draws, seed)
         settings: dict[str, Any] = {"mask": loaded_mask.provenance, "mode": mask_mode.value, "draws": draws}
         shown = ablation_summary(table).rename(columns=lambda name: name.replace("_", " "))
     else:
         from circuits.sweeps import sweep_heads
 
         heads = heads_of(head, loaded)
-        tasks = [task_of(dataset, chosen.value, loaded, examples, seed) for chosen in splits]
-        table = sweep_heads(loaded, tasks, modes, heads=heads)
+        table = sweep_heads(loaded, opened.tasks, modes, heads=heads)
         settings = {"heads": head, "modes": modes}
         columns = ["unit", "mode", "task", "exact_match_effect", "log_prob_effect"]
         shown = table.sort_values("log_prob_effect")[columns]
-    write_table(out, table, facts(loaded, dataset, seed, examples=examples, **settings), csv)
+    write_table(out, table, facts(loaded, opened, seed, examples=examples, **settings), csv)
     show(shown, f"{out}")

@@ -18,6 +18,7 @@ from circuits.cli.rank import rank
 from circuits.cli.share import share
 from circuits.cli.study import report, study
 from circuits.cli.sweep import sweep
+from circuits.cli.tasks import tasks
 from circuits.cli.trace import trace
 from circuits.cli.train import train
 
@@ -49,7 +50,9 @@ def circuits(
 
 
 for command in (
-    analyse, compare, info, diff, data, train, evaluate, trace, share, ablate, graft, rank, patch, attention, study, report,
+    analyse, compare, info, diff, data, train, evaluate, trace, share, ablate, graft, rank, patch, attention, study,
+    report,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(sweep, name="sweep")
+app.add_typer(tasks, name="tasks")

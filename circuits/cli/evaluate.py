@@ -5,27 +5,30 @@ from typing import Annotated
 
 import typer
 
-from circuits.cli.inputs import check_table, facts, load, open_dataset, task_of
-from circuits.cli.options import Csv, Data, Device, Dtype, Examples, Model, Seed, Split
+from circuits.cli.inputs import check_table, facts, load, open_tasks
+from circuits.cli.options import Chat, Csv, Data, Device, DropBad, Dtype, Examples, Model, Seed, task_option
 from circuits.cli.terminal import show
 
 
 def evaluate(
     model: Model,
     data: Data = None,
-    split: Annotated[list[Split] | None, typer.Option(help="What to score; default: every split.")] = None,
+    task: Annotated[list[str] | None, task_option("What to score", "May be repeated; default: every split.")] = None,
     out: Annotated[Path | None, typer.Option(help="Parquet file for one row per answer.", show_default=False)] = None,
     examples: Examples = None,
+    chat: Chat = False,
+    drop_bad: DropBad = False,
     dtype: Dtype = "float32",
     device: Device = None,
     csv: Csv = False,
     seed: Seed = 0,
 ) -> None:
-    """Score a checkpoint: exact match and log-probability of every answer."""
+    """Score a checkpoint: exact match and log-probability of every answer, and its logit less its foil's."""
     if out is not None:
         check_table(out)
-    splits = split or list(Split)
-    dataset = open_dataset(data, model, splits)
+    from circuits.facts import SPLITS
+
+    opened = open_tasks(model, task or SPLITS, data, examples=examples, seed=seed, chat=chat, drop_bad=drop_bad)
     loaded = load(model, dtype, device)
     import pandas
 
@@ -33,12 +36,10 @@ def evaluate(
     from circuits.metrics import evaluate as score
     from circuits.storage import write_table
 
-    tables = []
-    for chosen in splits:
-        task = task_of(dataset, chosen.value, loaded, examples, seed)
-        tables.append(score(loaded, task).assign(split=chosen.value))
+    tables = [score(loaded, one).assign(task=one.name) for one in opened.tasks]
     table = pandas.concat(tables, ignore_index=True)
     if out is not None:
-        write_table(out, table, facts(loaded, dataset, seed, examples=examples), csv)
-    means = table.groupby("split", sort=False)[list(METRICS)].mean().astype(float)
-    show(means.assign(answers=table.groupby("split").size()).reset_index(), str(model))
+        write_table(out, table, facts(loaded, opened, seed, examples=examples), csv)
+    metrics = [metric for metric in (*METRICS, "logit_diff") if metric in table]
+    means = table.groupby("task", sort=False)[metrics].mean().astype(float)
+    show(means.assign(answers=table.groupby("task").size()).reset_index(), str(model))

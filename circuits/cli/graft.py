@@ -5,8 +5,21 @@ from typing import Annotated
 
 import typer
 
-from circuits.cli.inputs import check_folder, load, open_dataset, task_of
-from circuits.cli.options import Csv, Data, Device, Dtype, Examples, GraftMethod, Model, Pre, Seed, Split
+from circuits.cli.inputs import check_folder, load, open_tasks
+from circuits.cli.options import (
+    Chat,
+    Csv,
+    Data,
+    Device,
+    DropBad,
+    Dtype,
+    Examples,
+    GraftMethod,
+    Model,
+    Pre,
+    Seed,
+    task_option,
+)
 from circuits.cli.terminal import show
 from circuits.errors import CircuitsError
 
@@ -19,12 +32,14 @@ def graft(
         GraftMethod, typer.Option(help="Rank parameters by a score, or optimise a mask.")
     ] = GraftMethod.OPTIMISATION,
     keep: Annotated[float, typer.Option(help="Share of the fine-tuned accuracy to keep.")] = 0.95,
-    split: Annotated[Split, typer.Option(help="The task whose accuracy is kept.")] = Split.QA_ID,
+    task: Annotated[str, task_option("The task whose accuracy is kept", "Default: qa_id.")] = "qa_id",
     out: Annotated[Path, typer.Option(help="Folder for mask.safetensors, curve.parquet and the grafted model.")] = Path(
         "runs/graft"
     ),
     save: Annotated[bool, typer.Option("--model/--no-model", help="Save the grafted checkpoint in model/.")] = True,
     examples: Examples = None,
+    chat: Chat = False,
+    drop_bad: DropBad = False,
     dtype: Dtype = "float32",
     device: Device = None,
     csv: Csv = False,
@@ -34,7 +49,8 @@ def graft(
     check_folder(out)
     if not 0 < keep <= 1:
         raise CircuitsError(f"the share to keep is {keep}: it must be more than 0 and at most 1")
-    dataset = open_dataset(data, model, [split])
+    opened = open_tasks(model, [task], data, examples=examples, seed=seed, chat=chat, drop_bad=drop_bad)
+    [kept] = opened.tasks
     fine_tuned, before = load(model, dtype, device), load(pre, dtype, device)
     import os
 
@@ -42,17 +58,18 @@ def graft(
     from circuits.masks import graft_by_optimisation, graft_by_score
     from circuits.models import save_model
 
-    task = task_of(dataset, split.value, fine_tuned, examples, seed)
     if by is GraftMethod.OPTIMISATION:
-        found = graft_by_optimisation(before, fine_tuned, task, keep, seed=seed)
+        found = graft_by_optimisation(before, fine_tuned, kept, keep, seed=seed)
     else:
-        found = graft_by_score(before, fine_tuned, task, by.value, keep)
+        found = graft_by_score(before, fine_tuned, kept, by.value, keep)
     found.save(out)
     if csv:
         found.curve.to_csv(out / "curve.csv", index=False)
     if save:
-        # where the dataset is, so that other commands find it as they do for a trained checkpoint
-        place = {"dataset": dataset.fingerprint, "data": os.path.relpath(dataset.folder, out / "model")}
+        # where the people are, so that other commands find it as they do for a trained checkpoint
+        place = {}
+        if (people := opened.dataset) is not None:
+            place = {"dataset": people.fingerprint, "data": os.path.relpath(people.folder, out / "model")}
         with grafted(before, found.mask, fine_tuned):
             save_model(before, out / "model", {**place, "graft": found.mask.provenance})
     show(found.curve, f"{out}: {found!r}", len(found.curve))

@@ -1,13 +1,16 @@
 """What commands read, checked before anything slow begins."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.cli.terminal import busy
+from circuits.cli.terminal import busy, counted, say
 from circuits.errors import CircuitsError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from circuits.facts import FactDataset
     from circuits.models import Model
     from circuits.tasks import Task
@@ -31,15 +34,70 @@ def is_folder(path: Path) -> bool:
     return not path.suffix
 
 
-def open_dataset(data: Path | None, model: Path, splits: Sequence[str]) -> "FactDataset":
-    """The dataset in a folder, or the one a checkpoint was trained on; splits called held out must be that."""
-    from circuits.facts import FactDataset, check_held_out, dataset_of
+def check_sweep(chat: bool, drop_bad: bool) -> None:
+    """Refuse what a sweep in a folder does not have."""
+    for given, option in ((chat, "--chat"), (drop_bad, "--drop-bad")):
+        if given:
+            raise CircuitsError(f"a sweep into a folder has no {option}: give a .parquet file as --out")
 
-    if not model.is_dir():
-        raise CircuitsError(f"there is no folder {model}: give the path of a checkpoint on this machine")
-    dataset = dataset_of(model) if data is None else FactDataset(data)
-    check_held_out(model, dataset, splits)
-    return dataset
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a folder that is no checkpoint before anything is loaded."""
+    if not folder.is_dir():
+        raise CircuitsError(f"there is no folder {folder}: give the path of a checkpoint on this machine")
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise CircuitsError(f"{folder} is no checkpoint: it has no config.json")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The tasks of a command, and the people that some of them ask."""
+
+    tasks: "list[Task]"
+    dataset: "FactDataset | None"
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+def open_tasks(
+    model: Path,
+    names: Sequence[str],
+    data: Path | None = None,
+    *,
+    examples: int | None = None,
+    seed: int = 0,
+    chat: bool = False,
+    drop_bad: bool = False,
+) -> Opened:
+    """The tasks of these names for a checkpoint's tokenizer; its weights are not loaded.
+
+    Splits that are called held out must be that. Says how many lines were dropped.
+    """
+    from circuits.facts import check_held_out, check_task_names, needs_people, open_task, people_of
+
+    check_task_names(names)
+    check_checkpoint(model)
+    dataset = people_of(names, model, data)
+    if dataset is not None:
+        check_held_out(model, dataset, [name for name in names if needs_people(name)])
+    tokenizer = tokenizer_of(model)
+    options: dict[str, Any] = {"examples": examples, "seed": seed, "chat": chat, "drop_bad": drop_bad}
+    with busy("reading tasks"):
+        tasks = [open_task(name, tokenizer, dataset, **options) for name in names]
+    for task in tasks:
+        if dropped := task.provenance.get("dropped"):
+            say(f"{task.name}: {counted(len(dropped), 'line')} dropped, the first: {dropped[0]}")
+    return Opened(tasks, dataset, tokenizer)
+
+
+def tokenizer_of(model: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a checkpoint, without its weights."""
+    with busy(f"loading the tokenizer of {model}"):
+        from circuits.models import load_tokenizer
+        from circuits.models.huggingface import has_tokenizer
+
+        if not has_tokenizer(model) and (model / "config.json").is_file():
+            raise CircuitsError(f"the checkpoint {model} has no tokenizer: save one beside its weights")
+        return load_tokenizer(model)
 
 
 def load(model: Path, dtype: str = "float32", device: str | None = None) -> "Model":
@@ -50,19 +108,13 @@ def load(model: Path, dtype: str = "float32", device: str | None = None) -> "Mod
         return load_model(model, dtype, device)
 
 
-def task_of(dataset: "FactDataset", split: str, model: "Model", examples: int | None, seed: int) -> "Task":
-    """A split of a dataset, or examples drawn from it."""
-    if model.tokenizer is None:
-        raise CircuitsError("the checkpoint has no tokenizer: save one beside its weights")
-    task = dataset.task(split, model.tokenizer)
-    return task if examples is None else task.sample(examples, seed)
-
-
-def facts(model: "Model", dataset: "FactDataset", seed: int, **settings: Any) -> dict[str, Any]:
+def facts(model: "Model", opened: Opened, seed: int, **settings: Any) -> dict[str, Any]:
     """What a table came from."""
     from circuits.models import facts_of
 
-    return {**facts_of(model), "dataset": dataset.fingerprint, "seed": seed, "settings": settings}
+    people = {} if opened.dataset is None else {"dataset": opened.dataset.fingerprint}
+    tasks = {task.name: task.provenance for task in opened.tasks}
+    return {**facts_of(model), **people, "tasks": tasks, "seed": seed, "settings": settings}
 
 
 def heads_of(names: list[str] | None, model: "Model") -> list[Any] | None:

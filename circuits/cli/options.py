@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,16 +14,6 @@ class Recipe(StrEnum):
     TWO_STAGE = "two-stage"
     TWO_STAGE_GENTLE = "two-stage-gentle"
     BIO_ONLY = "bio-only"
-
-
-class Split(StrEnum):
-    """What a task can be made of."""
-
-    BIO = "bio"
-    QA_ID = "qa_id"
-    QA_OOD = "qa_ood"
-    QA_ID_UNSEEN = "qa_id_unseen"
-    QA_OOD_UNSEEN = "qa_ood_unseen"
 
 
 class Family(StrEnum):
@@ -75,8 +65,18 @@ class HeadMode(StrEnum):
 class Source(StrEnum):
     """Which run a head's output is taken from."""
 
-    FORMATS = "formats"
+    COUNTERFACTUALS = "counterfactuals"
     PEOPLE = "people"
+    FORMATS = "formats"
+
+
+def task_option(*words: str) -> Any:
+    """The option that names a task, or several; ``words`` say what for."""
+    what = (
+        "a file of prompts (.jsonl, .json, .csv, .parquet), a ready source (ioi, greater_than, repeated), or a split "
+        "of the people (bio, qa_id, qa_ood, qa_id_unseen, qa_ood_unseen)"
+    )
+    return typer.Option("--task", help=f"{words[0]}: {what}. {' '.join(words[1:])}".strip(), show_default=False)
 
 
 Model = Annotated[
@@ -85,7 +85,8 @@ Model = Annotated[
 Data = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of the dataset; a checkpoint made by 'circuits train' knows its own.", show_default=False
+        help="Folder of the people, for their splits; a checkpoint made by 'circuits train' knows its own.",
+        show_default=False,
     ),
 ]
 Pre = Annotated[Path, typer.Option(help="Checkpoint before fine-tuning.", show_default=False)]
@@ -96,5 +97,12 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: CUDA if there is any.", show_default=False)
 ]
 Examples = Annotated[
-    int | None, typer.Option(help="Use so many examples, drawn with the seed; default: all.", min=1, show_default=False)
+    int | None,
+    typer.Option(
+        help="Use so many examples, drawn with the seed; default: all, and 32 of a ready source.",
+        min=1,
+        show_default=False,
+    ),
 ]
+Chat = Annotated[bool, typer.Option("--chat", help="Put each prompt into the model's chat template.")]
+DropBad = Annotated[bool, typer.Option("--drop-bad", help="Go on without the lines of a file that cannot be used.")]

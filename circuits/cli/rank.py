@@ -5,8 +5,23 @@ from typing import Annotated
 
 import typer
 
-from circuits.cli.inputs import check_folder, facts, load, open_dataset, task_of
-from circuits.cli.options import Csv, Data, Device, Dtype, Examples, MaskMode, Model, Pre, Ranked, Rest, Seed, Split
+from circuits.cli.inputs import check_folder, facts, load, open_tasks
+from circuits.cli.options import (
+    Chat,
+    Csv,
+    Data,
+    Device,
+    DropBad,
+    Dtype,
+    Examples,
+    MaskMode,
+    Model,
+    Pre,
+    Ranked,
+    Rest,
+    Seed,
+    task_option,
+)
 from circuits.cli.terminal import busy, say, show
 from circuits.errors import CircuitsError
 
@@ -18,7 +33,9 @@ def rank(
     traces: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of 'circuits trace', with bio and qa_id; for rankings by traces.", show_default=False
+            help="Folder of 'circuits trace': each trace NAME in it is a ranking NAME_trace, and the last by name "
+            "gives gradient_x_activation.",
+            show_default=False,
         ),
     ] = None,
     mask: Annotated[
@@ -46,10 +63,14 @@ def rank(
             "the embeddings it had before; for a pretrained one take pre."
         ),
     ] = Rest.FINE_TUNED,
-    split: Annotated[list[Split] | None, typer.Option(help="What to score; default: qa_id and qa_ood.")] = None,
+    task: Annotated[
+        list[str] | None, task_option("What to score", "May be repeated; default: qa_id and qa_ood.")
+    ] = None,
     draws: Annotated[int, typer.Option(help="Rankings at random.", min=1)] = 5,
     out: Annotated[Path, typer.Option(help="Folder for the tables and figures.")] = Path("runs/rankings"),
     examples: Examples = None,
+    chat: Chat = False,
+    drop_bad: DropBad = False,
     dtype: Dtype = "float32",
     device: Device = None,
     csv: Csv = False,
@@ -57,20 +78,23 @@ def rank(
 ) -> None:
     """Rank heads or neurons by Shared Size and its rivals: are the top ones enough, and are they needed?"""
     check_folder(out)
-    splits = [one.value for one in split or [Split.QA_ID, Split.QA_OOD]]
-    dataset = open_dataset(data, model, splits)
+    if traces is not None:
+        check_folder(traces)
+    names = task or ["qa_id", "qa_ood"]
+    opened = open_tasks(model, names, data, examples=examples, seed=seed, chat=chat, drop_bad=drop_bad)
     with busy("reading"):
         import pandas
 
         from circuits.figures import agreement_figure, ranking_curves_figure, save_figure
         from circuits.masks import ParameterMask
+        from circuits.models import facts_of
         from circuits.rankings import (
-            RANKINGS,
             Evidence,
             agreement,
             critical_curve,
             curve_summary,
             rank_units,
+            rankings_of,
             sufficient_curve,
         )
         from circuits.storage import write_table
@@ -78,25 +102,25 @@ def rank(
         from circuits.units import Head, Neuron
 
         kind = Head if units is Ranked.HEADS else Neuron
-        given = {"shared_size": mask, "graft_size": graft}
-        given |= dict.fromkeys(("bio_trace", "qa_trace", "gradient_x_activation"), traces)
-        # ablating every neuron alone takes long: only when asked for
-        possible = [name for name in RANKINGS if given.get(name, name) and (kind is Head or name != "ablation")]
-        chosen = metric or possible
-        files = {} if traces is None else {"bio": "bio", "qa": "qa_id"}
-        read = {name: GradientTrace.load(f"{traces}/{file}.safetensors") for name, file in files.items()}
+        read = {} if traces is None else {file.stem: GradientTrace.load(file) for file in trace_files(traces)}
         shared, grafted = (None if path is None else ParameterMask.load(path) for path in (mask, graft))
     fine_tuned, before = load(model, dtype, device), load(pre, dtype, device)
-    tasks = [task_of(dataset, one, fine_tuned, examples, seed) for one in splits]
-    ranking = rank_units(Evidence(fine_tuned, before, read, shared, grafted, tasks[0], seed), kind, chosen, draws)
+    tasks = opened.tasks
+    evidence = Evidence(fine_tuned, before, read, shared, grafted, tasks[0], seed)
+    given = {"shared_size": mask, "graft_size": graft, "gradient_x_activation": traces}
+    known = list(rankings_of(evidence))
+    # ablating every neuron alone takes long: only when asked for
+    possible = [name for name in known if given.get(name, name) and (kind is Head or name != "ablation")]
+    chosen = metric or possible
+    ranking = rank_units(evidence, kind, chosen, draws)
     curves = {
         "sufficient": sufficient_curve(ranking, before, fine_tuned, tasks, rest=rest.value),
         "critical": critical_curve(ranking, fine_tuned, tasks, before, mode.value),
     }
     if not curves["sufficient"]["fine_tuned"].any():
         raise CircuitsError(
-            f"{model} answers nothing of {', '.join(splits)}: no unit of it can be enough or needed; "
-            "are it and --pre in each other's place?"
+            f"{model} answers nothing of {', '.join(one.name for one in tasks)}: no unit of it can be enough or "
+            "needed; are it and --pre in each other's place?"
         )
     agreed = agreement(ranking)
     tables = {
@@ -107,9 +131,9 @@ def rank(
     }
     about = facts(
         fine_tuned,
-        dataset,
+        opened,
         seed,
-        pre=facts(before, dataset, seed)["model"],
+        pre=facts_of(before)["model"],
         mask=None if shared is None else shared.provenance,
         graft=None if grafted is None else grafted.provenance,
         traces={name: trace.provenance for name, trace in read.items()},
@@ -127,5 +151,12 @@ def rank(
     for condition, rows in tables["summary"].groupby("condition", sort=False):
         title = titles.get(str(condition), f"the top n: {condition}; areas, and the smallest n that breaks the model")
         show(rows.drop(columns=["condition", "draws"]).dropna(axis="columns", how="all"), f"{out}\n{title}", 40)
-    if metric is None and len(chosen) < len(RANKINGS):
-        say(f"left out: {', '.join(name for name in RANKINGS if name not in chosen)}")
+    if metric is None and len(chosen) < len(known):
+        say(f"left out: {', '.join(name for name in known if name not in chosen)}")
+
+
+def trace_files(folder: Path) -> list[Path]:
+    """The trace files of a folder, by name."""
+    if not (files := sorted(folder.glob("*.safetensors"))):
+        raise CircuitsError(f"there is no trace in {folder}: make some with 'circuits trace --out {folder}'")
+    return files

@@ -39,6 +39,16 @@ def say(text: str) -> None:
     Console(highlight=False, soft_wrap=True).print(text, markup=False)
 
 
+def counted(count: int, what: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "line"), counted(1200, "line")
+        ('1 line', '1,200 lines')
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 #: Columns of shares of answers, and of differences between them; a difference is said in points of percent.
 _SUCCESS = ("exact_match", "first_token", "source_exact_match", "before", "after", "drop")
 

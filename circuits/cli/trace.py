@@ -5,21 +5,23 @@ from typing import Annotated
 
 import typer
 
-from circuits.cli.inputs import check_folder, facts, load, open_dataset, task_of
-from circuits.cli.options import Csv, Data, Device, Dtype, Examples, Model, Seed, Split
+from circuits.cli.inputs import check_folder, facts, load, open_tasks
+from circuits.cli.options import Chat, Csv, Data, Device, DropBad, Dtype, Examples, Model, Seed, task_option
 from circuits.cli.terminal import say
 
 
 def trace(
     model: Model,
     data: Data = None,
-    split: Annotated[list[Split] | None, typer.Option(help="Tasks to trace; default: bio and qa_id.")] = None,
+    task: Annotated[list[str] | None, task_option("What to trace", "May be repeated; default: bio and qa_id.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for a trace file and hook-point tables per task.")] = Path(
         "runs/traces"
     ),
     statistic: Annotated[str, typer.Option(help="Of each gradient: abs, square or signed.")] = "abs",
     loss: Annotated[str, typer.Option(help="Over answer tokens, or all tokens.")] = "answer",
     examples: Examples = None,
+    chat: Chat = False,
+    drop_bad: DropBad = False,
     per: Annotated[str, typer.Option(help="Statistic of each example's gradient, or of each batch's.")] = "example",
     components: Annotated[
         list[str] | None,
@@ -37,8 +39,8 @@ def trace(
 ) -> None:
     """Trace a task's gradients at every parameter of heads and neurons."""
     check_folder(out)
-    splits = split or [Split.BIO, Split.QA_ID]
-    dataset = open_dataset(data, model, splits)
+    names = task or ["bio", "qa_id"]
+    opened = open_tasks(model, names, data, examples=examples, seed=seed, chat=chat, drop_bad=drop_bad)
     loaded = load(model, dtype, device)
     from circuits.storage import write_table
     from circuits.tracing import trace_checkpoints
@@ -47,11 +49,10 @@ def trace(
     parts = components or ["attention", "mlp"]
     sources = [*(checkpoint or []), loaded]
     settings = {"examples": examples, "statistic": statistic, "loss": loss, "per": per, "components": parts}
-    for chosen in splits:
-        task = task_of(dataset, chosen.value, loaded, examples, seed)
-        file = out / f"{chosen.value}.safetensors"
-        traced = trace_checkpoints(sources, task, statistic, loss, batch_size, per, parts, file, dtype, device)
-        about = facts(loaded, dataset, seed, **settings, checkpoints=[str(source) for source in checkpoint or []])
+    for one in opened.tasks:
+        file = out / f"{one.name}.safetensors"
+        traced = trace_checkpoints(sources, one, statistic, loss, batch_size, per, parts, file, dtype, device)
+        about = facts(loaded, opened, seed, **settings, checkpoints=[str(source) for source in checkpoint or []])
         for kind in (Head, Neuron):
-            write_table(out / f"{chosen.value}_{kind.NOUN}s.parquet", traced.units(kind), about, csv)
+            write_table(out / f"{one.name}_{kind.NOUN}s.parquet", traced.units(kind), about, csv)
         say(f"{file}: {traced!r}")

@@ -10,7 +10,14 @@ from circuits.facts.facts import (
     example_of,
     make_dataset,
 )
-from circuits.facts.opening import check_task_name, needs_people, open_task
+from circuits.facts.opening import (
+    check_task_name,
+    check_task_names,
+    needs_people,
+    open_task,
+    people_of,
+    task_name,
+)
 from circuits.facts.people import Person, make_people
 from circuits.facts.tokenizer import word_tokenizer
 from circuits.facts.wordings import ATTRIBUTES, BIOGRAPHY, QUESTIONS, Sentence, fill
@@ -27,6 +34,7 @@ __all__ = [
     "Sentence",
     "check_held_out",
     "check_task_name",
+    "check_task_names",
     "dataset_of",
     "example_of",
     "fill",
@@ -34,5 +42,7 @@ __all__ = [
     "make_people",
     "needs_people",
     "open_task",
+    "people_of",
+    "task_name",
     "word_tokenizer",
 ]

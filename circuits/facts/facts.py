@@ -371,7 +371,10 @@ def dataset_of(checkpoint: str | Path) -> FactDataset:
     checkpoint = Path(checkpoint)
     facts = _card(checkpoint)
     if "data" not in facts:
-        raise CircuitsError(f"{checkpoint} does not say what it was trained on: name the dataset (--data)")
+        raise CircuitsError(
+            f"{checkpoint} does not say what it was trained on: give a task of your own (--task), or its people "
+            "(--data)"
+        )
     dataset = FactDataset((checkpoint.resolve() / facts["data"]).resolve())
     if dataset.fingerprint != facts["dataset"]:
         raise CircuitsError(
@@ -430,7 +433,7 @@ def _card(checkpoint: Path) -> dict[str, Any]:
     """What the ``circuits.json`` of a checkpoint says; nothing if it has none."""
     if not checkpoint.is_dir():
         raise CircuitsError(f"there is no folder {checkpoint}: give the path of a checkpoint on this machine")
-    if not (checkpoint / "config.json").is_file():
+    if not any((checkpoint / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise CircuitsError(f"{checkpoint} is no checkpoint: it has no config.json")
     card = checkpoint / "circuits.json"
     return read_json(card) if card.is_file() else {}

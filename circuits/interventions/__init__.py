@@ -13,7 +13,13 @@ from circuits.interventions.heads import (
 )
 from circuits.interventions.intervention import MODES, SITES, Intervention, cumulative, pairs, single
 from circuits.interventions.memory import arithmetic
-from circuits.interventions.pairing import matching_positions, pair_formats, pair_groups, pair_people
+from circuits.interventions.pairing import (
+    matching_positions,
+    pair_counterfactuals,
+    pair_formats,
+    pair_groups,
+    pair_people,
+)
 
 __all__ = [
     "ABLATIONS",
@@ -27,6 +33,7 @@ __all__ = [
     "effects_table",
     "matching_positions",
     "mean_head_outputs",
+    "pair_counterfactuals",
     "pair_formats",
     "pair_groups",
     "pair_people",

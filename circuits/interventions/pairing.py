@@ -75,12 +75,25 @@ def _check_pairs(source: Task, target: Task) -> None:
             raise CircuitsError(f"{where}: it is about another person in other words: {how}")
 
 
+def pair_counterfactuals(task: Task) -> Task:
+    """The counterfactuals of a task, each beside the prompt that it changes.
+
+    Raises:
+        CircuitsError: the task has none.
+    """
+    if task.counterfactuals is None:
+        raise CircuitsError(f"the task {task.name} has no counterfactuals: give each of its prompts one")
+    return task.counterfactuals
+
+
 def pair_formats(task: Task, source: Task) -> Task:
     """The examples of ``source`` that tell the same fact of the same person as those of ``task``, in its order.
 
     Raises:
-        CircuitsError: a fact is not in the source.
+        CircuitsError: a fact is not in the source, or the task is not of people's facts.
     """
+    if "attribute" not in task.answers:
+        raise CircuitsError(f"the task {task.name} tells no attributes of people, as {source.name} does: take another")
     known = {(answer.group, answer.attribute): answer.example for answer in reversed(list(source.answers.itertuples()))}
     wanted = list(zip(task.answers["group"], task.answers["attribute"], strict=True))
     for person, attribute in wanted:

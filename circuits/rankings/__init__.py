@@ -14,7 +14,7 @@ from circuits.rankings.attention import (
 )
 from circuits.rankings.curve_summaries import curve_areas, curve_means, curve_summary
 from circuits.rankings.curves import RESTS, critical_curve, default_counts, sufficient_curve
-from circuits.rankings.ranking import RANKINGS, Evidence, agreement, rank_units
+from circuits.rankings.ranking import RANKINGS, Evidence, agreement, rank_units, rankings_of
 
 __all__ = [
     "BEHAVIOURS",
@@ -35,6 +35,7 @@ __all__ = [
     "induction_scores",
     "prompt_length",
     "rank_units",
+    "rankings_of",
     "read_head",
     "sufficient_curve",
     "token_texts",

@@ -19,7 +19,7 @@ import pandas
 from filelock import BaseFileLock, FileLock, Timeout
 
 from circuits.errors import CircuitsError
-from circuits.storage import atomic_file, read_json, write_json, write_table
+from circuits.storage import atomic_file, read_json, with_plain_columns, write_json, write_table
 from circuits.sweeps.plan import Job
 
 
@@ -105,7 +105,7 @@ class SweepFolder:
 
     @staticmethod
     def _write(path: Path, rows: pandas.DataFrame) -> None:
-        rows = rows.copy(deep=False)
+        rows = with_plain_columns(rows)
         rows.attrs = {}
         with atomic_file(path) as temporary:
             rows.to_parquet(temporary, index=False)

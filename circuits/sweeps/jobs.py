@@ -18,12 +18,13 @@ import pandas
 import torch
 
 from circuits.errors import CircuitsError
-from circuits.facts import FactDataset, check_held_out, dataset_of
+from circuits.facts import check_held_out, check_task_names, needs_people, open_task, people_of
 from circuits.interventions import (
     Engine,
     Intervention,
     arithmetic,
     matching_positions,
+    pair_counterfactuals,
     pair_formats,
     pair_people,
     screen_interventions,
@@ -48,11 +49,11 @@ class PreparedSweep:
         plan: the plan.
         model: the plan's model.
         pre: the model before fine-tuning, if the plan names one.
-        dataset: the plan's dataset.
-        tasks: split → task.
-        sources: split → the run that values are patched from, if the plan patches.
+        dataset: of the people, if the plan's tasks or its reference ask them.
+        tasks: name in the plan → task.
+        sources: name → the run that values are patched from, if the plan patches.
         reference: the set that means and resampled values come from, if the plan needs one.
-        interventions: split → the interventions on it, in the order of the table.
+        interventions: name → the interventions on it, in the order of the table.
 
     Raises:
         CircuitsError: a model, dataset or ranking cannot be read, the plan does not fit them, or its ``pre`` is not
@@ -64,7 +65,9 @@ class PreparedSweep:
         model = Path(plan.model)
         if not model.is_dir():
             raise CircuitsError(f"there is no folder {model}: give the path of a checkpoint on this machine")
-        self.dataset = dataset_of(model) if plan.dataset is None else FactDataset(plan.dataset)
+        check_task_names(plan.tasks)
+        others = [plan.reference, "bio" if plan.source == "formats" else None]
+        self.dataset = people_of([*plan.tasks, *filter(None, others)], model, plan.dataset)
         self.model = load_model(model, plan.dtype, plan.device)
         self.pre: Model | None = None
         if plan.pre is not None:
@@ -73,48 +76,48 @@ class PreparedSweep:
                 raise CircuitsError(f"the models {plan.pre} and {plan.model} have other sizes: revert needs equal ones")
             if plan.check_start:
                 require_start(self.model, self.pre)
-        self.tasks = {split: self._sample(split) for split in plan.tasks}
+        self.tasks = {name: self._task(name, plan.examples) for name in plan.tasks}
         self.sources = self._sources()
         self.reference = self._reference()
         shape = shape_of(self.model)
         self.interventions: dict[str, list[Intervention]] = {
-            split: plan.interventions(shape, int(task.answers["start"].max()), self._matched(split))
-            for split, task in self.tasks.items()
+            name: plan.interventions(shape, int(task.answers["start"].max()), self._matched(name))
+            for name, task in self.tasks.items()
         }
 
-    def _task(self, split: str) -> Task:
+    def _task(self, name: str, examples: int | None = None) -> Task:
         if self.model.tokenizer is None:
             raise CircuitsError(f"the checkpoint {self.plan.model} has no tokenizer: save one beside its weights")
-        return self.dataset.task(split, self.model.tokenizer)
-
-    def _sample(self, split: str) -> Task:
-        task = self._task(split)
-        return task if self.plan.examples is None else task.sample(self.plan.examples, self.plan.seed)
+        return open_task(name, self.model.tokenizer, self.dataset, examples=examples, seed=self.plan.seed)
 
     def _sources(self) -> Mapping[str, Task | None]:
-        if self.plan.source is None:
+        plan = self.plan
+        if plan.source is None:
             return dict.fromkeys(self.tasks)
-        if self.plan.source == "people":
-            return {split: pair_people(task, self.plan.seed, self._task(split)) for split, task in self.tasks.items()}
+        if plan.source == "counterfactuals":
+            return {name: pair_counterfactuals(task) for name, task in self.tasks.items()}
+        if plan.source == "people":
+            return {name: pair_people(task, plan.seed, self._task(name)) for name, task in self.tasks.items()}
         biographies = self._task("bio")
-        return {split: pair_formats(task, biographies) for split, task in self.tasks.items()}
+        return {name: pair_formats(task, biographies) for name, task in self.tasks.items()}
 
-    def _matched(self, split: str) -> set[int] | None:
+    def _matched(self, name: str) -> set[int] | None:
         """Positions that have a match in the source, in some example."""
-        source = self.sources[split]
+        source = self.sources[name]
         if source is None or "patch" not in self.plan.modes:
             return None
-        return set(matching_positions(source, self.tasks[split])[:, 2].tolist())
+        return set(matching_positions(source, self.tasks[name])[:, 2].tolist())
 
     def check(self) -> None:
         """Raise a `CircuitsError` if a job would, or if what it calls held out is not: nothing is computed."""
-        check_held_out(self.plan.model, self.dataset, self.plan.tasks)
-        for split, task in self.tasks.items():
+        if self.dataset is not None:
+            check_held_out(self.plan.model, self.dataset, self.plan.tasks)
+        for name, task in self.tasks.items():
             Engine(
                 self.model,
                 task,
-                self.interventions[split],
-                self.sources[split],
+                self.interventions[name],
+                self.sources[name],
                 self.reference,
                 self.pre,
                 tuple(self.plan.metrics),
@@ -124,25 +127,31 @@ class PreparedSweep:
 
     def _reference(self) -> Task | None:
         if self.plan.reference is not None:
-            return self._sample(self.plan.reference)
+            return self._task(self.plan.reference, self.plan.examples)
         return self.tasks[self.plan.tasks[0]] if self.plan.needs_reference else None
 
     @property
     def counts(self) -> dict[str, int]:
         """Interventions on each task."""
-        return {split: len(interventions) for split, interventions in self.interventions.items()}
+        return {name: len(interventions) for name, interventions in self.interventions.items()}
 
     @cached_property
     def facts(self) -> dict[str, Any]:
         """Fingerprints of everything the plan names by a path, and where the models are."""
         ranking = self.plan.unit_names() if self.plan.ranking is not None else None
+        used = dict(self.tasks)
+        if self.plan.reference is not None and self.reference is not None:
+            used[self.plan.reference] = self.reference
+        # of people the dataset's fingerprint says it
+        prompts = {task.name: task.provenance.get("prompts") for name, task in used.items() if not needs_people(name)}
         return {
             "model": fingerprint(self.model),
             "pre": None if self.pre is None else fingerprint(self.pre),
-            "dataset": self.dataset.fingerprint,
+            "dataset": None if self.dataset is None else self.dataset.fingerprint,
             "ranking": None if ranking is None else digest(*ranking),
             "device": str(self.model.cfg.device),
             "arithmetic": str(arithmetic(self.model)).removeprefix("torch."),
+            **({"prompts": prompts} if prompts else {}),
         }
 
     def run(self, job: Job, estimates: pandas.Series | None = None) -> tuple[pandas.DataFrame, pandas.DataFrame | None]:

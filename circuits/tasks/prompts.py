@@ -20,8 +20,8 @@ _KEYS = ("prompt", "answer", "foil", "counterfactual", "group", "spans")
 #: What a task's table of answers keeps in columns of these names.
 _COLUMNS = ("example", "value", "start", "end")
 
-#: Where a row stands, for messages, and what it holds.
-_Row = tuple[str, dict[str, Any]]
+#: Where a row stands, for messages, and what it holds, or what is wrong with it.
+_Row = tuple[str, dict[str, Any] | CircuitsError]
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _shown(value: Any) -> str:
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
-def read_prompts(path: str | Path) -> list[Prompt]:
+def read_prompts(path: str | Path, *, bad: list[str] | None = None) -> list[Prompt]:
     r"""Read prompts from a file or a dataset.
 
     Each line or row has ``prompt`` and ``answer``, and may have ``foil``, ``counterfactual``, ``group`` and ``spans``;
@@ -172,6 +172,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     Args:
         path: ``.jsonl``; ``.json`` with lines or one list; ``.csv`` with a header; ``.parquet``; or a folder that
             ``datasets.Dataset.save_to_disk`` wrote.
+        bad: a list to which is added what is wrong with each line that is no prompt, instead of refusing the first.
 
     Raises:
         CircuitsError: there is no such file, it cannot be read or is empty, or a line of it is not a prompt.
@@ -195,13 +196,22 @@ def read_prompts(path: str | Path) -> list[Prompt]:
             f"{path} cannot be read as prompts: give a file that ends in {', '.join(readers)}, or a folder that "
             "datasets saved"
         )
-    prompts = [_prompt(where, row) for where, row in reader(path)]
-    if not prompts:
+    prompts = []
+    for where, row in reader(path):
+        try:
+            prompts.append(_prompt(where, row))
+        except CircuitsError as error:
+            if bad is None:
+                raise
+            bad.append(str(error))
+    if not prompts and not bad:
         raise CircuitsError(f"{path} is empty: it has no prompts")
     return prompts
 
 
-def _prompt(where: str, row: Mapping[str, Any]) -> Prompt:
+def _prompt(where: str, row: Mapping[str, Any] | CircuitsError) -> Prompt:
+    if isinstance(row, CircuitsError):
+        raise row
     row = {key: value for key, value in row.items() if value is not None}
     for key in row:
         if key in _KEYS:
@@ -255,7 +265,7 @@ def _reason(error: Exception) -> str:
 
 def _object(where: str, held: Any) -> _Row:
     if not isinstance(held, dict):
-        raise CircuitsError(f'{where} is {_shown(held)}: write an object, as in {{"prompt": "…", "answer": "…"}}')
+        held = CircuitsError(f'{where} is {_shown(held)}: write an object, as in {{"prompt": "…", "answer": "…"}}')
     return where, held
 
 
@@ -266,10 +276,9 @@ def _json_lines(path: Path) -> Iterator[_Row]:
             continue
         where = f"line {number} of {path.name}"
         try:
-            held = _parsed(line)
+            yield _object(where, _parsed(line))
         except (ValueError, RecursionError) as error:
-            raise CircuitsError(f"{where} is not JSON: {_reason(error)}") from None
-        yield _object(where, held)
+            yield where, CircuitsError(f"{where} is not JSON: {_reason(error)}")
 
 
 def _json(path: Path) -> Iterator[_Row]:
@@ -305,11 +314,15 @@ def _csv(path: Path) -> Iterator[_Row]:
                 raise CircuitsError(f"{where} names the column {twice[0]!r} twice")
             continue
         if len(cells) != len(header):
-            raise CircuitsError(
-                f"{where} has another number of cells ({len(cells)}) than the header ({len(header)}): "
-                "put cells with commas in quotes"
+            yield (
+                where,
+                CircuitsError(
+                    f"{where} has another number of cells ({len(cells)}) than the header ({len(header)}): "
+                    "put cells with commas in quotes"
+                ),
             )
-        yield where, {name: cell for name, cell in zip(header, cells, strict=True) if cell}
+        else:
+            yield where, {name: cell for name, cell in zip(header, cells, strict=True) if cell}
 
 
 def _parquet(path: Path) -> Iterator[_Row]:

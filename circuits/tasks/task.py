@@ -136,13 +136,16 @@ class Task:
             tokenizer: of the model.
             name: of the task; the file's if not given.
             chat: as in `from_prompts`.
-            drop_bad: go on without the prompts that cannot be used; ``provenance["dropped"]`` says how many.
+            drop_bad: go on without the lines that cannot be used; ``provenance["dropped"]`` says what is wrong with
+                each.
 
         Raises:
-            CircuitsError: the file cannot be read, or a line of it cannot be used.
+            CircuitsError: the file cannot be read, or a line of it cannot be used; if none can, its notes say what is
+                wrong with each.
         """
-        prompts = read_prompts(path)
-        return cls.of(prompts, tokenizer, name or Path(path).stem, chat=chat, drop_bad=drop_bad)
+        dropped: list[str] | None = [] if drop_bad else None
+        prompts = read_prompts(path, bad=dropped)
+        return cls._of(prompts, tokenizer, name or Path(path).stem, chat, dropped)
 
     @classmethod
     def of(
@@ -161,25 +164,45 @@ class Task:
         """
         if not prompts:
             raise CircuitsError(f"the task {name} is empty: it has no prompts")
-        tokenised, dropped = [], []
+        return cls._of(prompts, tokenizer, name, chat, [] if drop_bad else None)
+
+    @classmethod
+    def _of(
+        cls,
+        prompts: Sequence[Prompt],
+        tokenizer: "PreTrainedTokenizerBase",
+        name: str,
+        chat: bool,
+        dropped: list[str] | None,
+    ) -> "Task":
+        """A task of prompts; what is wrong with those that cannot be used goes into a list, if there is one."""
+        tokenised = []
         for prompt in prompts:
             try:
                 tokenised.append(_Tokenised.of(prompt, tokenizer, chat))
             except CircuitsError as error:
-                if not drop_bad:
+                if dropped is None:
                     raise
                 dropped.append(str(error))
-        if not tokenised:
-            raise CircuitsError(f"no prompt of the task {name} can be used: {dropped[0]}")
         for what in ("foil", "counterfactual"):
-            having = [getattr(one, what) is not None for one in tokenised]
-            if any(having) and not all(having):
-                raise tokenised[having.index(False)].prompt.error(
-                    f"there is no {what}, but others have one: give all or none"
-                )
+            lacking = [one.prompt for one in tokenised if getattr(one, what) is None]
+            if 0 < len(lacking) < len(tokenised):
+                errors = [
+                    prompt.error(f"there is no {what}, but others have one: give all or none") for prompt in lacking
+                ]
+                if dropped is None:
+                    raise errors[0]
+                dropped += map(str, errors)
+                tokenised = [one for one in tokenised if getattr(one, what) is not None]
+        if not tokenised:
+            wrong = dropped or []
+            none = CircuitsError(f"no prompt of the task {name} can be used: {wrong[0]}")
+            for line in wrong:
+                none.add_note(line)
+            raise none
         facts = {**_of_tokenizer(tokenizer, chat), "prompts": digest(*(_content(one.prompt) for one in tokenised))}
         facts["grouped"] = all(one.prompt.group is not None for one in tokenised)
-        if drop_bad:
+        if dropped is not None:
             facts["dropped"] = dropped
         task = cls._assembled(name, [(one.example, one.tokens) for one in tokenised], tokenizer, facts)
         companions: dict[str, Any] = {

@@ -74,7 +74,7 @@ def test_import_is_quick():
 
 COMMANDS = (
     "info", "diff", "data", "train", "evaluate", "trace", "share", "ablate", "graft", "rank", "patch", "sweep",
-    "attention", "study", "report",
+    "tasks", "attention", "study", "report",
 )  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def test_other_bad_input_is_refused(place, tmp_path):
     refused(call("share", tmp_path / "no.safetensors", tmp_path / "no.safetensors"), "a trace was given twice")
     refused(call("trace", model, "--data", data, "--statistic", "max", "--out", tmp_path), "no statistic 'max'")
     assert call("patch", model, "--from", "nobody").returncode == 2
-    refused(call("patch", model, "--split", "bio"), "patch changes the run of a question, but bio has none")
+    refused(call("patch", model, "--task", "bio"), "patch changes the run of a question, but bio has none")
     refused(call("evaluate", model, "--data", data, "--device", "banana"), "the device 'banana' cannot be used here")
     refused(call("study", "--fraction", 2, "--out", tmp_path / "study"), "the fraction is 2.0")
     refused(call("study", "--people", 3, "--out", tmp_path / "study"), "take 8 or more")
@@ -192,7 +192,7 @@ def test_other_bad_input_is_refused(place, tmp_path):
         refused(call(*command, "--data", data, "--out", data / "qa.jsonl"), "is a file: name a folder")
     refused(call("share", data, data / "no", "--out", data / "qa.jsonl"), "is a file: name a folder")
     refused(call("rank", *both, "--metric", "shared_size"), "the ranking by shared_size needs a mask")
-    refused(call("rank", *both, "--traces", tmp_path), "there is no file")
+    refused(call("rank", *both, "--traces", tmp_path), "there is no trace in")
     refused(call("trace", *both[:3], "--components", "wings", "--out", tmp_path), "there is no component 'wings'")
     refused(call("trace", *both[:3], "--checkpoint", tmp_path / "no", "--out", tmp_path / "out"), "there is no folder")
     refused(call("data", "--out", place / "facts" / "qa.jsonl"), "is a file: name a folder")
@@ -213,10 +213,10 @@ def split_anew(tmp_path_factory):
     ("command", "settings"),
     [
         ("evaluate", ()),
-        ("trace", ("--split", "bio", "--split", "qa_ood")),
+        ("trace", ("--task", "bio", "--task", "qa_ood")),
         ("ablate", ()),
         ("ablate", ("--out", "sweep")),
-        ("graft", ("--pre", "ck/pre", "--split", "qa_ood")),
+        ("graft", ("--pre", "ck/pre", "--task", "qa_ood")),
         ("rank", ("--pre", "ck/pre", "--metric", "change")),
         ("patch", ()),
         ("sweep", ()),
@@ -249,7 +249,7 @@ def test_attention_to_a_trained_person_is_not_called_qa_ood(split_anew, monkeypa
 
 def test_a_checkpoint_far_from_its_dataset_is_scored_with_a_warning(split_anew, tmp_path):
     shutil.copytree(split_anew / "ck" / "mixed", tmp_path / "far" / "mixed")
-    score = ("evaluate", tmp_path / "far" / "mixed", "--split", "qa_ood", "--examples", 2, "--data")
+    score = ("evaluate", tmp_path / "far" / "mixed", "--task", "qa_ood", "--examples", 2, "--data")
     result = call(*score, split_anew / "other")
     assert result.returncode == 0
     assert result.stderr.startswith(f"circuits: {tmp_path / 'far' / 'mixed'} was trained on questions of the dataset")
@@ -287,12 +287,12 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
     # the mask fills tensors: beside each control stands what was left of it
     conditions = pandas.read_parquet("mask.parquet").groupby("task")["condition"].value_counts().unstack()
     assert conditions.to_dict("records") == [{"none": 1, "random": 2, "shared": 1, "shared_thinned": 2}] * 3
-    must("ablate", "ck/mixed", "--split", "qa_id", "--examples", 10, "--out", "heads.parquet")
+    must("ablate", "ck/mixed", "--task", "qa_id", "--examples", 10, "--out", "heads.parquet")
     table = pandas.read_parquet("heads.parquet")
     assert len(table) == 16 * 2
     assert table.attrs["model"] == fingerprint(load_model("ck/mixed"))
     assert {"dataset", "settings", "seed", "dtype", "device", "library_version", "git_commit"} <= set(table.attrs)
-    must("trace", "ck/mixed", "--split", "bio", "--examples", 4, "--components", "norms", "--per", "batch",
+    must("trace", "ck/mixed", "--task", "bio", "--examples", 4, "--components", "norms", "--per", "batch",
          "--checkpoint", "ck/pre", "--out", "along")  # fmt: skip
     along = GradientTrace.load("along/bio.safetensors")
     assert "blocks.0.ln1.w" in along.gradients
@@ -301,7 +301,7 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
     shown = must("rank", "ck/mixed", *rank, "--draws", 2, "--out", "ranked")
     assert "left out: graft_size" in shown
     ranking, summary = (pandas.read_parquet(f"ranked/{name}.parquet") for name in ("ranking", "summary"))
-    metrics = ["shared_size", "bio_trace", "qa_trace", "change", "gradient_x_activation", "ablation", "random"]
+    metrics = ["shared_size", "bio_trace", "qa_id_trace", "change", "gradient_x_activation", "ablation", "random"]
     assert list(ranking["metric"].unique()) == metrics
     assert set(ranking.groupby(["metric", "draw"])["unit"].nunique()) == {16}
     drawn = ranking.groupby("metric")["draw"].nunique()
@@ -309,7 +309,7 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
     assert len(ranking) == 16 * drawn.sum()
     assert len(summary) == len(metrics) * 2 * 2
     assert ranking.attrs["settings"]["mask"]
-    neurons = ("--units", "neurons", "--metric", "change", "--split", "qa_id", "--mode", "zero", "--examples", 2)
+    neurons = ("--units", "neurons", "--metric", "change", "--task", "qa_id", "--mode", "zero", "--examples", 2)
     must("rank", "ck/mixed", "--pre", "ck/pre", *neurons, "--rest", "pre", "--out", "neurons")
     assert pandas.read_parquet("neurons/curves.parquet").attrs["settings"]["rest"] == "pre"
     assert set(pandas.read_parquet("neurons/curves.parquet")["condition"]) == {"sufficient", "zero"}
@@ -373,7 +373,7 @@ def test_bad_sweeps_are_refused(plan, place, tmp_path):
 def test_ablate_and_patch_into_a_folder_are_sweeps(place, tmp_path):
     common = ("--data", place / "facts", "--head", "L1H1", "--examples", 10, "--out")
     for out in ("heads", "heads.parquet"):
-        assert call("ablate", place / "model0", "--split", "qa_id", *common, tmp_path / out).returncode == 0
+        assert call("ablate", place / "model0", "--task", "qa_id", *common, tmp_path / out).returncode == 0
     sweep, file = (pandas.read_parquet(tmp_path / out) for out in ("heads/table.parquet", "heads.parquet"))
     assert sweep["mode"].tolist() == file["mode"].tolist() == ["zero", "mean"]
     assert sweep["log_prob_effect"].tolist() == pytest.approx(file["log_prob_effect"].tolist(), abs=1e-4)
@@ -574,7 +574,7 @@ def test_a_graft_by_command_is_an_ordinary_checkpoint(study, tmp_path):
     model, before, fine_tuned = (load_model(folder) for folder in (out / "model", pre, mixed))
     with graft(before, found.mask, fine_tuned):
         assert fingerprint(model) == fingerprint(before)
-    assert "qa_id" in call("evaluate", out / "model", "--split", "qa_id").stdout
+    assert "qa_id" in call("evaluate", out / "model", "--task", "qa_id").stdout
     assert call("graft", mixed, "--pre", pre, "--by", "change", "--no-model", "--out", tmp_path / "two").returncode == 0
     assert {path.name for path in (tmp_path / "two").iterdir()} == {
         "answers.parquet",
