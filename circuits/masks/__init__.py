@@ -19,11 +19,11 @@ from circuits.masks.shared import (
     gini,
     influenced_parameters,
     shared_parameters,
-    shared_size,
     sharing,
     sharing_curve,
     top_share,
 )
+from circuits.masks.sizes import shared_size, units_of
 
 __all__ = [
     "FRACTIONS",
@@ -52,5 +52,6 @@ __all__ = [
     "sharing_curve",
     "top_share",
     "unit_mask",
+    "units_of",
     "zero",
 ]
