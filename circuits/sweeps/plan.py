@@ -95,7 +95,7 @@ class _OfMask:
 def _read_units(value: Any) -> "str | tuple[str, ...] | _OfMask":
     kinds = (*KINDS, *Component.NAMES)
     if isinstance(value, Mapping):
-        return _OfMask(**value)
+        return _OfMask(**{str(name): one for name, one in value.items()})
     if isinstance(value, _OfMask):
         return value
     if isinstance(value, Path) or (isinstance(value, str) and (value in kinds or Path(value).suffix in _TABLES)):

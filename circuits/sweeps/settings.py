@@ -96,7 +96,7 @@ def in_one_sentence(settings: type[Made]) -> type[Made]:
 
 def _sentence(refused: ValidationError, known: list[str]) -> str:
     first = refused.errors()[0]
-    told = first.get("ctx", {}).get("error", first["msg"])
+    told = first.get("ctx", {}).get("error")
     if not first["loc"]:  # two settings that do not fit together
         return str(told)
     place = first["loc"][0]
@@ -108,7 +108,9 @@ def _sentence(refused: ValidationError, known: list[str]) -> str:
         )
     if first["type"] == "missing":
         return f"{name} is missing: it has no value of its own"
-    return f"{name}: {told}" if isinstance(told, CircuitsError) else f"{name} {told}"
+    if told is None or isinstance(told, CircuitsError):  # a whole sentence
+        return f"{name}: {told or first['msg']}"
+    return f"{name} {told}"
 
 
 def read_settings(path: Path) -> Mapping[Any, Any]:

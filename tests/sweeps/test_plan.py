@@ -67,6 +67,7 @@ def test_a_plan_in_yaml_in_toml_and_in_python_is_the_same(tmp_path):
         ("model: m\nunits: {mask: 3}\n", "plan.yaml: units: mask is 3: it must be the path of a file"),
         ("model: m\nunits: {kind: heads}\n", "plan.yaml: units: mask is missing"),
         ("model: m\nunits: {mask: f, kind: tails}\n", "units: kind has no choice 'tails': choose from heads, groups, "),
+        ("model: m\nunits: {mask: f, 3: 4}\n", "units: there is no setting '3': choose from mask, kind, top"),
         ("model: m\nunits: {mask: f, top: 0}\n", "units: top is 0: it must be a whole number of 1 or more"),
         ("model: m\nunits: {mask: f, tops: 3}\n", "units: there is no setting 'tops': 'top' may be meant"),
         ("model: m\nunits: {mask: f, kind: neurons}\nsite: q\n", "L0N0 has no site 'q'"),
@@ -113,7 +114,7 @@ def test_files_that_are_no_plans_are_refused(tmp_path):
         ((), {}, "model is missing"),
         ((3,), {}, "model is 3: it must be the path of a folder"),
         (("m",), {"mode": "zero"}, "there is no setting 'mode': 'modes' may be meant"),
-        (("m",), {"model": "n"}, "model Got multiple values for argument"),
+        (("m",), {"model": "n"}, "model: Got multiple values for argument"),
         (("m",), {"modes": "max"}, "modes has no choice 'max': choose from zero, mean"),
         (("m",), {"threads": "2"}, "threads is '2': it must be a whole number of 1 or more"),
     ],
@@ -173,9 +174,8 @@ def test_units_of_a_ranking_come_from_the_top_down(tmp_path):
 
 @pytest.mark.parametrize(("kind", "unit"), [("heads", Head), ("groups", KVGroup), ("neurons", Neuron)])
 def test_units_of_a_mask_come_largest_first(tmp_path, kind, unit):
-    held = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in SHAPES.items()}
-    for name in held:
-        held[name][..., :1] = torch.rand(held[name][..., :1].shape) < 0.7
+    generator = torch.Generator().manual_seed(0)
+    held = {name: torch.rand(shape, generator=generator) < 0.2 for name, shape in SHAPES.items()}
     mask = ParameterMask(held, model="a")
     mask.save(tmp_path / "mask.safetensors")
     by_hand = [f"zero {one}" for one in units_of(mask, unit)]
