@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         revert,
         shared_parameters,
         shared_size,
+        units_of,
         zero,
     )
     from circuits.metrics import evaluate
@@ -66,6 +67,7 @@ _HOMES = {
     "sweep_patches": "sweeps",
     "trace_gradients": "tracing",
     "train": "training",
+    "units_of": "masks",
     "zero": "masks",
 }
 
@@ -105,6 +107,7 @@ __all__ = [
     "sweep_patches",
     "trace_gradients",
     "train",
+    "units_of",
     "zero",
 ]
 

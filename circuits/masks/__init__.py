@@ -19,12 +19,11 @@ from circuits.masks.shared import (
     gini,
     influenced_parameters,
     shared_parameters,
-    shared_size,
     sharing,
     sharing_curve,
     top_share,
-    units_of,
 )
+from circuits.masks.sizes import shared_size, units_of
 
 __all__ = [
     "FRACTIONS",

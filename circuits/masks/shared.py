@@ -6,8 +6,7 @@
 3. Chance: independent sets of the same sizes would share N · Π |Iₜ| / N; the lift is |S| over that. The control: the
    same intersection with all traces but the first permuted within each tensor, which keeps how much each tensor holds.
    Everything that is said of S is also said of several such draws, with an interval.
-4. The Shared Size of a unit: how many of its parameters lie in S. A key/value slice belongs to its group, and each of
-   the group's query heads gets an equal share of it.
+4. The Shared Size of a unit: how many of its parameters lie in S (`circuits.masks.sizes`).
 5. Centralisation: the Gini coefficient of Shared Size over heads (neurons), and the share of S in heads (neurons) that
    the top tenth of them holds. Both depend on |S|: few parameters lie unevenly by chance alone. So beside them stands
    what random sets have: as many parameters as S has in heads (neurons), drawn from all that heads (neurons) own.
@@ -29,11 +28,12 @@ from circuits.errors import CircuitsError
 from circuits.masks.mask import ParameterMask
 from circuits.masks.packing import PackedTensor, PackedTensors, pack
 from circuits.masks.selection import all_finite, largest
+from circuits.masks.sizes import owned_counts, unit_counts
 from circuits.progress import track
 from circuits.statistics import mean_interval
 from circuits.storage import digest, provenance
 from circuits.tracing import GradientTrace
-from circuits.units import Head, KVGroup, Neuron, layer_of, layout_of
+from circuits.units import Head, KVGroup, Neuron
 
 SCOPES: tuple[str, ...] = ("global", "tensor")
 _DEALT = 10**9
@@ -318,7 +318,7 @@ def _measures(sets: list[ParameterMask], chance: float, smallest: int) -> dict[s
         "lift": shared.size / chance,
     }
     for kind, prefix in _CENTRALISED:
-        counted = _unit_counts(shared, kind)
+        counted = unit_counts(shared, kind)
         sizes = torch.cat([own + part for own, part, _, _ in counted.values()]) if counted else torch.zeros(1)
         found |= {f"{prefix}{name}": value for name, value in _centralisation(sizes).items()}
     return found
@@ -336,7 +336,7 @@ def _random_sizes(
     mask: ParameterMask, kind: type[Head] | type[Neuron], generator: numpy.random.Generator
 ) -> Float[Tensor, " units"]:
     """The sizes of units in a random set with as many parameters of such units, all of them equally likely."""
-    counted = [_counts(mask, kind), *([_counts(mask, KVGroup)] if kind is Head else [])]
+    counted = [owned_counts(mask, kind), *([owned_counts(mask, KVGroup)] if kind is Head else [])]
     slices = [(number, layer) for number, found in enumerate(counted) for layer in found]
     if not slices:
         return torch.zeros(1)
@@ -391,107 +391,3 @@ def top_share(values: Float[Tensor, " units"], fraction: float) -> float:
     total = float(values.sum())
     count = max(1, round(fraction * len(values)))
     return float(values.sort(descending=True).values[:count].sum()) / total if total else math.nan
-
-
-def shared_size(mask: ParameterMask, kind: type[Head] | type[KVGroup] | type[Neuron]) -> pandas.DataFrame:
-    """Shared Size: how many parameters of each unit lie in a mask. By layer: `ParameterMask.by_layer`.
-
-    Args:
-        mask: usually the shared parameters.
-        kind: `Head`, `KVGroup` or `Neuron`.
-
-    Returns:
-        One row for each unit: ``unit``, ``layer``, ``index``, ``size`` (a head with grouped keys and values gets its
-        equal share of the group's, so it may be fractional), ``parameters`` (how many it owns) and ``fraction``; for
-        heads also ``query_output`` and ``key_value``, the two parts of ``size``.
-
-    Raises:
-        CircuitsError: the mask covers no parameters of such units.
-
-    Source:
-        arXiv 2505.16178, section 3 (Shared Size).
-    """
-    counted = _unit_counts(mask, kind)
-    if not counted:
-        raise CircuitsError(f"the mask covers no parameters of {kind.NOUN}s")
-    tables = []
-    for layer, (own, part, owned, owned_part) in sorted(counted.items()):
-        columns = {
-            "unit": [str(kind(layer, index)) for index in range(len(own))],
-            "layer": layer,
-            "index": range(len(own)),
-            "size": (own + part).numpy(),
-            "parameters": (owned + owned_part).numpy(),
-            "fraction": ((own + part) / (owned + owned_part)).numpy(),
-        }
-        if kind is Head:
-            columns |= {"query_output": own.numpy(), "key_value": part.numpy()}
-        tables.append(pandas.DataFrame(columns))
-    return pandas.concat(tables, ignore_index=True)
-
-
-def units_of(
-    mask: ParameterMask, kind: type[Head] | type[KVGroup] | type[Neuron] = Head, *, top: int | None = None
-) -> list[Any]:
-    """The units with the largest Shared Size, to be ablated, patched or looked at.
-
-    Args:
-        mask: usually the shared parameters.
-        kind: `Head`, `KVGroup` or `Neuron`.
-        top: how many; all that have a parameter in the mask if not given.
-
-    Returns:
-        Units, the largest first, those of equal size in the model's order; fewer than ``top`` if no more of them have a
-        parameter in the mask.
-
-    Raises:
-        CircuitsError: the mask has no parameter of such a unit, or ``top`` is less than 1.
-
-    Example:
-        >>> from circuits.facts import word_tokenizer
-        >>> from circuits.masks import unit_mask
-        >>> from circuits.models import load_model
-        >>> from circuits.training import new_model
-        >>> model = load_model(new_model("tiny-llama", word_tokenizer()))
-        >>> [str(head) for head in units_of(unit_mask(model, [Head(2, 1)]))]
-        ['L2H1']
-    """
-    if top is not None and top < 1:
-        raise CircuitsError(f"the top {top} {kind.NOUN}s are none: ask for 1 or more")
-    table = shared_size(mask, kind)
-    chosen = table[table["size"] > 0].sort_values("size", ascending=False, kind="stable").head(top or len(table))
-    if chosen.empty:
-        raise CircuitsError(f"the mask has no parameter of a {kind.NOUN}: take another kind of unit")
-    return [kind(int(row.layer), int(row.index)) for row in chosen.drop(columns="unit").itertuples(index=False)]
-
-
-def _unit_counts(
-    mask: ParameterMask, kind: type[Head] | type[KVGroup] | type[Neuron]
-) -> dict[int, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Layer → for each unit: entries in the mask that are its own, its share of its group's, and of how many."""
-    groups = _counts(mask, KVGroup) if kind is Head else {}
-    found = {}
-    for layer, (own, owned) in _counts(mask, kind).items():
-        part, owned_part = torch.zeros_like(own), torch.zeros_like(owned)
-        if layer in groups:
-            repeats = len(own) // len(groups[layer][0])
-            part, owned_part = (value.repeat_interleave(repeats) / repeats for value in groups[layer])
-        found[layer] = (own, part, owned, owned_part)
-    return found
-
-
-def _counts(
-    mask: ParameterMask, kind: type[Head] | type[KVGroup] | type[Neuron]
-) -> dict[int, tuple[Float[Tensor, " unit"], Float[Tensor, " unit"]]]:
-    """Layer → entries of each unit in the mask, and entries it owns."""
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    for name in mask.masks:
-        layer, layout = layer_of(name), layout_of(name)
-        if layout.unit is not kind or layer is None:
-            continue
-        by_unit = mask.masks[name].movedim(layout.axis, 0)
-        sizes = by_unit.reshape(len(by_unit), -1).sum(1).double()
-        owned = torch.full_like(sizes, by_unit[0].numel())
-        before = found.get(layer, (torch.zeros_like(sizes), torch.zeros_like(owned)))
-        found[layer] = (before[0] + sizes, before[1] + owned)
-    return found

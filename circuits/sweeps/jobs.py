@@ -30,6 +30,7 @@ from circuits.interventions import (
     screen_interventions,
 )
 from circuits.interventions.engine import answers_table, means_table
+from circuits.masks import ParameterMask
 from circuits.models import Model, fingerprint, load_model, require_start, shape_of
 from circuits.storage import digest
 from circuits.sweeps.plan import Job, SweepPlan
@@ -56,8 +57,8 @@ class PreparedSweep:
         interventions: name → the interventions on it, in the order of the table.
 
     Raises:
-        CircuitsError: a model, dataset or ranking cannot be read, the plan does not fit them, or its ``pre`` is not
-            what its model was trained from.
+        CircuitsError: a model, dataset, ranking or mask cannot be read, the plan does not fit them, or its ``pre``
+            is not what its model was trained from.
     """
 
     def __init__(self, plan: SweepPlan) -> None:
@@ -69,6 +70,8 @@ class PreparedSweep:
         others = [plan.reference, "bio" if plan.source == "formats" else None]
         self.dataset = people_of([*plan.tasks, *filter(None, others)], model, plan.dataset)
         self.model = load_model(model, plan.dtype, plan.device)
+        if plan.mask is not None:
+            ParameterMask.load(plan.mask).check(self.model)
         self.pre: Model | None = None
         if plan.pre is not None:
             self.pre = load_model(plan.pre, plan.dtype, plan.device)
@@ -138,7 +141,7 @@ class PreparedSweep:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """Fingerprints of everything the plan names by a path, and where the models are."""
-        ranking = self.plan.unit_names() if self.plan.ranking is not None else None
+        ranking = self.plan.unit_names() if self.plan.ranking or self.plan.mask else None
         used = dict(self.tasks)
         if self.plan.reference is not None and self.reference is not None:
             used[self.plan.reference] = self.reference

@@ -8,18 +8,34 @@
 4. Nothing here reads the model: the same plan for models of one shape gives the same jobs.
 """
 
-import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import PlainValidator, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from circuits.errors import CircuitsError
-from circuits.facts import SPLITS
 from circuits.interventions import MODES, Intervention, cumulative, pairs, single
+from circuits.masks import ParameterMask, units_of
 from circuits.metrics import NAMED_METRICS
 from circuits.models import DTYPES
+from circuits.sweeps.settings import (
+    STRICT,
+    Count,
+    File,
+    Flag,
+    Folder,
+    Name,
+    Names,
+    Seed,
+    Share,
+    in_one_sentence,
+    must_be,
+    one_of,
+    read_settings,
+)
 from circuits.units import AnyUnit, Component, Head, KVGroup, ModelShape, Neuron, parse_unit
 
 #: Kinds of units that a plan can name at once.
@@ -51,7 +67,7 @@ class Job:
     Attributes:
         index: its place among all jobs of the sweep.
         stage: ``estimate``, or ``exact``.
-        task: the split.
+        task: as the plan names it.
         start: the first of the task's interventions (with a screen: of those that are computed exactly).
         stop: the one after the last.
     """
@@ -66,7 +82,37 @@ class Job:
         return self.stop - self.start
 
 
-@dataclass(frozen=True)
+@in_one_sentence
+@dataclass(frozen=True, config=STRICT)
+class _OfMask:
+    """The units with the largest Shared Size in a saved mask."""
+
+    mask: File
+    kind: Annotated[Name, one_of(KINDS)] = "heads"
+    top: Count | None = None
+
+
+def _read_units(value: Any) -> "str | tuple[str, ...] | _OfMask":
+    kinds = (*KINDS, *Component.NAMES)
+    if isinstance(value, Mapping):
+        return _OfMask(**{str(name): one for name, one in value.items()})
+    if isinstance(value, _OfMask):
+        return value
+    if isinstance(value, Path) or (isinstance(value, str) and (value in kinds or Path(value).suffix in _TABLES)):
+        return str(value)
+    if isinstance(value, str) and not value.startswith("L"):
+        raise CircuitsError(
+            f"there are no units {value!r}: choose from {', '.join(kinds)}, list names such as L2H1, name the file of "
+            "a ranking (.parquet, .csv), or take those of a mask: {mask: FILE, kind: heads}"
+        )
+    names = tuple(TypeAdapter(Names).validate_python(value))
+    for name in names:
+        parse_unit(name)
+    return names
+
+
+@in_one_sentence
+@dataclass(frozen=True, config=STRICT)
 class SweepPlan:
     """Many interventions on one model, as one resumable job.
 
@@ -75,11 +121,13 @@ class SweepPlan:
     Attributes:
         model: folder of the checkpoint.
         dataset: folder of the dataset; a checkpoint made by ``circuits train`` knows its own.
-        tasks: splits to score.
-        examples: use so many of each split, drawn with the seed; all of them if not given.
+        tasks: what to score: splits of the dataset, files of prompts (.jsonl, .json, .csv, .parquet), or ready sources
+            such as ``ioi``; names are looked up when the sweep is prepared.
+        examples: use so many of each task, drawn with the seed; all of them if not given.
         units: ``heads``, ``groups``, ``neurons``; ``attn_out``, ``mlp_out``, ``resid_pre``, ``resid_mid``,
-            ``resid_post``; a list of names such as ``L2H1``; or the file (.parquet, .csv) of a ranking, whose column
-            ``unit`` is taken from top to bottom.
+            ``resid_post``; a list of names such as ``L2H1``; the file (.parquet, .csv) of a ranking, whose column
+            ``unit`` is taken from top to bottom; or those with the largest Shared Size in a saved mask of the model,
+            ``{mask: FILE, kind: heads, top: 20}``: kind as above, all that hold any of the mask without ``top``.
         together: which are changed in one run: each ``single``, all ``pairs``, or ``cumulative``: the first, the first
             two, and so on.
         modes: ``zero``, ``mean``, ``mean_by_position``, ``resample``, ``patch``, ``revert``.
@@ -89,7 +137,7 @@ class SweepPlan:
         pre: folder of the checkpoint before fine-tuning, for ``revert``.
         source: for ``patch`` and the metrics ``logit_diff`` and ``source_exact_match``: ``people`` (another person's
             run) or ``formats`` (the same person's biography).
-        reference: the split for ``mean``, ``mean_by_position`` and ``resample``; the first task if not given.
+        reference: the task for ``mean``, ``mean_by_position`` and ``resample``; the first task if not given.
         metrics: of each answer: ``exact_match``, ``first_token``, ``log_prob``, ``logit_diff``, ``source_exact_match``,
             ``kl``.
         seed: of every draw.
@@ -113,35 +161,30 @@ class SweepPlan:
         ['zero L0H0+L2H1']
     """
 
-    model: str | Path
-    dataset: str | Path | None = None
-    tasks: Sequence[str] = ("qa_ood",)
-    examples: int | None = None
-    units: str | Path | Sequence[str] = "heads"
-    together: str = "single"
-    modes: Sequence[str] = ("zero",)
-    site: str | None = None
-    positions: int | str = "all"
-    pre: str | Path | None = None
-    source: str | None = None
-    reference: str | None = None
-    metrics: Sequence[str] = ("exact_match", "log_prob")
-    seed: int = 0
-    dtype: str = "float32"
-    device: str | None = None
-    threads: int = 1
-    screen: str | None = None
-    verify: float = 0.2
-    per_answer: bool = False
-    check_start: bool = True
-    job_size: int = 64
+    model: Folder
+    dataset: Folder | None = None
+    tasks: Names = ("qa_ood",)
+    examples: Count | None = None
+    units: Annotated[str | Path | Sequence[str] | Mapping[str, Any] | _OfMask, PlainValidator(_read_units)] = "heads"
+    together: Annotated[Name, one_of(TOGETHER)] = "single"
+    modes: Annotated[Names, one_of(MODES)] = ("zero",)
+    site: Name | None = None
+    positions: Annotated[int | str, must_be("a number, or a name such as all, each or subject")] = "all"
+    pre: Folder | None = None
+    source: Annotated[Name, one_of(SOURCES)] | None = None
+    reference: Name | None = None
+    metrics: Annotated[Names, one_of(NAMED_METRICS)] = ("exact_match", "log_prob")
+    seed: Seed = 0
+    dtype: Annotated[Name, one_of(DTYPES)] = "float32"
+    device: Name | None = None
+    threads: Count = 1
+    screen: Annotated[Name, one_of(SCREENS)] | None = None
+    verify: Share = 0.2
+    per_answer: Flag = False
+    check_start: Flag = True
+    job_size: Count = 64
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            object.__setattr__(self, field.name, _read_setting(field.name, getattr(self, field.name)))
-        self._check()
-
-    def _check(self) -> None:
         compared = {"logit_diff", "source_exact_match"} & set(self.metrics)
         if compared and self.source == "formats":
             raise CircuitsError(
@@ -168,15 +211,21 @@ class SweepPlan:
         """Units of every kind that the plan is known to name, before any model is seen."""
         if isinstance(self.units, tuple):
             return [parse_unit(name) for name in self.units]
-        if self.units in KINDS:
-            return [KINDS[str(self.units)](0, 0)]
-        return [] if self.ranking is not None else [Component(0, str(self.units))]
+        kind = self.units.kind if isinstance(self.units, _OfMask) else str(self.units)
+        if kind in KINDS:
+            return [KINDS[kind](0, 0)]
+        return [] if self.ranking is not None else [Component(0, kind)]
 
     @property
     def ranking(self) -> Path | None:
         """The file of a ranking, if the units come from one."""
         named = isinstance(self.units, str) and Path(self.units).suffix in _TABLES
         return Path(str(self.units)) if named else None
+
+    @property
+    def mask(self) -> Path | None:
+        """The file of a mask, if the units come from one."""
+        return Path(self.units.mask) if isinstance(self.units, _OfMask) else None
 
     @classmethod
     def read(cls, path: str | Path) -> "SweepPlan":
@@ -193,29 +242,26 @@ class SweepPlan:
             ('zero', 'mean')
         """
         path = Path(path)
-        if path.suffix not in (".yaml", ".yml", ".toml"):
-            raise CircuitsError(f"{path} is no plan: end the name of a YAML or TOML file in .yaml, .yml or .toml")
-        if not path.is_file():
-            raise CircuitsError(f"there is no file {path}")
-        settings = _read_toml(path) if path.suffix == ".toml" else _read_yaml(path)
-        if not isinstance(settings, dict):
-            raise CircuitsError(f"{path} is no plan: write settings such as 'model: FOLDER', each on a line of its own")
-        _check_keys(settings, path)
+        settings = read_settings(path)
         if "model" not in settings:
             raise CircuitsError(f"{path} names no model: give the folder of a checkpoint as 'model'")
         try:
-            return cls(**{name: _read_setting(name, value) for name, value in settings.items()})
+            return cls(**{str(name): value for name, value in settings.items()})
         except CircuitsError as error:
             raise CircuitsError(f"{path}: {error}") from None
 
     def unit_names(self) -> tuple[str, ...] | None:
-        """The names of the units in the order of the list or the ranking; None if the plan names a whole kind.
+        """The names of the units in the order of the list, ranking or mask; None if the plan names a whole kind.
 
         Raises:
-            CircuitsError: the ranking is missing, has no column ``unit``, or names a unit twice.
+            CircuitsError: the ranking is missing, has no column ``unit``, or names a unit twice; the mask is missing or
+                holds no such units.
         """
         if isinstance(self.units, tuple):
             return self.units
+        if isinstance(self.units, _OfMask):
+            of = self.units
+            return tuple(map(str, units_of(ParameterMask.load(of.mask), KINDS[of.kind], top=of.top)))
         return None if self.ranking is None else _read_ranking(self.ranking)
 
     @property
@@ -296,116 +342,6 @@ class SweepPlan:
                 ("exact", task, start, min(start + self.job_size, exact)) for start in range(0, exact, self.job_size)
             ]
         return [Job(index, *cut) for index, cut in enumerate(cuts)]
-
-
-def _list(names: Any) -> str:
-    return ", ".join(map(str, names))
-
-
-def _check_keys(settings: Mapping[Any, Any], path: Path) -> None:
-    known = [field.name for field in fields(SweepPlan)]
-    for key in settings:
-        if key not in known:
-            close = get_close_matches(str(key), [name for name in known if name not in settings], 1)
-            raise CircuitsError(
-                f"{path} has an unknown setting {key!r}: "
-                + (f"{close[0]!r} may be meant" if close else f"choose from {_list(known)}")
-            )
-
-
-#: What a name may be, and what several names may be.
-_NAME = {"together": tuple(TOGETHER), "source": SOURCES, "reference": SPLITS, "screen": SCREENS, "dtype": tuple(DTYPES)}
-_NAMES = {"tasks": SPLITS, "modes": MODES, "metrics": tuple(NAMED_METRICS)}
-#: The least a number may be.
-_LEAST = {"examples": 1, "seed": 0, "threads": 1, "job_size": 1}
-_OPTIONAL = ("dataset", "examples", "site", "pre", "source", "reference", "device", "screen")
-
-
-def _read_setting(name: str, value: Any) -> Any:
-    """The value of a setting in its own type, or an error that says what it can be."""
-    if value is None and name in _OPTIONAL:
-        return None
-    if name in ("model", "dataset", "pre"):
-        return str(_typed(name, value, (str, Path), "the path of a folder"))
-    if name in _LEAST:
-        least = _LEAST[name]
-        if _typed(name, value, (int,), f"a whole number of {least} or more") < least:
-            raise CircuitsError(f"{name} is {value}: it must be {least} or more")
-        return value
-    if name == "verify":
-        if not 0 < _typed(name, value, (int, float), "a share between 0 and 1") <= 1:
-            raise CircuitsError(f"verify is {value}: it must be a share above 0, up to 1")
-        return float(value)
-    if name in ("per_answer", "check_start"):
-        if not isinstance(value, bool):
-            raise CircuitsError(f"{name} is {value!r}: it must be true or false")
-        return value
-    if name == "positions":
-        return _typed(name, value, (int, str), "a number, or a name such as all, each or subject")
-    if name in _NAME:
-        return _chosen(name, _typed(name, value, (str,), "a name"), _NAME[name])
-    if name in _NAMES:
-        return tuple(_chosen(name, one, _NAMES[name]) for one in _several(name, value))
-    if name == "units":
-        return _read_units(value)
-    return _typed(name, value, (str,), "a name")
-
-
-def _read_units(value: Any) -> str | tuple[str, ...]:
-    kinds = (*KINDS, *Component.NAMES)
-    if isinstance(value, Path) or (isinstance(value, str) and (value in kinds or Path(value).suffix in _TABLES)):
-        return str(value)
-    names = _several("units", value)
-    for name in names:
-        if isinstance(value, str) and not name.startswith("L"):
-            raise CircuitsError(
-                f"there are no units {name!r}: choose from {_list(kinds)}, list names such as L2H1, or name the file "
-                "of a ranking (.parquet, .csv)"
-            )
-        parse_unit(name)
-    return names
-
-
-def _typed(name: str, value: Any, types: tuple[type, ...], what: str) -> Any:
-    if not isinstance(value, types) or isinstance(value, bool):
-        raise CircuitsError(f"{name} is {value!r}: it must be {what}")
-    return value
-
-
-def _chosen(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise CircuitsError(f"{name} has no choice {value!r}: choose from {_list(choices)}")
-    return value
-
-
-def _several(name: str, value: Any) -> tuple[str, ...]:
-    names = (value,) if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not names or not all(isinstance(one, str) for one in names):
-        raise CircuitsError(f"{name} is {value!r}: it must be a name or a list of names")
-    for one in names:
-        if names.count(one) > 1:
-            raise CircuitsError(f"{name} has {one} twice: name it once")
-    return tuple(names)
-
-
-def _read_toml(path: Path) -> Any:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CircuitsError(f"{path} is not a TOML file: {error}") from None
-
-
-def _read_yaml(path: Path) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise CircuitsError(f"{path} is not a YAML file: {error}") from None
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise CircuitsError(f"{path} is not a YAML file: {problem.splitlines()[0]}{where}") from None
 
 
 def _read_ranking(path: Path) -> tuple[str, ...]:

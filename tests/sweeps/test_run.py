@@ -11,11 +11,12 @@ from scipy.stats import false_discovery_control
 from circuits.errors import CircuitsError
 from circuits.facts import DatasetSettings, make_dataset
 from circuits.interventions import pair_formats, patch_heads
+from circuits.masks import ParameterMask, covered_parameters
 from circuits.metrics import evaluate
 from circuits.models import fingerprint, load_model
 from circuits.sweeps import SweepPlan, run_sweep, sweep_state
 from circuits.sweeps.jobs import largest
-from circuits.units import Head
+from circuits.units import Head, layer_of, layout_of
 from tests.conftest import FAMILIES
 from tests.sweeps.conftest import contents
 
@@ -124,6 +125,47 @@ def test_another_ranking_of_the_same_name_is_refused(plan_of, tmp_path):
     ranking.write_text("unit\nL1H1\nL0H0\n")
     with pytest.raises(CircuitsError, match=r"holds a sweep with ranking \w{16}, not \w{16}"):
         run_sweep(plan_of(units=ranking, together="cumulative"), tmp_path / "out")
+
+
+def saved_mask(folder, file, odd: int):
+    """A mask of the model in a folder: the largest tenth of its heads' entries, in even or odd heads alone."""
+    model = load_model(folder)
+    parameters = {name: value for name, value in covered_parameters(model).items() if layout_of(name).unit is Head}
+    held = {name: value.abs() > value.abs().quantile(0.9) for name, value in parameters.items()}
+    for entries in held.values():
+        entries[1 - odd :: 2] = False
+    mask = ParameterMask(held, fingerprint(model))
+    mask.save(file)
+    return mask
+
+
+def test_units_from_a_mask_give_the_rows_of_the_same_units_by_name(places, plan_of, tmp_path):
+    file = tmp_path / "mask.safetensors"
+    mask = saved_mask(places.model, file, 0)
+    sizes = {
+        Head(layer, head): sum(int(mask.masks[name][head].sum()) for name in mask.masks if layer_of(name) == layer)
+        for layer in range(4)
+        for head in range(4)
+    }
+    by_hand = [str(head) for head in sorted(sizes, key=lambda head: -sizes[head])][:3]
+    plan = plan_of(units={"mask": file, "kind": "heads", "top": 3}, together="cumulative", modes=["zero", "mean"])
+    table = run_sweep(plan, tmp_path / "mask")
+    listed = run_sweep(plan_of(units=by_hand, together="cumulative", modes=["zero", "mean"]), tmp_path / "list")
+    assert table["units"].tolist()[:2] == [by_hand[0], "+".join(by_hand[:2])]
+    pandas.testing.assert_frame_equal(table, listed)
+    assert sweep_state(tmp_path / "mask").plan == plan
+    # another mask in the same file is another sweep
+    saved_mask(places.model, file, 1)
+    with pytest.raises(CircuitsError, match=r"holds a sweep with ranking \w{16}, not \w{16}"):
+        run_sweep(plan, tmp_path / "mask")
+
+
+def test_a_mask_of_another_model_is_refused(places, plan_of, tmp_path):
+    saved_mask(places.other, tmp_path / "mask.safetensors", 0)
+    plan = plan_of(units={"mask": tmp_path / "mask.safetensors"})
+    with pytest.raises(CircuitsError, match=r"the mask was made for model \w{16}, not for \w{16}"):
+        run_sweep(plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_input_leaves_nothing(places, plan_of, tmp_path):
