@@ -28,7 +28,7 @@ from circuits.interventions.memory import arithmetic
 from circuits.metrics import evaluate
 from circuits.models import load_model, parameters_of
 from circuits.models.hookable import backends
-from circuits.statistics import paired
+from circuits.statistics import intervals, paired
 from circuits.tasks import Task
 from circuits.units import Component, Head, KVGroup, Neuron
 from tests.conftest import loaded
@@ -456,6 +456,23 @@ def test_effects_have_the_intervals_and_tests_of_their_people(model, tasks):
         order = numpy.argsort(p)
         by_hand = [min(min(p[order[j]] * 3 / (j + 1) for j in range(i, 3)), 1) for i in range(3)]
         assert q[order] == pytest.approx(by_hand)
+
+
+def test_an_interval_follows_from_the_metric_and_not_from_the_values(model, tasks):
+    def constant(logits, known):
+        return known.total(0 * logits[..., 0])
+
+    task = tasks["qa_ood"].select(range(8))
+    table = run_interventions(model, task, single([Head(1, 1)]), metrics=["exact_match", constant])
+    assert table["constant_effect"].tolist() == [0]
+    assert table[["constant_effect_low", "constant_effect_high"]].isna().all(axis=None)
+    assert table["constant_effect_p"].tolist() == [1]
+    answers = run_interventions(model, task, single([Head(1, 1)]), metrics="exact_match", per_answer=True)
+    low, high = intervals(
+        answers["exact_match_effect"].to_numpy(), answers["group"].to_numpy(), kind="binary_difference"
+    )
+    assert table[["exact_match_effect_low", "exact_match_effect_high"]].values.tolist() == [[float(low), float(high)]]
+    assert low < high
 
 
 @pytest.fixture
