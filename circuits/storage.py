@@ -213,7 +213,7 @@ def with_plain_columns(table: "pandas.DataFrame") -> "pandas.DataFrame":
         >>> with_plain_columns(pandas.DataFrame({"group": [3, "Ann and Bo"], "start": [1, 2]})).to_dict("list")
         {'group': ['3', 'Ann and Bo'], 'start': [1, 2]}
     """
-    kinds = {name: {*map(type, table[name].dropna())} for name in table.select_dtypes("object")}
+    kinds = {name: {*map(type, table[name].dropna())} for name in table if table[name].dtype == object}
     mixed = [name for name, types in kinds.items() if len(types) > 1 and types & {str, bool}]
     return table.assign(**{name: table[name].map(str, na_action="ignore") for name in mixed})
 

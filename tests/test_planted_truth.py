@@ -38,7 +38,7 @@ WORDS = {"A": range(0, 8), "B": range(8, 16)}
 ANSWERS = {"A": range(16, 21), "B": range(21, 26)}
 
 
-def planted():
+def planted_checkpoint() -> LlamaForCausalLM:
     config = LlamaConfig(
         hidden_size=D_MODEL,
         head_dim=D_HEAD,
@@ -78,7 +78,11 @@ def planted():
                 draw(layer.mlp.gate_proj.weight, neuron, READ[kind])
                 draw(layer.mlp.up_proj.weight, neuron, READ[kind])
                 draw(layer.mlp.down_proj.weight, WRITE[kind], neuron)
-    return load_model(model)
+    return model
+
+
+def planted():
+    return load_model(planted_checkpoint())
 
 
 def task_of(name: str, examples: int = 24, length: int = 6) -> Task:

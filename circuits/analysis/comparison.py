@@ -175,7 +175,7 @@ def _differences(a: Analysis, b: Analysis) -> Iterator[tuple[str, pandas.DataFra
     if both("ranking_summary"):
         keys = ["kind", "condition", "metric", "task"]
         one, other = (side.tables["ranking_summary"].set_index(keys) for side in (a, b))
-        joined = one.join(other, lsuffix="_a", rsuffix="_b").reset_index()
+        joined = one.add_suffix("_a").join(other.add_suffix("_b")).reset_index()
         yield "areas", joined[[*keys, *(name for name in joined if name.startswith(("auc", "n95", "n50")))]]
 
 
@@ -308,7 +308,7 @@ def _smallest_grafts(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFra
         for table in (a, b)
     ]
     columns = ["score", "size", "fraction", "exact_match"]
-    return chosen[0][columns].join(chosen[1][columns], lsuffix="_a", rsuffix="_b", how="outer").reset_index()
+    return chosen[0][columns].add_suffix("_a").join(chosen[1][columns].add_suffix("_b"), how="outer").reset_index()
 
 
 def _plain(table: pandas.DataFrame) -> list[dict[str, Any]]:
@@ -352,7 +352,7 @@ def _write_page(found: Comparison) -> None:
         sections.append(Section("What the tasks share", [text], shared, figures.get("heads")))
     if "ablation" in tables:
         text = "How far each falls without its own shared parameters, and the difference of the two drops."
-        shown = _shown(tables["ablation"], ["scope", "task"], found.names, "_effect")
+        shown = _shown(tables["ablation"], ["scope", "task"], found.names, "_effect", label="drop of ")
         sections.append(Section("What happens without it", [text], shown))
     if "grafts" in tables:
         sections.append(Section("What is enough of the fine-tuning", [], tables["grafts"].round(4)))
@@ -376,12 +376,22 @@ def _write_page(found: Comparison) -> None:
     write_report(found.report, f"{one} and {other}", lead, sections, "circuits compare")
 
 
+def _areas(areas: pandas.DataFrame, names: tuple[str, str]) -> pandas.DataFrame:
+    """Areas as a person reads them: one row for each ranking, means over tasks."""
+    means = areas.groupby(["kind", "condition", "metric"], sort=False)[["auc_a", "auc_b"]].mean().reset_index()
+    shown = means[["kind", "condition", "metric"]].map(lambda cell: cell.replace("_", " "))
+    for side, name in zip(SIDES, names, strict=True):
+        shown[name] = means[f"auc_{side}"].map("{:.2f}".format)
+    return shown.rename(columns={"kind": "units", "metric": "ranking"})
+
+
 def _shown(
     table: pandas.DataFrame,
     keys: Sequence[str],
     names: tuple[str, str],
     ending: str = "",
     metrics: Sequence[str] | None = None,
+    label: str = "",
 ) -> pandas.DataFrame:
     """A table of differences as a person reads it."""
     shown = table[[*keys, "answers"]].copy()
@@ -392,13 +402,13 @@ def _shown(
             sign = "+" if signed else ""
             return "–" if value != value else f"{value:{sign}.1%}" if share else f"{value:{sign}.2f}"
 
-        label = metric.removesuffix("_effect").replace("_", " ")
+        what = label + metric.removesuffix("_effect").replace("_", " ")
         for side, name in zip(SIDES, names, strict=True):
-            shown[f"{label}, {name}"] = [written(value) for value in table[f"{metric}_{side}"]]
+            shown[f"{what}, {name}"] = [written(value) for value in table[f"{metric}_{side}"]]
         columns = (f"{metric}_difference", f"{metric}_difference_low", f"{metric}_difference_high")
-        shown[f"{label}, difference"] = [
-            f"{written(middle, True)} ({written(low, True)} to {written(high, True)})"
+        shown[f"{what}, difference"] = [
+            written(middle, True) + ("" if low != low else f" ({written(low, True)} to {written(high, True)})")
             for middle, low, high in zip(*(table[column] for column in columns), strict=True)
         ]
-        shown["p, corrected"] = [f"{value:.2g}" for value in table[f"{metric}_q"]]
+        shown[f"p of {what}"] = [f"{value:.2g}" for value in table[f"{metric}_q"]]
     return shown

@@ -57,7 +57,8 @@ def _two(value: float | None) -> str:
 
 
 def _interval(row: Mapping[str, Any], name: str, written: Callable[[float | None], str]) -> str:
-    return f"{written(row[name])} ({written(row[f'{name}_low'])} to {written(row[f'{name}_high'])})"
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return written(row[name]) + ("" if low is None or low != low else f" ({written(low)} to {written(high)})")
 
 
 def _tasks(summary: Mapping[str, Any]) -> Sequence[Section]:

@@ -276,7 +276,9 @@ def rank(case: Case, traces: dict[str, GradientTrace], masks: dict[str, Paramete
         counts = counts_of(ranking["unit"].nunique())
         both = [critical_curve(ranking, case.model, tasks, case.pre, case.mode, counts=counts, per_answer=True)]
         if case.pre is not None:
-            both.append(sufficient_curve(ranking, case.pre, case.model, tasks, counts, "pre", per_answer=True))
+            both.append(
+                sufficient_curve(ranking, case.pre, case.model, tasks, counts, case.settings.rest, per_answer=True)
+            )
         measured = _joined(both, case.tasks).assign(kind=kind.NOUN)
         agreed = agreement(ranking).rename_axis("metric").reset_index()
         rankings.append(ranking.assign(kind=kind.NOUN))

@@ -36,7 +36,7 @@ Chat = Annotated[bool, typer.Option("--chat", help="Put prompts into the tokeniz
 DropBad = Annotated[bool, typer.Option("--drop-bad", help="Go on without the lines that cannot be used.")]
 
 
-@options_of("analysis.case.AnalysisSettings", "fraction", "draws", "keep", "examples", "neurons", "drawn")
+@options_of("analysis.case.AnalysisSettings", "fraction", "draws", "keep", "examples", "rest", "neurons", "drawn")
 def analyse(
     model: Model,
     task: Tasks,

@@ -12,7 +12,7 @@ from circuits.cli.settings import options_of
 from circuits.cli.terminal import resumable, say, show
 
 
-@options_of("analysis.case.AnalysisSettings", "fraction", "draws", "keep", "examples", "neurons", "drawn")
+@options_of("analysis.case.AnalysisSettings", "fraction", "draws", "keep", "examples", "rest", "neurons", "drawn")
 def compare(
     model: Model,
     other: Annotated[Path, typer.Argument(help="The other one.", show_default=False)],

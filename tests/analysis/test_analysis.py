@@ -1,0 +1,188 @@
+"""An analysis from files, on a model whose units are known; its steps, and its numbers against the slow way."""
+
+import json
+import shutil
+
+import pandas
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from circuits.analysis import STEPS, Analysis, AnalysisSettings, analyse
+from circuits.cli.app import app
+from circuits.errors import CircuitsError
+from circuits.interventions import Intervention, run_interventions
+from circuits.metrics import evaluate
+from circuits.models import load_model
+from circuits.tasks import Task
+from circuits.tracing import trace_gradients
+from circuits.units import Head, Neuron
+from tests.conftest import loaded
+from tests.test_planted_truth import planted_checkpoint, planted_units, reached, task_of
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The hand-built model as a checkpoint, and its two tasks as files of prompts."""
+    folder = tmp_path_factory.mktemp("planted")
+    words = Tokenizer(models.WordLevel({f"w{token}": token for token in range(26)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", pad_token="w0")
+    planted_checkpoint().save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    for name in "AB":
+        rows = [[f"w{token}" for token in tokens] for tokens in task_of(name).tokens.tolist()]
+        lines = [json.dumps({"prompt": " ".join(row[:-1]), "answer": f" {row[-1]}"}) for row in rows]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def planted(folder):
+    """The analysis that the command makes of them."""
+    fraction = reached(trace_gradients(load_model(planted_checkpoint()), task_of("A")))
+    tasks = [word for name in "AB" for word in ("--task", folder / f"{name}.jsonl")]
+    command = ["analyse", folder / "model", *tasks, "--out", folder / "out", "--fraction", fraction, "--draws", 2]
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    return Analysis(folder / "out"), command, result.output
+
+
+def test_planted_units_come_out_of_the_command(planted):
+    found, _, _ = planted
+    for name, kind in (("shared_heads", Head), ("shared_neurons", Neuron)):
+        table = found.tables[name].query("scope == 'global'")
+        assert set(table["unit"][table["size"] > 0]) == planted_units(kind, "both")
+    # what a head of one task alone does, and what a dead one does
+    effects = found.tables["sweep"].pivot(index="unit", columns="task", values="log_prob_effect")
+    moved = {name: set(effects.index[effects[name].abs() > 1e-6]) for name in "AB"}
+    assert not moved["A"] & planted_units(Head, "B", "neither")
+    assert not moved["B"] & planted_units(Head, "A", "neither")
+    assert moved["A"] & planted_units(Head, "A")
+    assert moved["B"] & planted_units(Head, "B")
+
+
+def test_the_command_says_how_long_it_takes_what_it_finds_and_where(planted):
+    found, _, output = planted
+    assert "about a minute on this machine" in output
+    assert "the heads that matter most" in output
+    assert str(found.report) in output.replace("\n", "")
+    page = found.report.read_text()
+    for title in ("What the model says", "What the tasks share", "What happens without it", "Which heads"):
+        assert f"<h2>{title}</h2>" in page
+    assert found.summary["left_out"] == {
+        "graft": "there is no model before fine-tuning (pre)",
+        "patch": "no task has counterfactuals, and no two have groups in common",
+        "attend": "no task has spans",
+    }
+    assert set(found.summary["seconds"]) == {step.name for step in STEPS} - set(found.summary["left_out"])
+
+
+def test_what_is_there_is_not_done_again(planted):
+    found, command, _ = planted
+    files = [file for file in found.folder.rglob("*") if file.suffix in (".parquet", ".safetensors")]
+    before = {file: file.stat().st_mtime_ns for file in files}
+    (found.folder / "steps" / "sweep.json").unlink()
+    sweep = found.tables["sweep"]
+    assert run(*command).exit_code == 0
+    after = {file: file.stat().st_mtime_ns for file in files}
+    assert {file.name for file in files if after[file] != before[file]} == {"sweep.parquet", "sweep_answers.parquet"}
+    pandas.testing.assert_frame_equal(found.tables["sweep"], sweep)
+    with pytest.raises(CircuitsError, match=r"holds an analysis with settings\.seed 0, not 1"):
+        run(*command, "--seed", 1)
+
+
+@pytest.fixture(scope="module")
+def both(tasks):
+    """A model on two tasks of people, with its start."""
+    chosen = [tasks[name].select(range(8)) for name in ("bio", "qa_id")]
+    return loaded("llama"), loaded("llama", seed=1), chosen
+
+
+@pytest.fixture(scope="module")
+def people(both, tmp_path_factory):
+    model, pre, tasks = both
+    settings = AnalysisSettings(draws=2, neurons=3, drawn=1, fractions=(0.01,))
+    return analyse(model, tasks, pre, out=tmp_path_factory.mktemp("people") / "out", settings=settings)
+
+
+def test_every_step_is_what_its_room_gives(both, people):
+    model, _, (bio, qa) = both
+    assert people.summary["left_out"] == {}
+    answers = people.tables["answers"]
+    alone = evaluate(model, qa)["log_prob"].tolist()
+    assert answers.loc[answers["task"] == "qa_id", "log_prob"].tolist() == pytest.approx(alone)
+    traced = trace_gradients(model, bio)
+    assert all(torch.equal(people.traces["bio"].gradients[name], value) for name, value in traced.gradients.items())
+    plan = [Intervention((Head(1, 2),))]
+    row = run_interventions(model, qa, plan).iloc[0]
+    swept = people.tables["sweep"].set_index(["unit", "task"]).loc[("L1H2", "qa_id")]
+    for name in ("log_prob", "log_prob_effect", "log_prob_effect_low", "log_prob_effect_high", "log_prob_effect_p"):
+        assert swept[name] == pytest.approx(row[name], abs=1e-6)
+    assert set(people.tables["neurons"]["unit"]) <= set(people.tables["shared_neurons"]["unit"])
+    assert len(people.tables["neurons"]) == 3 * 2
+    assert set(people.tables["ablation"]["condition"]) >= {"none", "shared", "random"}
+
+
+def test_tasks_about_the_same_people_are_patched_into_each_other(people):
+    assert set(people.tables["patches"]["task"]) == {"bio from qa_id", "qa_id from bio"}
+
+
+def test_an_analysis_shows_itself(people):
+    assert "steps=[ablate, attend, evaluate" in repr(people)
+    assert "<table" in people._repr_html_()
+    assert {"sharing", "shared_heads", "sweep", "patches", "attention"} <= set(people.figures)
+    assert list(people.folder.glob("figures/attention_*.html"))
+    with pytest.raises(KeyError, match="there is no table 'heads': choose from ablation"):
+        people.tables["heads"]
+
+
+def test_steps_are_chosen_with_what_they_need(both, tmp_path):
+    model, _, tasks = both
+    found = analyse(model, tasks, out=tmp_path / "only", only=["ablate"], settings=AnalysisSettings(draws=2))
+    assert set(found.summary["seconds"]) == {"trace", "share", "ablate"}
+    found = analyse(model, tasks, out=tmp_path / "only", only=["evaluate"], settings=AnalysisSettings(draws=2))
+    assert set(found.summary["seconds"]) == {"trace", "share", "ablate", "evaluate"}
+
+
+def test_what_cannot_be_analysed_is_refused(both, tmp_path, unchecked):
+    model, _, (bio, qa) = both
+    with pytest.raises(CircuitsError, match="there is no step 'sweeps': choose from evaluate, trace"):
+        analyse(model, [bio, qa], out=tmp_path / "a", only=["sweeps"])
+    with pytest.raises(CircuitsError, match="the step ablate needs share, which is to be skipped"):
+        analyse(model, [bio, qa], out=tmp_path / "a", only=["ablate"], skip=["share"])
+    with pytest.raises(CircuitsError, match="two tasks are called bio"):
+        analyse(model, [bio, bio], out=tmp_path / "a")
+    other = Task(**{**bio.__dict__, "name": "other"})
+    with pytest.raises(CircuitsError, match="the tasks bio and other are the same prompts"):
+        analyse(model, [bio, other], out=tmp_path / "a")
+    with pytest.raises(CircuitsError, match="there is nothing to analyse: give a task"):
+        analyse(model, [], out=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(CircuitsError, match="full holds something that is not an analysis"):
+        analyse(model, bio, out=tmp_path / "full")
+    with pytest.raises(CircuitsError, match="holds no analysis: it has no analysis.json"):
+        Analysis(tmp_path)
+    with pytest.raises(CircuitsError, match="keep is 2: it must be more than 0 and at most 1"):
+        AnalysisSettings(keep=2)
+
+
+def test_a_killed_trace_goes_on_where_it_was(both, people, tmp_path, monkeypatch):
+    """A step that dies leaves nothing that is taken for its result."""
+    model, pre, tasks = both
+    shutil.copytree(people.folder, tmp_path / "out")
+    for name in ("trace", "share", "ablate", "neurons", "rank"):
+        (tmp_path / "out" / "steps" / f"{name}.json").unlink()
+    (tmp_path / "out" / "tables" / "shared.parquet").write_bytes(b"half")
+    settings = AnalysisSettings(draws=2, neurons=3, drawn=1, fractions=(0.01,))
+    found = analyse(model, tasks, pre, out=tmp_path / "out", settings=settings)
+    for name in ("shared", "ablation", "ranking_curves"):
+        pandas.testing.assert_frame_equal(found.tables[name], people.tables[name])

@@ -1,0 +1,115 @@
+import pandas
+import pytest
+from typer.testing import CliRunner
+
+from circuits.analysis import AnalysisSettings, Comparison, compare, paired_differences
+from circuits.cli.app import app
+from circuits.errors import CircuitsError
+from circuits.interventions import Intervention, run_interventions
+from circuits.metrics import evaluate
+from circuits.models import save_model
+from circuits.statistics import paired
+from circuits.units import Head
+from tests.conftest import loaded
+
+SETTINGS = AnalysisSettings(draws=2, neurons=2, drawn=0, fractions=(0.01,))
+
+
+@pytest.fixture(scope="module")
+def models():
+    return loaded("llama"), loaded("llama", seed=1), loaded("llama", seed=2)
+
+
+@pytest.fixture(scope="module")
+def chosen(tasks):
+    return [tasks[name].select(range(8)) for name in ("bio", "qa_id")]
+
+
+@pytest.fixture(scope="module")
+def found(models, chosen, tmp_path_factory):
+    one, other, pre = models
+    return compare(one, other, chosen, out=tmp_path_factory.mktemp("c") / "out", pre=pre, settings=SETTINGS)
+
+
+def test_accuracies_are_compared_answer_by_answer(models, chosen, found):
+    one, other, _ = models
+    table = found.tables["accuracy"].set_index("task")
+    for task in chosen:
+        a, b = (evaluate(model, task) for model in (one, other))
+        by_hand = paired(b["log_prob"].to_numpy(), a["log_prob"].to_numpy(), a["group"].to_numpy(), kind="real")
+        row = table.loc[task.name]
+        assert row["log_prob_a"] == pytest.approx(a["log_prob"].mean())
+        names = ("log_prob_difference", "log_prob_difference_low", "log_prob_difference_high", "log_prob_p")
+        expected = [by_hand.difference, by_hand.low, by_hand.high, by_hand.p_value]
+        assert [row[name] for name in names] == pytest.approx(expected, nan_ok=True)
+
+
+def test_heads_are_compared_by_what_they_do_to_the_same_answers(models, chosen, found):
+    table = found.tables["sweep"].set_index(["unit", "task"])
+    plan = [Intervention((Head(2, 1),))]
+    effects = [run_interventions(model, chosen[1], plan, per_answer=True) for model in models[:2]]
+    one, other = (table["log_prob_effect"].to_numpy() for table in effects)
+    by_hand = paired(other, one, effects[0]["group"].to_numpy(), kind="real")
+    row = table.loc[("L2H1", "qa_id")]
+    assert row["log_prob_effect_difference"] == pytest.approx(by_hand.difference, abs=1e-6)
+    assert row["log_prob_effect_p"] == pytest.approx(by_hand.p_value)
+    assert (row["layer"], row["index"]) == (2, 1)
+    sizes = table["log_prob_effect_difference"].abs().tolist()
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_masks_are_compared_by_what_they_have_in_common(found):
+    row = found.tables["masks"].set_index("scope").loc["global"]
+    a, b = (side.masks["global"] for side in (found.a, found.b))
+    assert row["both"] == sum(int((a.masks[name] & b.masks[name]).sum()) for name in a.masks)
+    chance = sum(int(a.masks[name].sum()) * int(b.masks[name].sum()) / a.masks[name].numel() for name in a.masks)
+    assert row["lift"] == pytest.approx(row["both"] / chance)
+
+
+def test_the_same_model_twice_differs_in_nothing(models, chosen, tmp_path):
+    found = compare(models[0], loaded("llama"), chosen, out=tmp_path / "same", settings=SETTINGS, skip=["rank"])
+    assert (found.tables["accuracy"]["log_prob_difference"] == 0).all()
+    assert (found.tables["sweep"]["log_prob_effect_difference"] == 0).all()
+    assert (found.tables["masks"]["jaccard"] == 1).all()
+    assert not (found.tables["sweep"]["log_prob_effect_q"] < 0.05).any()
+
+
+def test_a_comparison_shows_itself(found):
+    page = found.report.read_text()
+    for title in (
+        "What both say",
+        "What the tasks share",
+        "What happens without it",
+        "Which heads differ when ablated",
+    ):
+        assert f"<h2>{title}</h2>" in page
+    assert "<table" in found._repr_html_()
+    assert repr(found).startswith("Comparison('a', 'b', ")
+    assert {"sweep", "patches", "heads"} <= set(found.figures)
+    assert set(found.summary) >= {"accuracy", "masks", "sweep"}
+
+
+def test_other_questions_cannot_be_compared():
+    a = pandas.DataFrame({"task": "qa", "example": range(4), "group": range(4), "start": 3, "log_prob": -1.0})
+    with pytest.raises(CircuitsError, match="the two models were asked other questions"):
+        paired_differences(a, a.head(3), ["task"])
+
+
+def test_what_cannot_be_compared_is_refused(models, chosen, tmp_path):
+    with pytest.raises(CircuitsError, match="both models are called x"):
+        compare(*models[:2], chosen, out=tmp_path / "x", names=("x", "x"))
+    with pytest.raises(CircuitsError, match="holds no comparison"):
+        Comparison(tmp_path)
+
+
+def test_the_command_compares_two_checkpoints(models, tmp_path):
+    for name, model in zip(("one", "two"), models, strict=False):
+        save_model(model, tmp_path / name)
+    lines = [f'{{"prompt": "Where was Ada born? {word}", "answer": " Paris"}}' for word in ("Yes", "No", "In")]
+    for name in ("x", "y"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines[: 2 if name == "x" else 3]))
+    words = ["compare", tmp_path / "one", tmp_path / "two", "--task", tmp_path / "x.jsonl", "--out", tmp_path / "out"]
+    result = CliRunner().invoke(app, [*map(str, words), "--only", "evaluate"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "a: one, b: two" in result.output
+    assert Comparison(tmp_path / "out").names == ("one", "two")
