@@ -3,7 +3,7 @@ import torch
 
 from circuits.datasets import Task
 from circuits.metrics import evaluate
-from tests.conftest import lively
+from tests.fixtures import lively
 
 
 def by_hand(huggingface, task: Task) -> list[tuple[bool, bool, float]]:
