@@ -1,19 +1,16 @@
-"""Fixtures: a small dataset, and for both families a model with weights large enough to make every part matter."""
+"""What every process of a test run needs; what tests themselves need is in ``fixtures.py``."""
 
-import copy
 import os
 import signal
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
+
+import jaxtyping
+from jaxtyping import install_import_hook
 
 # a suite started in the background ignores Ctrl-C, which some tests send
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-import jaxtyping
-from jaxtyping import install_import_hook
 
 # Shapes are checked while the tests run, of every function and dataclass that speaks of them. Functions made inside
 # others are left out, as each call would compile their check anew; to types without shapes mypy sees. Stays installed,
@@ -43,116 +40,8 @@ def shaped(*, typechecker):
 jaxtyping.jaxtyped = shaped
 install_import_hook(SHAPED, "beartype.beartype")
 
-import pytest
-import torch
 
-from circuits.facts import DatasetSettings, FactDataset, make_dataset, word_tokenizer
-from circuits.tasks import Task
-from circuits.training import new_model
-
-FAMILIES = ("llama", "pythia")
-
-# small models are fastest on one thread, and a busy machine makes two far slower
-torch.set_num_threads(1)
-torch.set_flush_denormal(True)
-
-
-def lively(family: str, seed: int = 0):
-    """A Hugging Face model whose attention is far from uniform and whose biases are not zero."""
-    model = new_model(f"tiny-{family}", word_tokenizer(), seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            scale = 0.02 if "norm" in name else 0.5 if "embed" in name else 0.12
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
-    return model
-
-
-def gradients_of(model):
-    """A function from a loss, computed with a hookable model, to its gradient at each parameter of the checkpoint."""
-    rows, named = model.checkpoint.rows, dict(model.named_parameters())
-    own_name = getattr(model, "own_name", None)
-
-    def gradients(loss):
-        found = {}
-        if own_name is None:
-            at = torch.autograd.grad(loss, list(model.checkpoint.tensors.values()))
-            by_tensor = dict(zip(model.checkpoint.tensors, at, strict=True))
-            found = {row.name: row.stored(by_tensor[row.tensor]) for row in rows}
-            return {name: value for name, value in found.items() if not (tied and name == "unembed.W_U")}
-        at = torch.autograd.grad(loss, [named[own_name(row.name)] for row in rows])
-        found = {row.name: value.clone() for row, value in zip(rows, at, strict=True)}
-        if tied:
-            found["embed.W_E"] += found.pop("unembed.W_U").T
-        return found
-
-    tied = model.checkpoint.tied
-    return gradients
-
-
-@torch.no_grad()
-def said_by(model, task):
-    """The task with what a model answers for the truth, so that it gets everything right."""
-    tokens = task.tokens.clone()
-    for answer in task.answers.itertuples():
-        for place in range(answer.start, answer.end):
-            tokens[answer.example, place] = model(tokens[answer.example, :place][None])[0, -1].argmax()
-    return replace(task, tokens=tokens)
-
-
-@pytest.fixture
-def unchecked():
-    """Without checks of shapes and types: wrong ones reach our refusals, and small calls are ten times faster."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture(scope="session")
-def dataset(tmp_path_factory) -> FactDataset:
-    return make_dataset(tmp_path_factory.mktemp("data") / "facts", DatasetSettings(people=12))
-
-
-@pytest.fixture(scope="session")
-def tokenizer():
-    return word_tokenizer()
-
-
-@pytest.fixture(scope="session", params=FAMILIES)
-def family(request) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="session")
-def huggingface(family):
-    return lively(family)
-
-
-@cache
-def _loaded(family: str, seed: int):
-    from circuits.models import load_model
-
-    return load_model(lively(family, seed), tokenizer=word_tokenizer())
-
-
-def loaded(family: str, seed: int = 0):
-    """A model of a test's own: a copy takes an eighth of the time of loading one."""
-    return copy.deepcopy(_loaded(family, seed))
-
-
-@pytest.fixture
-def model(family):
-    return loaded(family)
-
-
-@pytest.fixture(scope="session")
-def tasks(dataset, tokenizer) -> dict[str, Task]:
-    return {split: dataset.task(split, tokenizer) for split in ("bio", "qa_id", "qa_ood")}
-
-
-@pytest.fixture
-def bio(tasks) -> Task:
-    """Ten examples of unequal length."""
-    task = tasks["bio"].select(range(10))
-    assert len(set(task.attention_mask.sum(1).tolist())) > 1
-    return task
+def pytest_configure(config):
+    # a process that hands its tests to others runs none: its imports would only keep them waiting
+    if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
+        config.pluginmanager.import_plugin("tests.fixtures")

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from circuits.datasets import DatasetSettings, make_dataset
 
 from circuits.interventions import ablate_heads
 from circuits.masks import (
@@ -33,7 +34,7 @@ from circuits.rankings import Evidence, attention_scores, critical_curve, rank_u
 from circuits.tracing import trace_gradients
 from circuits.training import Optimisation, train
 from circuits.units import COMPONENTS, Head, KVGroup, Neuron
-from tests.conftest import said_by
+from tests.fixtures import said_by
 from tests.models.test_hookable import FAMILIES, lively
 
 
@@ -46,6 +47,11 @@ def name(request) -> str:
 def pair(name):
     """A Hugging Face model and what is loaded from it: before fine-tuning, and after."""
     return [(reference, load_model(reference)) for reference in (lively(name, seed) for seed in (0, 1))]
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("few") / "facts", DatasetSettings(people=4))
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +146,7 @@ def test_it_is_grafted_ranked_saved_and_compared(pair, asked, tmp_path):
     assert table["changed"]["model"] == pytest.approx(kept, abs=1e-4)
 
 
-def test_it_is_fine_tuned_from_its_folder_with_the_tokenizer_that_lies_there(pair, tokenizer, dataset, tmp_path):
+def test_it_is_fine_tuned_from_its_folder_with_the_tokenizer_that_lies_there(pair, tokenizer, few, tmp_path):
     reference = pair[0][0]
     config = type(reference.config)(**{**reference.config.to_dict(), "vocab_size": len(tokenizer)})
     type(reference)(config).save_pretrained(tmp_path / "start")
@@ -148,5 +154,5 @@ def test_it_is_fine_tuned_from_its_folder_with_the_tokenizer_that_lies_there(pai
 
     text = "Sabrina Merriweather is based in Toronto."
     assert load_tokenizer(tmp_path / "start")(text).input_ids == tokenizer(text).input_ids
-    train("mixed", dataset, tmp_path / "out", tmp_path / "start", Optimisation(steps=2, rows=4))
+    train("mixed", few, tmp_path / "out", tmp_path / "start", Optimisation(steps=2, rows=4))
     assert fingerprint(load_model(tmp_path / "out" / "mixed")) != fingerprint(load_model(tmp_path / "start"))

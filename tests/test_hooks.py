@@ -57,7 +57,7 @@ from circuits.rankings import (
 from circuits.sweeps import sweep_heads, sweep_patches
 from circuits.tracing import example_losses, loss_gradients, trace_checkpoints, trace_gradients
 from circuits.units import Head
-from tests.conftest import lively, said_by
+from tests.fixtures import lively, said_by
 from tests.test_public_names import PACKAGES
 
 HEAD, OTHER = Head(1, 2), Head(3, 1)

@@ -5,7 +5,7 @@ import torch
 
 from circuits.metrics import evaluate
 from circuits.tasks import Task
-from tests.conftest import lively
+from tests.fixtures import lively
 
 
 def by_hand(huggingface, task: Task) -> list[tuple[bool, bool, float]]:

@@ -20,7 +20,7 @@ from circuits.sweeps import sweep_heads
 from circuits.tasks import Task
 from circuits.tracing import loss_gradients, trace_gradients
 from circuits.units import Head, layout_of
-from tests.conftest import gradients_of
+from tests.fixtures import gradients_of
 
 pytestmark = pytest.mark.real
 TEXT = "Which university did Leonora Okonkwo attend? The capital of France is Paris, and the capital of Italy is Rome."

@@ -19,8 +19,8 @@ class AnalysisSettings:
         draws: random masks, permutations and rankings to compare with.
         keep: share of the accuracy that a graft must keep.
         examples: as many of each task are used for all but traces; all if not given.
-        rest: where all parameters that belong to no ranked unit come from when only the top ones are fine-tuned: ``pre``,
-            or ``fine_tuned`` for a model that was trained from scratch.
+        rest: where all parameters of no ranked unit come from when only the top ones are fine-tuned: ``pre``, or
+            ``fine_tuned`` for a model that was trained from scratch.
         neurons: as many neurons with the largest Shared Size are ablated alone.
         drawn: as many heads have their attention drawn.
         seed: of every draw.

@@ -43,6 +43,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
+@quiet()
 def load_model(
     source: str | Path | PreTrainedModel,
     dtype: str = "float32",
@@ -88,7 +89,7 @@ def load_model(
         refuse_hooks(source)
         name, reference = "memory", copy.deepcopy(source).to(dtype=DTYPES[dtype]).eval()
         reference.config.architectures = [type(source).__name__]
-        with torch.no_grad(), quiet():
+        with torch.no_grad():
             # dynamic rotary angles are those of the longest prompt so far, until a short one comes
             reference(torch.zeros(1, 1, dtype=torch.long, device=reference.device), use_cache=False)
         check_finite(reference, "the model in memory")

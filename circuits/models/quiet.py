@@ -16,15 +16,19 @@ def quiet() -> Iterator[None]:
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     root = logging.getLogger()
     level = root.level
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    root.setLevel(logging.ERROR)
+    # every change of a level empties the caches of all loggers: a block inside another changes none
+    loud = (verbosity, level, bars) != (logging.ERROR, logging.ERROR, False)
+    if loud:
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        root.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        root.setLevel(level)
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        if loud:
+            root.setLevel(level)
+            transformers_logging.set_verbosity(verbosity)
+            if bars:
+                transformers_logging.enable_progress_bar()

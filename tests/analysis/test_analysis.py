@@ -19,7 +19,7 @@ from circuits.models import load_model
 from circuits.tasks import Task
 from circuits.tracing import trace_gradients
 from circuits.units import Head, Neuron
-from tests.conftest import loaded
+from tests.fixtures import loaded
 from tests.test_planted_truth import planted_checkpoint, planted_units, reached, task_of
 
 

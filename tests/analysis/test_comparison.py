@@ -10,7 +10,7 @@ from circuits.metrics import evaluate
 from circuits.models import save_model
 from circuits.statistics import paired
 from circuits.units import Head
-from tests.conftest import loaded
+from tests.fixtures import loaded
 
 SETTINGS = AnalysisSettings(draws=2, neurons=2, drawn=0, fractions=(0.01,))
 

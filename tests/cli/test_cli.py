@@ -26,7 +26,7 @@ from circuits.storage import atomic_file
 from circuits.study import PRETRAINED_STUDY, StudySettings, findings, results_page, run_study
 from circuits.tracing import GradientTrace
 from circuits.training import PRETRAINED, Optimisation, new_model, train
-from tests.conftest import lively
+from tests.fixtures import lively
 
 BIN = Path(sys.executable).parent / "circuits"
 

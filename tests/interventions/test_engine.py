@@ -31,12 +31,6 @@ from circuits.models.hookable import backends
 from circuits.statistics import intervals, paired
 from circuits.tasks import Task
 from circuits.units import Component, Head, KVGroup, Neuron
-from tests.conftest import loaded
-
-
-@pytest.fixture
-def pre(family):
-    return loaded(family, seed=1)
 
 
 def alone(task: Task, example: int) -> torch.Tensor:
@@ -69,10 +63,20 @@ def select(x: torch.Tensor, unit, site: str) -> torch.Tensor:
 
 
 @torch.no_grad()
-def by_hand(model, task, intervention, source=None, reference=None, partners=None, matches=None):
-    """Log-probability of every answer under an intervention, by run_with_hooks."""
-    reference = task if reference is None else reference
-    found, runs = {}, {}
+def by_hand(model, task, intervention, source=None, reference=None, partners=None, matches=None, runs=None):
+    """Log-probability of every answer under an intervention, by run_with_hooks.
+
+    Interventions of one test may share ``runs``: every activation of each prompt that values are taken from.
+    """
+    reference, runs = task if reference is None else reference, {} if runs is None else runs
+    found = {}
+
+    def run(prompt):
+        key = tuple(prompt[0].tolist())
+        if key not in runs:
+            runs[key] = model.run_with_cache(prompt)[1]
+        return runs[key]
+
     for example in range(len(task)):
         hooks = []
         for unit in intervention.units:
@@ -81,13 +85,10 @@ def by_hand(model, task, intervention, source=None, reference=None, partners=Non
             for site in sites:
                 name = hook_name(unit, site)
                 changed = places(task, example, intervention.positions)
-                values = None
-                if intervention.mode.startswith("mean") and name not in runs:
-                    runs[name] = [
-                        model.run_with_cache(alone(reference, other), names_filter=name)[1][name]
-                        for other in range(len(reference))
-                    ]
-                rows = [select(run, unit, site) for run in runs.get(name, [])]
+                values, rows = None, []
+                if intervention.mode.startswith("mean"):
+                    runs_of_reference = [run(alone(reference, other)) for other in range(len(reference))]
+                    rows = [select(cache[name], unit, site) for cache in runs_of_reference]
                 if intervention.mode == "mean":
                     values = torch.cat(rows).mean(0).expand(task.tokens.shape[1], *rows[0].shape[1:])
                 elif intervention.mode == "mean_by_position":
@@ -102,8 +103,7 @@ def by_hand(model, task, intervention, source=None, reference=None, partners=Non
                     values = sums / counts.view(-1, *[1] * (sums.dim() - 1))
                 elif intervention.mode in ("patch", "resample"):
                     other = alone(source, example) if partners is None else alone(reference, partners[example])
-                    _, cache = model.run_with_cache(other, names_filter=name)
-                    theirs = select(cache[name], unit, site)
+                    theirs = select(run(other)[name], unit, site)
                     if matches is None:
                         values = theirs
                     else:
@@ -137,10 +137,10 @@ def log_probs(model, task, plan, **options) -> numpy.ndarray:
 
 def check(model, task, plan, matches=None, partners=None, **options) -> None:
     """Compare all of a plan, run together, with each of it by hand."""
-    by_engine = log_probs(model, task, plan, **options)
+    by_engine, runs = log_probs(model, task, plan, **options), {}
     known = {name: value for name, value in options.items() if name in ("source", "reference")}
     for one, found in zip(plan, by_engine, strict=True):
-        expected = by_hand(model, task, one, **known, matches=matches, partners=partners)
+        expected = by_hand(model, task, one, **known, matches=matches, partners=partners, runs=runs)
         assert found == pytest.approx(expected, abs=1e-4), one
 
 

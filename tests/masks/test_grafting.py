@@ -23,7 +23,7 @@ from circuits.models import fingerprint, load_huggingface, load_model, parameter
 from circuits.tracing import trace_gradients
 from circuits.training import new_model
 from circuits.units import TIED, Head, KVGroup, Neuron
-from tests.conftest import gradients_of, lively
+from tests.fixtures import gradients_of, lively
 
 
 @pytest.fixture(scope="session")

@@ -35,22 +35,17 @@ from circuits.statistics import mean_interval
 from circuits.storage import write_tensors
 from circuits.tracing import GradientTrace, trace_gradients
 from circuits.units import Head, KVGroup, Neuron, with_groups
-from tests.conftest import lively, loaded
+from tests.fixtures import lively
 
 
-@pytest.fixture
-def traces(model, tasks):
-    return [trace_gradients(model, tasks[split].select(range(12))) for split in ("bio", "qa_id")]
+@pytest.fixture(scope="module")
+def traces(untouched, tasks):
+    return [trace_gradients(untouched, tasks[split].select(range(12))) for split in ("bio", "qa_id")]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mask(traces):
     return shared_parameters(traces, 0.05)
-
-
-@pytest.fixture
-def pre(family):
-    return loaded(family, seed=1)
 
 
 def state(model):
@@ -274,7 +269,7 @@ def test_random_masks_match_every_tensor(mask, draw):
     assert ((drawn[0] & few).size == 0) == (draw == "random")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def crowded(mask):
     """A mask that, as in the study, fills most of a tensor."""
     masks = dict(mask.masks.items())

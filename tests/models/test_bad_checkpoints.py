@@ -20,7 +20,7 @@ from circuits.cli import main
 from circuits.errors import CircuitsError
 from circuits.facts import word_tokenizer
 from circuits.models import fingerprint, load_model, save_model
-from tests.conftest import lively
+from tests.fixtures import lively
 
 Q, NORM = "model.layers.1.self_attn.q_proj.weight", "model.norm.weight"
 

@@ -12,7 +12,7 @@ from circuits.errors import CircuitsError
 from circuits.figures import difference_figure
 from circuits.models import difference, fingerprint, load_model, parameters_of, save_model, shape_of
 from circuits.units import Head, KVGroup, Neuron, component_of, layer_of
-from tests.conftest import lively
+from tests.fixtures import lively
 
 NUMBERS = ["norm", "relative", "changed"]
 

@@ -2,6 +2,7 @@
 
 import copy
 import socket
+from functools import cache
 
 import pytest
 import torch
@@ -131,6 +132,19 @@ def reference(name):
 @pytest.fixture
 def model(reference, backend):
     return hookable(reference, backend=backend)
+
+
+@cache
+def _untouched(name, backend):
+    return hookable(lively(name), backend=backend)
+
+
+@pytest.fixture
+def untouched(name, backend):
+    """For tests that change no weight and leave no function behind."""
+    model = _untouched(name, backend)
+    yield model
+    assert user_hooks(model) == []
 
 
 def logits_of(model, tokens=TOKENS):
@@ -278,8 +292,8 @@ def test_attention_or_mlp_set_to_zero_is_one_without_an_output_projection(refere
 
 
 @torch.no_grad()
-def test_attention_can_be_computed_by_hand_from_its_hook_points(model):
-    points, kept = hook_points(model, 1), {}
+def test_attention_can_be_computed_by_hand_from_its_hook_points(untouched):
+    points, kept = hook_points(untouched, 1), {}
 
     def keep(site):
         def function(activation, hook):
@@ -287,8 +301,8 @@ def test_attention_can_be_computed_by_hand_from_its_hook_points(model):
 
         return function
 
-    hooked_logits(model, {points[site]: keep(site) for site in ("q", "k", "v", "pattern", "z")})
-    cfg = model.cfg
+    hooked_logits(untouched, {points[site]: keep(site) for site in ("q", "k", "v", "pattern", "z")})
+    cfg = untouched.cfg
     groups = cfg.n_key_value_heads or cfg.n_heads
     assert kept["q"].shape == kept["z"].shape == (2, 14, cfg.n_heads, cfg.d_head)
     assert kept["k"].shape == kept["v"].shape == (2, 14, groups, cfg.d_head)
@@ -299,18 +313,18 @@ def test_attention_can_be_computed_by_hand_from_its_hook_points(model):
     # a pattern put in the pattern's place is what z is made of, and a q, k or v what the pattern and z are made of
     turned = kept["pattern"].flip(0)
     z = torch.einsum("bhqk,bkhd->bqhd", turned, v)
-    by_pattern = hooked_logits(model, {points["pattern"]: put(turned)})
-    assert near(by_pattern, hooked_logits(model, {points["z"]: put(z)}))
+    by_pattern = hooked_logits(untouched, {points["pattern"]: put(turned)})
+    assert near(by_pattern, hooked_logits(untouched, {points["z"]: put(z)}))
     z = torch.einsum("bhqk,bkhd->bqhd", kept["pattern"], v.flip(0))
-    by_v = hooked_logits(model, {points["v"]: flipped})
-    assert near(by_v, hooked_logits(model, {points["z"]: put(z)}))
+    by_v = hooked_logits(untouched, {points["v"]: flipped})
+    assert near(by_v, hooked_logits(untouched, {points["z"]: put(z)}))
     both = {points["q"]: flipped, points["k"]: flipped}
-    assert near(hooked_logits(model, both), by_pattern)
+    assert near(hooked_logits(untouched, both), by_pattern)
 
 
 @torch.no_grad()
-def test_the_mlp_and_the_stream_can_be_computed_by_hand_from_their_hook_points(model):
-    points, kept = hook_points(model, 1), {}
+def test_the_mlp_and_the_stream_can_be_computed_by_hand_from_their_hook_points(untouched):
+    points, kept = hook_points(untouched, 1), {}
 
     def keep(site):
         def function(activation, hook):
@@ -318,7 +332,7 @@ def test_the_mlp_and_the_stream_can_be_computed_by_hand_from_their_hook_points(m
 
         return function
 
-    hooked_logits(model, {point: keep(site) for site, point in points.items()})
+    hooked_logits(untouched, {point: keep(site) for site, point in points.items()})
     assert torch.allclose(kept["resid_pre"] + kept["attn_out"] + kept["mlp_out"], kept["resid_post"], atol=1e-4)
     if "pre_linear" in points:
         share = kept["post"] / kept["pre_linear"]
@@ -326,20 +340,20 @@ def test_the_mlp_and_the_stream_can_be_computed_by_hand_from_their_hook_points(m
         order = kept["pre"].flatten().argsort()
         steps = share.flatten()[order].diff().abs() / (kept["pre"].flatten()[order].diff() + 1e-4)
         assert float(steps.median()) < 1.2
-        no_gate = hooked_logits(model, {points["pre_linear"]: nothing})
-        assert near(no_gate, hooked_logits(model, {points["post"]: nothing}))
-    nothing_in = hooked_logits(model, {points["pre"]: nothing})
-    assert near(nothing_in, hooked_logits(model, {points["post"]: nothing}))
-    after = hooked_logits(model, {hook_points(model, 0)["resid_post"]: flipped})
-    assert near(after, logits_of(model).flip(0))
-    assert near(hooked_logits(model, {points["resid_pre"]: flipped}), after)
+        no_gate = hooked_logits(untouched, {points["pre_linear"]: nothing})
+        assert near(no_gate, hooked_logits(untouched, {points["post"]: nothing}))
+    nothing_in = hooked_logits(untouched, {points["pre"]: nothing})
+    assert near(nothing_in, hooked_logits(untouched, {points["post"]: nothing}))
+    after = hooked_logits(untouched, {hook_points(untouched, 0)["resid_post"]: flipped})
+    assert near(after, logits_of(untouched).flip(0))
+    assert near(hooked_logits(untouched, {points["resid_pre"]: flipped}), after)
 
 
 @torch.no_grad()
-def test_a_hook_point_holds_the_same_and_does_the_same_in_both_backends(reference):
+def test_a_hook_point_holds_the_same_and_does_the_same_in_both_backends(name):
     if backends() != BOTH:
         pytest.skip("this TransformerLens has one backend")
-    models = [hookable(reference, backend=backend) for backend in BOTH]
+    models = [_untouched(name, backend) for backend in BOTH]
     assert hook_points(models[0], 1) == hook_points(models[1], 1)
     for point in hook_points(models[0], 1).values():
         seen = []
@@ -356,8 +370,8 @@ def test_a_hook_point_holds_the_same_and_does_the_same_in_both_backends(referenc
 
 
 @torch.no_grad()
-def test_functions_may_change_an_activation_in_place(model):
-    point = hook_points(model, 1)["z"]
+def test_functions_may_change_an_activation_in_place(untouched):
+    point = hook_points(untouched, 1)["z"]
 
     def in_place(z, hook):
         z[:, :, 2] = 0
@@ -365,18 +379,18 @@ def test_functions_may_change_an_activation_in_place(model):
     def returning(z, hook):
         return torch.cat([z[:, :, :2], 0 * z[:, :, 2:3], z[:, :, 3:]], 2)
 
-    returned = hooked_logits(model, {point: returning})
-    assert near(hooked_logits(model, {point: in_place}), returned)
+    returned = hooked_logits(untouched, {point: returning})
+    assert near(hooked_logits(untouched, {point: in_place}), returned)
 
 
-def test_run_with_hooks_and_the_cache_take_the_names(model):
-    points = hook_points(model, 1)
+def test_run_with_hooks_and_the_cache_take_the_names(untouched):
+    points = hook_points(untouched, 1)
     with torch.no_grad():
-        found = model.run_with_hooks(TOKENS, fwd_hooks=[(points["z"], nothing)])
-        assert torch.equal(found, hooked_logits(model, {points["z"]: nothing}))
+        found = untouched.run_with_hooks(TOKENS, fwd_hooks=[(points["z"], nothing)])
+        assert torch.equal(found, hooked_logits(untouched, {points["z"]: nothing}))
         for site, point in points.items():
-            logits, cache = model.run_with_cache(TOKENS, names_filter=[point])
-            assert near(logits, logits_of(model)), site
+            logits, cache = untouched.run_with_cache(TOKENS, names_filter=[point])
+            assert near(logits, logits_of(untouched)), site
             assert cache[point].shape[0] == 2, site
 
 

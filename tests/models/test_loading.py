@@ -20,7 +20,7 @@ from circuits.models import (
 )
 from circuits.models.hookable import backends, hookable
 from circuits.training import new_model
-from tests.conftest import lively
+from tests.fixtures import lively
 from tests.models.test_families import random_model
 
 #: What TransformerLens 3 alone has.

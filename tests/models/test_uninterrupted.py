@@ -19,7 +19,7 @@ from circuits.masks import (
 from circuits.models import editing, fingerprint, hooked, identity, load_model
 from circuits.rankings.subsets import ablating, swapping
 from circuits.units import Head, Neuron
-from tests.conftest import lively
+from tests.fixtures import lively
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

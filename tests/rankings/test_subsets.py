@@ -11,7 +11,7 @@ from circuits.models import LeanModel, capture, identity, load_model, parameters
 from circuits.rankings import subsets as room
 from circuits.rankings.subsets import ablating, count_parameters, mean_outputs, score_subsets, swapping
 from circuits.units import Head, Neuron
-from tests.conftest import lively
+from tests.fixtures import lively
 from tests.models.test_families import random_model
 
 KINDS = (Head, Neuron)

@@ -2,13 +2,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from circuits.sweeps import SweepPlan
-from tests.conftest import FAMILIES, lively
-
 
 @pytest.fixture(scope="session")
 def places(tmp_path_factory, dataset, tokenizer):
     """Checkpoints of both families on disk, and another one of the first."""
+    from tests.fixtures import FAMILIES, lively
+
     folder = tmp_path_factory.mktemp("places")
     for name, family, seed in [(family, family, 0) for family in FAMILIES] + [("other", FAMILIES[0], 1)]:
         lively(family, seed).save_pretrained(folder / name)
@@ -19,8 +18,9 @@ def places(tmp_path_factory, dataset, tokenizer):
 @pytest.fixture
 def plan_of(places):
     """Makes small plans."""
+    from circuits.sweeps import SweepPlan
 
-    def make(model: str = "llama", **settings) -> SweepPlan:
+    def make(model: str = "llama", **settings):
         return SweepPlan(places.folder / model, **{"dataset": places.dataset, "examples": 6, "job_size": 5} | settings)
 
     return make

@@ -17,7 +17,7 @@ from circuits.models import fingerprint, load_model
 from circuits.sweeps import SweepPlan, run_sweep, sweep_state
 from circuits.sweeps.jobs import largest
 from circuits.units import Head, layer_of, layout_of
-from tests.conftest import FAMILIES
+from tests.fixtures import FAMILIES
 from tests.sweeps.conftest import contents
 
 

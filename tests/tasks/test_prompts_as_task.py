@@ -12,7 +12,7 @@ from circuits.interventions import Intervention, pair_people, run_interventions
 from circuits.metrics import evaluate
 from circuits.tasks import Task
 from circuits.units import Head
-from tests.conftest import lively
+from tests.fixtures import lively
 from tests.tasks.test_task import CHATML
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"

@@ -26,7 +26,7 @@ from circuits.tracing import (
 from circuits.tracing.gradients import TraceSettings
 from circuits.training import new_model
 from circuits.units import COMPONENTS, Head, Neuron, component_of
-from tests.conftest import gradients_of
+from tests.fixtures import gradients_of
 from tests.models.test_hookable import CONFIGS
 from tests.models.test_hookable import lively as lively_of
 

@@ -25,7 +25,7 @@ from tests.processes import ended, forked, needs_fork, running, wait_for
 # the package's attribute of this name is the function
 training = importlib.import_module("circuits.training.train")
 
-SMALL = Optimisation(steps=30, rows=24, warmup_steps=5)
+SMALL = Optimisation(steps=12, rows=24, warmup_steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +56,15 @@ def test_both_arms_see_as_many_rows_of_each_kind():
 
 
 def test_the_order_uses_every_row_before_any_again_and_never_a_held_out_one(few, tmp_path):
-    rows = _TokenisedRows(few, word_tokenizer(), SMALL, tmp_path)
+    optimisation = replace(SMALL, steps=30)
+    rows = _TokenisedRows(few, word_tokenizer(), optimisation, tmp_path)
     assert (rows.bio, rows.qa) == (sum(1 for _ in few.rows("bio")), sum(1 for _ in few.rows("qa_id")))
-    stage = stages("mixed", SMALL)[0]
-    order = torch.tensor(rows.order(stage, SMALL.steps, seed=0)).view(SMALL.steps, SMALL.rows)
+    stage = stages("mixed", optimisation)[0]
+    order = torch.tensor(rows.order(stage, 30, seed=0)).view(30, optimisation.rows)
     bio, qa = order[:, : stage.bio_rows].flatten(), order[:, stage.bio_rows :].flatten()
     assert len(set(bio[: rows.bio].tolist())) == rows.bio
     assert set(qa[: rows.qa].tolist()) == set(range(rows.bio, rows.bio + rows.qa))
-    assert not torch.equal(order, torch.tensor(rows.order(stage, SMALL.steps, seed=1)).view_as(order))
+    assert not torch.equal(order, torch.tensor(rows.order(stage, 30, seed=1)).view_as(order))
 
 
 def test_labels_are_all_tokens_of_biographies_and_answers_of_questions(few, tmp_path):
@@ -115,10 +116,10 @@ def test_compact_training_learns_as_plain_training_does(few, tmp_path, monkeypat
     curves, calls = {}, []
     monkeypatch.setattr(training, "compact_loss", lambda *batch: calls.append(1) or compact_loss(*batch))
     for compact in (False, True):
-        optimisation = Optimisation(steps=20, rows=24, warmup_steps=5, compact=compact)
-        (folder,) = train("mixed", few, tmp_path / str(compact), optimisation=optimisation, evaluate_every=10)
+        optimisation = replace(SMALL, compact=compact)
+        (folder,) = train("mixed", few, tmp_path / str(compact), optimisation=optimisation, evaluate_every=6)
         curves[compact] = pandas.read_parquet(folder / "curve.parquet")
-        assert len(calls) == 20 * compact
+        assert len(calls) == 12 * compact
     assert curves[True]["loss"].tolist() == pytest.approx(curves[False]["loss"].tolist(), rel=1e-3)
 
 
@@ -221,8 +222,8 @@ def test_a_finished_stage_is_not_run_again_and_other_settings_are_refused(few, t
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
     with pytest.raises(CircuitsError, match="was made with seed 0, not 1"):
         train("bio-only", few, tmp_path, optimisation=SMALL, seed=1)
-    with pytest.raises(CircuitsError, match=r"was made with optimisation\.steps 30, not 31"):
-        train("bio-only", few, tmp_path, optimisation=Optimisation(steps=31, rows=24, warmup_steps=5))
+    with pytest.raises(CircuitsError, match=r"was made with optimisation\.steps 12, not 13"):
+        train("bio-only", few, tmp_path, optimisation=replace(SMALL, steps=13))
 
 
 def test_a_job_that_waits_for_nobody_is_refused(few, tmp_path):
@@ -246,10 +247,10 @@ def test_bad_recipes_are_refused(few, tmp_path):
 @needs_fork
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(few, tmp_path):
     def run(out: str, progress=None) -> None:
-        train("two-stage", few, tmp_path / out, optimisation=SMALL, evaluate_every=10, progress=progress)
+        train("two-stage", few, tmp_path / out, optimisation=SMALL, evaluate_every=4, progress=progress)
 
     run("whole")
-    for last in (("stage_1", 17), ("two_stage", 25)):
+    for last in (("stage_1", 7), ("two_stage", 11)):
 
         def killed(stage, step, _, last=last):
             if (stage, step) == last:
@@ -258,7 +259,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(few, tmp_path):
         assert ended(forked(lambda killed=killed: run("killed", killed))) == -signal.SIGKILL
     steps = []
     run("killed", lambda stage, step, _: steps.append((stage, step)))
-    assert steps[0] == ("two_stage", 21)
+    assert steps[0] == ("two_stage", 9)
     for name in ("stage_1", "two_stage"):
         assert same(weights(tmp_path / "whole" / name), weights(tmp_path / "killed" / name))
         curves = [pandas.read_parquet(tmp_path / run / name / "curve.parquet") for run in ("whole", "killed")]
