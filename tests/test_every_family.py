@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from circuits.datasets import DatasetSettings, make_dataset
+from circuits.facts import DatasetSettings, make_dataset
 
 from circuits.interventions import ablate_heads
 from circuits.masks import (
