@@ -215,7 +215,7 @@ def _over_seeds(claims: Sequence[Finding], level: float) -> Finding:
     both = replace(
         first,
         here=" · ".join(one.here for one in claims),
-        control=" · ".join(f"{value:{first.form}}" for value in differences),
+        control=" · ".join("none" if math.isnan(value) else f"{value:{first.form}}" for value in differences),
         difference=float(numpy.mean(known)) if known else math.nan,
         low=math.nan,
         high=math.nan,

@@ -127,6 +127,7 @@ def test_several_seeds_are_tested_on_their_differences():
     assert findings_over_seeds(seeds(-0.4, -0.5, -0.45))[0].verdict == "does not hold"
     assert findings_over_seeds(seeds(0.4))[0].needed.startswith("one seed")
     assert findings_over_seeds(seeds(0.4, math.nan))[0].needed == "1 of 2 seeds have no such number"
+    assert findings_over_seeds(seeds(0.4, math.nan))[0].control == "+40.0% · none"
 
 
 def test_seeds_that_are_all_alike_cannot_tell():

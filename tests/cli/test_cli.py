@@ -2,7 +2,6 @@ import io
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -561,7 +560,6 @@ def test_several_seeds_are_studies_and_a_summary(study, tmp_path):
     assert "differences, seed by seed" in page
     assert "1 of 2 seeds have no such number" in page
     assert "the seeds are all alike and show no spread to judge by" in page
-    assert "nan" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     refused(call("study", "--seeds", "0,1", "--out", out, *SMALL_STUDY[:2], "--steps", 41), "not 41")
     refused(call("study", "--seeds", "0", "--out", study, *SMALL_STUDY), "holds something that is no set of studies")
     refused(call("study", "--out", out, *SMALL_STUDY), "holds something that is no study")
