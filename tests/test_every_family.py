@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from circuits.facts import DatasetSettings, make_dataset
 
+from circuits.facts import DatasetSettings, make_dataset
 from circuits.interventions import ablate_heads
 from circuits.masks import (
     ParameterMask,

@@ -25,7 +25,6 @@ from circuits.masks import (
 from circuits.metrics import METRICS, evaluate
 from circuits.models import Model, facts_of
 from circuits.rankings import (
-    RANKINGS,
     Evidence,
     agreement,
     attention_scores,
@@ -35,6 +34,7 @@ from circuits.rankings import (
     curve_summary,
     default_counts,
     rank_units,
+    rankings_of,
     read_head,
     sufficient_curve,
 )
@@ -196,7 +196,7 @@ class Study(StudyFolder):
             for kind in (Head, Neuron):
                 metrics = [
                     metric
-                    for metric in RANKINGS
+                    for metric in rankings_of(evidence)
                     if not (metric == "ablation" and kind is Neuron) and not (metric == "graft_size" and best is None)
                 ]
                 of_tensors = replace(evidence, shared=self.mask(name, "tensor"))

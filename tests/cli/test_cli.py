@@ -360,7 +360,7 @@ def test_bad_sweeps_are_refused(plan, place, tmp_path):
     assert not out.exists()
     with plan.open("a") as file:
         file.write("position: 3\n")
-    refused(call("sweep", "run", plan, "--out", out), "unknown setting 'position': 'positions' may be meant")
+    refused(call("sweep", "run", plan, "--out", out), "there is no setting 'position': 'positions' may be meant")
     heads = ("ablate", place / "model0", "--data", place / "facts", "--head", "L0H0", "--examples")
     assert call(*heads, 5, "--out", out).returncode == 0
     refused(call(*heads, 6, "--out", out), "holds a sweep with examples 5, not 6")

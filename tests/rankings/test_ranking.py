@@ -10,7 +10,7 @@ from circuits.errors import CircuitsError
 from circuits.masks import ParameterMask, shared_parameters, shared_size
 from circuits.metrics import evaluate
 from circuits.models import fingerprint, load_model, parameters_of, shape_of
-from circuits.rankings import RANKINGS, Evidence, agreement, rank_units
+from circuits.rankings import RANKINGS, Evidence, agreement, rank_units, rankings_of
 from circuits.tracing import example_losses, trace_gradients
 from circuits.units import Head, Neuron
 
@@ -55,7 +55,10 @@ def test_sums_over_parameters_equal_explicit_slices(evidence, model, pre, metric
         "shared_size": evidence.shared.masks,
         "graft_size": evidence.grafted.masks,
     }[metric]
-    heads, neurons = by_unit(RANKINGS[metric](evidence, Head)), by_unit(RANKINGS[metric](evidence, Neuron))
+    heads, neurons = (
+        by_unit(rankings_of(evidence)[metric](evidence, Head)),
+        by_unit(rankings_of(evidence)[metric](evidence, Neuron)),
+    )
     assert (len(heads), len(neurons)) == (16, 4 * model.cfg.d_mlp)
     for layer in range(4):
         for head in range(4):
@@ -117,18 +120,18 @@ def test_ablation_of_neurons_is_made_only_when_asked_for(evidence, huggingface, 
             by_hand.blocks[row.layer].mlp.W_out[row.index] = 0
         assert row.score == pytest.approx(whole - evaluate(by_hand, task)["log_prob"].mean(), abs=1e-4)
     assert neurons["score"].nunique() == len(neurons) == 48
-    assert set(rank_units(evidence, Neuron)["metric"]) == set(RANKINGS) - {"ablation"}
+    assert set(rank_units(evidence, Neuron)["metric"]) == set(rankings_of(evidence)) - {"ablation"}
 
 
 def test_all_rankings_have_one_form(evidence):
     table = rank_units(evidence, Head)
-    assert list(table["metric"].unique()) == list(RANKINGS)
+    assert list(table["metric"].unique()) == list(rankings_of(evidence))
     names = {f"L{layer}H{head}" for layer in range(4) for head in range(4)}
     for (metric, _), ranking in table.groupby(["metric", "draw"]):
         assert set(ranking["unit"]) == names
         assert ranking["score"].is_monotonic_decreasing
         assert list(ranking["unit"]) == [f"L{row.layer}H{row.index}" for row in ranking.itertuples()]
-        alone = RANKINGS[metric](evidence, Head)
+        alone = rankings_of(evidence)[metric](evidence, Head)
         assert metric == "random" or by_unit(alone) == by_unit(ranking)
         assert metric == "random" or ranking["score"].tolist() == alone["score"].tolist()
 
@@ -179,7 +182,7 @@ def test_missing_or_foreign_evidence_is_refused(evidence, model, pre):
         "shared_size": "the ranking by shared_size needs a mask of parameters as shared",
         "graft_size": "needs a mask of parameters as grafted",
         "bio_trace": r"the ranking by bio_trace needs a gradient trace as traces\['bio'\]",
-        "gradient_x_activation": r"needs a gradient trace as traces\['qa'\]",
+        "gradient_x_activation": r"needs a gradient trace as traces",
         "change": "needs the model before fine-tuning as pre",
         "ablation": "needs a task to score as task",
     }.items():

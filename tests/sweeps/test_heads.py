@@ -22,7 +22,7 @@ def test_a_sweep_equals_one_changed_copy_a_head(model, tasks):
             with torch.no_grad():
                 by_hand.blocks[row.layer].attn.W_O[row.index] = 0
             scores = evaluate(by_hand, task)
-            assert row.head == f"L{row.layer}H{row.index}"
+            assert row.unit == f"L{row.layer}H{row.index}"
             assert row.log_prob == pytest.approx(scores["log_prob"].mean(), abs=1e-4)
             assert row.log_prob_effect == pytest.approx(scores["log_prob"].mean() - own["log_prob"].mean(), abs=1e-4)
             assert row.exact_match == scores["exact_match"].mean()

@@ -74,7 +74,6 @@ def test_a_plan_in_yaml_in_toml_and_in_python_is_the_same(tmp_path):
         ("model: m\nunits: [L0H0, banana]\n", "'banana' is not a unit"),
         ("model: m\nunits: [L0H0, L0H0]\n", "units has L0H0 twice"),
         ("model: m\nsite: banana\n", "L0H0 has no site 'banana': choose from z, q, k, v, pattern"),
-        ("model: m\npositions: nowhere\n", "there are no positions 'nowhere'"),
         ("model: m\npositions: -1\n", "there is no position -1"),
         ("model: m\nmodes: patch\n", "patch needs source: people or formats"),
         ("model: m\nmodes: revert\n", "revert needs pre: the folder of the checkpoint before fine-tuning"),

@@ -151,7 +151,7 @@ def test_units_from_a_mask_give_the_rows_of_the_same_units_by_name(places, plan_
     plan = plan_of(units={"mask": file, "kind": "heads", "top": 3}, together="cumulative", modes=["zero", "mean"])
     table = run_sweep(plan, tmp_path / "mask")
     listed = run_sweep(plan_of(units=by_hand, together="cumulative", modes=["zero", "mean"]), tmp_path / "list")
-    assert table["units"].tolist()[:2] == [by_hand[0], "+".join(by_hand[:2])]
+    assert table["unit"].tolist()[:2] == [by_hand[0], "+".join(by_hand[:2])]
     pandas.testing.assert_frame_equal(table, listed)
     assert sweep_state(tmp_path / "mask").plan == plan
     # another mask in the same file is another sweep
