@@ -197,6 +197,16 @@ def effect_kind(metric: Metric) -> Kind:
     return "binary_difference" if metric in BINARY_METRICS else "real"
 
 
+def tested(metric: Metric) -> bool:
+    """Whether a mean effect on a metric may be tested against none: of one that is never negative it may not.
+
+    Example:
+        >>> tested(log_prob), tested(kl)
+        (True, False)
+    """
+    return metric is not kl
+
+
 def score_answers(logits: Float[Tensor, "answer_token d_vocab"], task: Task) -> pandas.DataFrame:
     """Score answer logits, one row for each answer.
 

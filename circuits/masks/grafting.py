@@ -33,7 +33,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.masks.acting import NAMES_OF_ANSWERS, graft, same_parameters
+from circuits.masks.acting import NAMES_OF_ANSWERS, graft
 from circuits.masks.mask import ParameterMask, covered_parameters, unit_mask
 from circuits.masks.packing import PackedTensors
 from circuits.masks.selection import all_finite, largest
@@ -45,6 +45,7 @@ from circuits.models import (
     parameters_of,
     positional_weights,
     require_start,
+    same_parameters,
     uninterrupted,
 )
 from circuits.progress import bar, track

@@ -435,6 +435,15 @@ def test_metrics_equal_their_definitions(model, tasks):
         assert row["kl_effect"] == pytest.approx(row["kl"], abs=1e-5)
 
 
+def test_a_divergence_is_not_tested_against_none(model, questions):
+    one = [Intervention((Head(1, 0),))]
+    table = run_interventions(model, questions, one, metrics=("log_prob", "kl"))
+    again = effects_table(run_interventions(model, questions, one, metrics=("log_prob", "kl"), per_answer=True))
+    for found in (table, again):
+        assert {"log_prob_effect_p", "log_prob_effect_q", "kl_effect", "kl_effect_low"} <= set(found)
+        assert not {"kl_effect_p", "kl_effect_q"} & set(found)
+
+
 def test_effects_have_the_intervals_and_tests_of_their_people(model, tasks):
     task = tasks["qa_ood"].select(range(24))
     assert task.answers["group"].nunique() < len(task.answers)

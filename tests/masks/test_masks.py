@@ -31,7 +31,7 @@ from circuits.masks.packing import PackedTensor, combine, invert, pack
 from circuits.masks.selection import largest
 from circuits.metrics import evaluate
 from circuits.models import fingerprint, identity, load_model, parameters_of, shape_of
-from circuits.statistics import mean_interval
+from circuits.statistics import mean_interval, paired
 from circuits.storage import write_tensors
 from circuits.tracing import GradientTrace, trace_gradients
 from circuits.units import Head, KVGroup, Neuron, with_groups
@@ -564,6 +564,33 @@ def test_an_interval_of_random_drops_holds_nothing_that_no_accuracy_could_be():
     assert mean_interval([1.0, 0.98, 1.0])[2] > 1
     assert row.random_drop_low == 0 < row.random_drop < row.random_drop_high
     assert row.thinned_drop == row.drop
+
+
+def test_what_a_mask_costs_beyond_random_ones_is_paired_by_answer(crowded, model, pre, tasks):
+    answers = ablate_mask(model, crowded, [tasks["qa_id"], tasks["bio"]], pre, draws=3, per_answer=True)
+    # so that there is something to tell: random masks do nothing, and thinned ones break the first half
+    first = answers["example"] < answers["example"].max() // 2
+    right = answers["condition"].isin(["none", "random"]) | ((answers["condition"] == "shared_thinned") & ~first)
+    answers["exact_match"] = right.astype(float)
+    answers.loc[(answers["condition"] == "random") & (answers["draw"] == 1) & (answers["example"] == 1), "exact_match"] = 0
+    summary = ablation_summary(answers).set_index("task")
+    means = ablation_summary(ablation_means(answers)).set_index("task")
+    pandas.testing.assert_frame_equal(summary[means.columns], means)
+    for task, rows in answers.groupby("task"):
+        kept = {name: part for name, part in rows.groupby("condition")}
+        names = list(zip(kept["none"]["example"], kept["none"]["attribute"], strict=True))
+        mean = {}
+        for condition in ("random", "shared_thinned"):
+            by_answer = kept[condition].set_index(["draw", "example", "attribute"])["exact_match"]
+            mean[condition] = [sum(by_answer[draw, *name] for draw in range(3)) / 3 for name in names]
+        groups = kept["none"]["group"].to_numpy()
+        found = paired(mean["random"], mean["shared_thinned"], groups, kind="bounded_difference")
+        row = summary.loc[task, ["excess", "excess_low", "excess_high", "excess_p"]]
+        assert row.tolist() == pytest.approx([found.difference, found.low, found.high, found.p_value])
+        assert row["excess"] == pytest.approx(summary["thinned_drop"][task] - summary["random_drop"][task])
+        assert summary["drop"][task] == summary["drop_high"][task] == 1 > summary["drop_low"][task] > 0
+    with pytest.raises(CircuitsError, match="the table has several rows for one condition and draw"):
+        ablation_summary(pandas.concat([answers, answers]))
 
 
 def test_every_answer_of_an_ablation_is_kept(crowded, model, pre, tasks):

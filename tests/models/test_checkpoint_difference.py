@@ -117,12 +117,14 @@ def test_models_that_do_not_belong_together_are_refused(pair, family, tokenizer,
     with pytest.raises(CircuitsError, match="compare checkpoints of one model"):
         difference(base, other)
     config = lively(family).config
-    for key, value in (("vocab_size", 500), ("intermediate_size", 300), ("num_attention_heads", 8)):
+    for key, size, value in (
+        ("vocab_size", "d_vocab", 500), ("intermediate_size", "d_mlp", 300), ("num_attention_heads", "n_heads", 8)
+    ):  # fmt: skip
         small = type(config)(
             **{name: one for name, one in config.to_dict().items() if name != "head_dim"} | {key: value}
         )
         AutoModelForCausalLM.from_config(small).save_pretrained(other)
-        with pytest.raises(CircuitsError, match=f"{key} is .* in the first and {value} in the second"):
+        with pytest.raises(CircuitsError, match=f"{size} is .* in the first and {value} in the second"):
             difference(base, other)
     lively(family).save_pretrained(other)
     words = load_model(base).tokenizer
