@@ -59,9 +59,9 @@ def graft(
     from circuits.models import save_model
 
     if by is GraftMethod.OPTIMISATION:
-        found = graft_by_optimisation(before, fine_tuned, kept, keep, seed=seed)
+        found = graft_by_optimisation(before, fine_tuned, kept, keep=keep, seed=seed)
     else:
-        found = graft_by_score(before, fine_tuned, kept, by.value, keep)
+        found = graft_by_score(before, fine_tuned, kept, score=by.value, keep=keep)
     found.save(out)
     if csv:
         found.curve.to_csv(out / "curve.csv", index=False)

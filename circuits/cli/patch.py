@@ -98,7 +98,7 @@ def patch(
     from circuits.storage import write_table
     from circuits.sweeps import sweep_patches
 
-    table = sweep_patches(loaded, other, target, source.value, heads_of(head, loaded))
+    table = sweep_patches(loaded, other, target, mode=source.value, heads=heads_of(head, loaded))
     settings = {"source": source.value, "task": target.name, "examples": examples, "heads": head}
     write_table(out, table, facts(loaded, opened, seed, **settings), csv)
     shown = effects(table, ["unit", "source_exact_match"], "log_prob_effect")

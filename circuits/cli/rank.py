@@ -112,10 +112,10 @@ def rank(
     # ablating every neuron alone takes long: only when asked for
     possible = [name for name in known if given.get(name, name) and (kind is Head or name != "ablation")]
     chosen = metric or possible
-    ranking = rank_units(evidence, kind, chosen, draws)
+    ranking = rank_units(evidence, kind, chosen, draws=draws)
     curves = {
-        "sufficient": sufficient_curve(ranking, before, fine_tuned, tasks, rest=rest.value),
-        "critical": critical_curve(ranking, fine_tuned, tasks, before, mode.value),
+        "sufficient": sufficient_curve(ranking, before, fine_tuned, tasks=tasks, rest=rest.value),
+        "critical": critical_curve(ranking, fine_tuned, tasks, pre=before, mode=mode.value),
     }
     if not curves["sufficient"]["fine_tuned"].any():
         raise CircuitsError(

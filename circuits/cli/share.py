@@ -36,7 +36,7 @@ def share(
             raise CircuitsError("a trace was given twice: sharing takes traces of different tasks")
         loaded = [GradientTrace.load(path) for path in traces]
         mask = shared_parameters(loaded, fraction)
-        report = sharing(loaded, fraction, draws, seed)
+        report = sharing(loaded, fraction, draws, seed=seed)
         heads, neurons = shared_size(mask, Head), shared_size(mask, Neuron)
     mask.save(out / "mask.safetensors")
     write_json(out / "sharing.json", {**report, "provenance": mask.provenance})

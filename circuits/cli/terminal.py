@@ -192,7 +192,7 @@ def show(table: "DataFrame", title: str, most: int = 24) -> None:
         owners = [next(name for name in headers[place::-1] if name not in _ENDS) for place in range(len(headers))]
         pairs = enumerate(zip(headers, owners, strict=True))
         left = [name if name == owner else f"{name} of {owner}" for place, (name, owner) in pairs if place not in kept]
-        console.print(f"no room for: {', '.join(left)}", style="dim", highlight=False)
+        console.print(f"no room for: {', '.join(left)}", style="dim", highlight=False, soft_wrap=True)
 
 
 #: Columns of `with_intervals` that are read as numbers.

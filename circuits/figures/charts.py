@@ -354,7 +354,7 @@ def graft_figure(table: DataFrame, keep: float | None = None) -> go.Figure:
     return figure
 
 
-def heads_figure(table: DataFrame, value: str, facet: str = "model", title: str = "", digits: int = 2) -> go.Figure:
+def heads_figure(table: DataFrame, value: str, facet: str = "model", *, title: str = "", digits: int = 2) -> go.Figure:
     """A number for every head as heat maps of layers × heads, one panel for each value of a column.
 
     Args:

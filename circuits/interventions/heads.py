@@ -106,6 +106,7 @@ def ablate_heads(
     model: Model,
     heads: Iterable[Head],
     mode: str = "zero",
+    *,
     means: Float[Tensor, "layer head d_head"] | None = None,
 ) -> AbstractContextManager[None]:
     """Inside the block, these heads put out nothing of their own.
@@ -173,7 +174,7 @@ def patched_outputs(model: Model, source: Task, target: Task) -> Float[Tensor, "
     return patched
 
 
-def patch_heads(model: Model, heads: Iterable[Head], source: Task, target: Task) -> AbstractContextManager[None]:
+def patch_heads(model: Model, heads: Iterable[Head], source: Task, *, target: Task) -> AbstractContextManager[None]:
     """Inside the block, these heads put out in the target's run what they put out in the source's run.
 
     Args:

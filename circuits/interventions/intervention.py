@@ -105,7 +105,7 @@ class Intervention:
 
 
 def single(
-    units: Iterable[AnyUnit], mode: str = "zero", site: str | None = None, positions: int | str = "all"
+    units: Iterable[AnyUnit], mode: str = "zero", site: str | None = None, *, positions: int | str = "all"
 ) -> list[Intervention]:
     """Each unit alone.
 
@@ -117,7 +117,7 @@ def single(
 
 
 def pairs(
-    units: Iterable[AnyUnit], mode: str = "zero", site: str | None = None, positions: int | str = "all"
+    units: Iterable[AnyUnit], mode: str = "zero", site: str | None = None, *, positions: int | str = "all"
 ) -> list[Intervention]:
     """Every two of the units together.
 
@@ -129,7 +129,7 @@ def pairs(
 
 
 def cumulative(
-    units: Iterable[AnyUnit], mode: str = "zero", site: str | None = None, positions: int | str = "all"
+    units: Iterable[AnyUnit], mode: str = "zero", site: str | None = None, *, positions: int | str = "all"
 ) -> list[Intervention]:
     """The first unit, the first two, and so on: along a ranking.
 

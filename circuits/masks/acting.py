@@ -140,11 +140,11 @@ def ablate_mask(
     model: Model,
     mask: ParameterMask,
     tasks: Sequence[Task],
+    *,
     pre: Model | None = None,
     mode: str = "revert",
     draws: int = 5,
     seed: int = 0,
-    *,
     per_answer: bool = False,
     check_start: bool = True,
 ) -> pandas.DataFrame:

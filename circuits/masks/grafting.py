@@ -124,11 +124,11 @@ def graft_by_score(
     pre: Model,
     fine_tuned: Model,
     task: Task,
+    *,
     score: str = "change",
     keep: float = 0.95,
     units: Iterable[Head | KVGroup | Neuron] | None = None,
     batch_size: int = 64,
-    *,
     check_start: bool = True,
 ) -> Graft:
     """The smallest graft, by a score of each parameter, that keeps a share of the fine-tuned accuracy.
@@ -186,6 +186,7 @@ def graft_by_optimisation(
     pre: Model,
     fine_tuned: Model,
     task: Task,
+    *,
     keep: float = 0.95,
     units: Iterable[Head | KVGroup | Neuron] | None = None,
     steps: int = 60,
@@ -193,7 +194,6 @@ def graft_by_optimisation(
     sparsity: float = 3.0,
     batch_size: int = 64,
     seed: int = 0,
-    *,
     check_start: bool = True,
 ) -> Graft:
     """The smallest graft, by optimising a relaxed mask, that keeps a share of the fine-tuned accuracy.
@@ -446,9 +446,9 @@ def graft_at(
     pre: Model,
     mask: ParameterMask,
     fine_tuned: Model,
+    *,
     task: Task,
     positions: Bool[Tensor, "example pos"],
-    *,
     check_start: bool = True,
 ) -> AbstractContextManager[None]:
     """Inside the block, ``pre`` is the grafted model at some positions of the task's examples and itself at the others.

@@ -203,7 +203,7 @@ def rankings_of(evidence: Evidence) -> dict[str, Callable[[Evidence, Kind], pand
 
 
 def rank_units(
-    evidence: Evidence, kind: Kind, metrics: Sequence[str] | None = None, draws: int = 5
+    evidence: Evidence, kind: Kind, metrics: Sequence[str] | None = None, *, draws: int = 5
 ) -> pandas.DataFrame:
     """Rank all heads or neurons by several metrics.
 

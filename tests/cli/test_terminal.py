@@ -56,8 +56,8 @@ def test_no_word_and_no_number_is_broken_whatever_the_width(width, capsys, monke
     assert max(map(len, shown.splitlines())) <= width or "no room" in shown.splitlines()[-1]
     words = {"L1H2", "qa_ood", "-1.25", "effect", "log", "prob"}
     assert words <= set(shown.split())
-    for value in ("-20.0%", "-31.0 to -12.0%"):
-        assert (value in shown) != ("no room for" in shown and width < 80)
+    assert ("-31.0 to -12.0%" in shown) == (width >= 80)
+    assert ("95 % of exact match effect" in shown) == (width < 80)
 
 
 def test_rows_that_are_not_shown_are_counted_with_commas(capsys):

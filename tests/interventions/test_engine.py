@@ -13,6 +13,7 @@ from circuits.facts import DatasetSettings, make_dataset
 from circuits.interventions import (
     Intervention,
     cumulative,
+    effects_table,
     matching_positions,
     pair_formats,
     pair_people,
