@@ -482,7 +482,7 @@ def graft_at(
         >>> task = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)).task("qa_id", tokenizer)
         >>> pre, fine_tuned = (load_model(new_model("tiny-llama", tokenizer, seed)) for seed in (0, 1))
         >>> heads = unit_mask(fine_tuned, [Head(2, 0), Head(2, 1)])
-        >>> with graft_at(pre, heads, fine_tuned, task, task.span("subject")):
+        >>> with graft_at(pre, heads, fine_tuned, task=task, positions=task.span("subject")):
         ...     scores = evaluate(pre, task)
     """
     mask.check(fine_tuned)
