@@ -197,11 +197,11 @@ def effect_kind(metric: Metric) -> Kind:
     return "binary_difference" if metric in BINARY_METRICS else "real"
 
 
-def tested(metric: Metric) -> bool:
-    """Whether a mean effect on a metric may be tested against none: of one that is never negative it may not.
+def is_signed(metric: Metric) -> bool:
+    """Whether effects on a metric can go up and down: else a mean above zero tells nothing, and is not tested.
 
     Example:
-        >>> tested(log_prob), tested(kl)
+        >>> is_signed(log_prob), is_signed(kl)
         (True, False)
     """
     return metric is not kl

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas
 
-from circuits.metrics import NAMED_METRICS, effect_kind, log_prob, tested
+from circuits.metrics import NAMED_METRICS, effect_kind, is_signed, log_prob
 from circuits.statistics import corrected, intervals, paired_p_values
 
 #: What names an intervention in a table.
@@ -50,7 +50,7 @@ def effects_table(answers: pandas.DataFrame) -> pandas.DataFrame:
                 f"{name}_effect_low": float(low),
                 f"{name}_effect_high": float(high),
             }
-            if tested(metric):
+            if is_signed(metric):
                 row[f"{name}_effect_p"] = float(paired_p_values(effects, groups, kind=kind))
         rows.append(row)
     return with_corrections(pandas.DataFrame(rows))
