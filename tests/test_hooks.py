@@ -65,7 +65,16 @@ HEAD, OTHER = Head(1, 2), Head(3, 1)
 #: These do not run a model: they read its parameters, its settings or its tokenizer.
 NEVER_RUN = {
     *("checkpoint_of", "covered_parameters", "editing", "facts_of", "fingerprint", "identity", "lean_model"),
-    *("parameters_of", "positional_parameters", "rows_of", "save_model", "shape_of", "token_texts", "unit_mask"),
+    *(
+        "parameters_of",
+        "positional_parameters",
+        "rows_of",
+        "same_parameters",
+        "save_model",
+        "shape_of",
+        "token_texts",
+        "unit_mask",
+    ),
     *("arithmetic", "refuse_hooks", "load_model", "merge_adapter", "require_start"),
     *("hook_name", "hook_points", "user_hooks"),
 }

@@ -120,7 +120,7 @@ def sufficient_curve(
         >>> task = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)).task("qa_id", tokenizer)
         >>> pre, fine_tuned = (load_model(new_model("tiny-llama", tokenizer, seed)) for seed in (0, 1))
         >>> rankings = rank_units(Evidence(fine_tuned, pre), Head, ["change"])
-        >>> curve = sufficient_curve(rankings, pre, fine_tuned, [task], counts=[0, 4, 16])
+        >>> curve = sufficient_curve(rankings, pre, fine_tuned, tasks=[task], counts=[0, 4, 16])
         >>> curve[["metric", "n", "groups", "fraction"]].round(3).values.tolist()
         [['change', 0, 0, 0.0], ['change', 4, 4, 0.082], ['change', 16, 8, 0.247]]
     """
