@@ -274,9 +274,10 @@ def test_an_accuracy_of_just_enough_answers_is_enough():
 
 def test_every_answer_of_a_curve_is_kept(model, pre, recalled, tasks, rankings):
     scored = [recalled, tasks["bio"].select(range(4))]
-    for curve, options in ((sufficient_curve, (pre, model, scored)), (critical_curve, (model, scored, pre))):
-        answers = curve(rankings, *options, counts=[0, 2, 15], per_answer=True)
-        table = curve(rankings, *options, counts=[0, 2, 15])
+    both = ((sufficient_curve, (pre, model), {"tasks": scored}), (critical_curve, (model, scored), {"pre": pre}))
+    for curve, models, options in both:
+        answers = curve(rankings, *models, **options, counts=[0, 2, 15], per_answer=True)
+        table = curve(rankings, *models, **options, counts=[0, 2, 15])
         pandas.testing.assert_frame_equal(curve_means(answers), table)
         assert len(answers) == 3 * 3 * sum(len(task.answers) for task in scored)
         row = table[(table["n"] == 2) & (table["task"] == "bio")].iloc[0]
