@@ -197,6 +197,16 @@ def effect_kind(metric: Metric) -> Kind:
     return "binary_difference" if metric in BINARY_METRICS else "real"
 
 
+def is_signed(metric: Metric) -> bool:
+    """Whether effects on a metric can go up and down: else a mean above zero tells nothing, and is not tested.
+
+    Example:
+        >>> is_signed(log_prob), is_signed(kl)
+        (True, False)
+    """
+    return metric is not kl
+
+
 def score_answers(logits: Float[Tensor, "answer_token d_vocab"], task: Task) -> pandas.DataFrame:
     """Score answer logits, one row for each answer.
 

@@ -124,7 +124,7 @@ def compare_answers(
     sides = one.to_numpy() / most, other.to_numpy() / most
     found = paired(*sides, groups, kind=kind, level=level)
     sought = max(abs(found.difference), SMALLEST_ACCURACY / most)
-    count = answers_needed(sought, *sides, groups, kind=kind)
+    count = answers_needed(sought, *sides, groups=groups, kind=kind)
     if count is None:
         needed = "the answers show no spread to judge by"
     else:

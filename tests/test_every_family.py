@@ -107,7 +107,7 @@ def test_three_models_agree_inside_and_after_every_block(pair, asked):
     everywhere = torch.ones_like(qa.tokens, dtype=torch.bool)
     with graft(model, unit_mask(pre, [Head(1, 2), Neuron(0, 7)]), pre):
         expected = evaluate(model, qa)["log_prob"]
-    with graft_at(model, unit_mask(pre, [Head(1, 2), Neuron(0, 7)]), pre, qa, everywhere):
+    with graft_at(model, unit_mask(pre, [Head(1, 2), Neuron(0, 7)]), pre, task=qa, positions=everywhere):
         assert evaluate(model, qa)["log_prob"].tolist() == pytest.approx(expected.tolist(), abs=1e-3)
     with ablate_heads(model, [Head(1, 2)]):
         ablated = evaluate(model, qa)["log_prob"]
@@ -134,9 +134,9 @@ def test_it_is_grafted_ranked_saved_and_compared(pair, asked, tmp_path):
         Evidence(model, pre, task=task, grafted=found.mask), Head, ["change", "graft_size", "ablation"]
     )
     everything = shape_of(model).n_layers * shape_of(model).n_heads
-    curve = critical_curve(ranking, model, [task], pre, counts=[0, everything])
+    curve = critical_curve(ranking, model, [task], pre=pre, counts=[0, everything])
     assert (curve[curve["n"] == 0]["exact_match"] == 1).all()
-    curve = sufficient_curve(ranking, pre, model, [task], counts=[0, everything], rest="fine_tuned")
+    curve = sufficient_curve(ranking, pre, model, tasks=[task], counts=[0, everything], rest="fine_tuned")
     assert (curve[curve["n"] == everything]["exact_match"] == 1).all()
     assert len(attention_scores(model, {"qa": task})) == everything
     save_model(model, tmp_path / "tuned")

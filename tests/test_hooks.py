@@ -65,7 +65,16 @@ HEAD, OTHER = Head(1, 2), Head(3, 1)
 #: These do not run a model: they read its parameters, its settings or its tokenizer.
 NEVER_RUN = {
     *("checkpoint_of", "covered_parameters", "editing", "facts_of", "fingerprint", "identity", "lean_model"),
-    *("parameters_of", "positional_parameters", "rows_of", "save_model", "shape_of", "token_texts", "unit_mask"),
+    *(
+        "parameters_of",
+        "positional_parameters",
+        "rows_of",
+        "same_parameters",
+        "save_model",
+        "shape_of",
+        "token_texts",
+        "unit_mask",
+    ),
     *("arithmetic", "refuse_hooks", "load_model", "merge_adapter", "require_start"),
     *("hook_name", "hook_points", "user_hooks"),
 }
@@ -119,17 +128,23 @@ CALLS = {
     "example_losses": lambda c: example_losses(c.model, c.task),
     "graft": lambda c: c.within(graft(c.model, unit_mask(c.pre, [OTHER]), c.pre)),
     "graft_at": lambda c: c.within(
-        graft_at(c.model, unit_mask(c.pre, [OTHER]), c.pre, c.task, torch.ones_like(c.task.tokens, dtype=torch.bool))
+        graft_at(
+            c.model,
+            unit_mask(c.pre, [OTHER]),
+            c.pre,
+            task=c.task,
+            positions=torch.ones_like(c.task.tokens, dtype=torch.bool),
+        )
     ),
     "graft_by_optimisation": lambda c: graft_by_optimisation(c.model, c.pre, c.answered, keep=0.3, steps=1).curve,
-    "graft_by_score": lambda c: graft_by_score(c.model, c.pre, c.answered, "gradient_x_change", keep=0.3).curve,
+    "graft_by_score": lambda c: graft_by_score(c.model, c.pre, c.answered, score="gradient_x_change", keep=0.3).curve,
     "hooked": lambda c: c.within(hooked(c.model, {hook_name(c.model, (3, "z")): lambda z, hook: 0 * z})),  # noqa: ARG005
     "induction_scores": lambda c: induction_scores(c.model),
     "logits_at": lambda c: logits_at(c.model, c.task.tokens, torch.tensor([[0, 3], [1, 2]])),
     "loss_gradients": lambda c: loss_gradients(c.model, c.task)["blocks.0.attn.W_Q"],
     "mean": lambda c: c.within(mean(c.model, c.mask)),
     "mean_head_outputs": lambda c: mean_head_outputs(c.model, c.task),
-    "patch_heads": lambda c: c.within(patch_heads(c.model, [OTHER], c.source, c.task)),
+    "patch_heads": lambda c: c.within(patch_heads(c.model, [OTHER], c.source, target=c.task)),
     "patched_outputs": lambda c: patched_outputs(c.model, c.source, c.task)[2, 0, 0],
     "positional_weights": lambda c: c.within(
         positional_weights(
@@ -138,12 +153,12 @@ CALLS = {
             lambda tokens: torch.ones_like(tokens, dtype=torch.bool),
         )
     ),
-    "read_head": lambda c: read_head(c.model, OTHER, c.task, 0).pattern,
+    "read_head": lambda c: read_head(c.model, OTHER, c.task, example=0).pattern,
     "replace_heads": lambda c: c.within(replace_heads(c.model, {OTHER: torch.zeros(1)})),
     "revert": lambda c: c.within(revert(c.model, c.mask, c.pre)),
     "run_interventions": lambda c: run_interventions(c.model, c.task, [Intervention((OTHER,))]),
     "screen_interventions": lambda c: screen_interventions(c.model, c.task, [Intervention((OTHER,))]),
-    "sufficient_curve": lambda c: sufficient_curve(c.ranking, c.model, c.pre, [c.task], rest="pre"),
+    "sufficient_curve": lambda c: sufficient_curve(c.ranking, c.model, c.pre, tasks=[c.task], rest="pre"),
     "sweep_heads": lambda c: sweep_heads(c.model, [c.task], heads=[OTHER]),
     "sweep_patches": lambda c: sweep_patches(c.model, c.source, c.task, heads=[OTHER]),
     "trace_checkpoints": lambda c: trace_checkpoints([c.model], c.task).hook_points["head.gradient_norm"],
@@ -256,7 +271,7 @@ def test_an_ablation_acts_on_a_graft_at_positions_whichever_came_first(case, fir
     everywhere = torch.ones_like(case.task.tokens, dtype=torch.bool)
 
     def grafted():
-        return graft_at(case.model, unit_mask(case.pre, [HEAD, OTHER]), case.pre, case.task, everywhere)
+        return graft_at(case.model, unit_mask(case.pre, [HEAD, OTHER]), case.pre, task=case.task, positions=everywhere)
 
     def ablated():
         return ablate_heads(case.model, [HEAD])

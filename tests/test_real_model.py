@@ -154,7 +154,7 @@ def test_an_induction_head_is_found_by_its_score_and_drawn(model):
     assert scores["induction"].iloc[0] > 0.7
     assert scores["induction"].median() < 0.05
     head, task = Head.parse(scores["unit"].iloc[0]), induction_task(model)
-    reading = read_head(model, head, task, 0, "words said twice")
+    reading = read_head(model, head, task, example=0, title="words said twice")
     length, half = len(reading.tokens), (len(reading.tokens) + 1) // 2
     diagonal = [float(reading.pattern[query, query - half + 1]) for query in range(half, length)]
     assert sum(diagonal) / len(diagonal) > 0.6

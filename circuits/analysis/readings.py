@@ -52,7 +52,10 @@ def draw_heads(case: Case, tables: Mapping[str, pandas.DataFrame]) -> list[Path]
     for head, why in chosen_heads(tables, case.settings.drawn if prompts else 0).items():
         file = case.folder / "figures" / f"attention_{head}.html"
         if not file.is_file():
-            readings = [read_head(case.model, Head.parse(head), task, example, name) for name, task, example in prompts]
+            readings = [
+                read_head(case.model, Head.parse(head), task, example=example, title=name)
+                for name, task, example in prompts
+            ]
             save_figure(attention_figure(readings, subtitle=why), file, "beside")
         files.append(file)
     return files

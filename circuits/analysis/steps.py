@@ -147,10 +147,12 @@ def share(case: Case, traces: dict[str, GradientTrace]) -> tuple[Any, ...]:
     masks, reports, heads, neurons = {}, [], [], []
     for scope in SCOPES:
         mask = masks[scope] = shared_parameters(several, settings.fraction, scope)
-        reports.append({"scope": scope, **sharing(several, settings.fraction, settings.draws, settings.seed, scope)})
+        reports.append(
+            {"scope": scope, **sharing(several, settings.fraction, settings.draws, seed=settings.seed, scope=scope)}
+        )
         heads.append(shared_size(mask, Head).assign(scope=scope))
         neurons.append(shared_size(mask, Neuron).assign(scope=scope))
-    curve = sharing_curve(several, settings.fractions, settings.draws, settings.seed)
+    curve = sharing_curve(several, settings.fractions, settings.draws, seed=settings.seed)
     sizes = (pandas.concat(parts, ignore_index=True) for parts in (heads, neurons))
     return masks, pandas.DataFrame(reports), curve, *sizes
 
@@ -161,7 +163,9 @@ def ablate(case: Case, masks: dict[str, ParameterMask]) -> tuple[pandas.DataFram
     tasks, settings = list(case.scored().values()), case.settings
     draws, seed = settings.draws, settings.seed
     each = [
-        ablate_mask(case.model, mask, tasks, case.pre, case.mode, draws, seed, per_answer=True).assign(scope=scope)
+        ablate_mask(
+            case.model, mask, tasks, pre=case.pre, mode=case.mode, draws=draws, seed=seed, per_answer=True
+        ).assign(scope=scope)
         for scope, mask in masks.items()
         if mask.size
     ]
@@ -181,7 +185,7 @@ def graft(case: Case) -> tuple[Any, ...]:
     for name, task in case.tasks.items():
         if case.pre is None or not score(case.model, task)["exact_match"].any():
             continue  # there is nothing to keep: such a task has no rows
-        found = [graft_by_score(case.pre, case.model, task, by, case.settings.keep) for by in SCORES]
+        found = [graft_by_score(case.pre, case.model, task, score=by, keep=case.settings.keep) for by in SCORES]
         grafts[name] = min(found, key=lambda one: one.size)
         curves += [one.curve.assign(task=name) for one in found]
     return grafts, pandas.concat(curves, ignore_index=True) if curves else pandas.DataFrame()
@@ -268,16 +272,26 @@ def rank(case: Case, traces: dict[str, GradientTrace], masks: dict[str, Paramete
     rankings, answers, summaries, areas, agreements = [], [], [], [], []
     for kind in (Head, Neuron):
         parts = [
-            rank_units(evidence, kind, [name for name in names if name != "random"], 1),
-            rank_units(per_tensor, kind, ["shared_size"], 1).assign(metric="shared_size_per_tensor"),
-            rank_units(evidence, kind, ["random"], draws),
+            rank_units(evidence, kind, [name for name in names if name != "random"], draws=1),
+            rank_units(per_tensor, kind, ["shared_size"], draws=1).assign(metric="shared_size_per_tensor"),
+            rank_units(evidence, kind, ["random"], draws=draws),
         ]
         ranking = pandas.concat(parts, ignore_index=True)
         counts = counts_of(ranking["unit"].nunique())
-        both = [critical_curve(ranking, case.model, tasks, case.pre, case.mode, counts=counts, per_answer=True)]
+        both = [
+            critical_curve(ranking, case.model, tasks, pre=case.pre, mode=case.mode, counts=counts, per_answer=True)
+        ]
         if case.pre is not None:
             both.append(
-                sufficient_curve(ranking, case.pre, case.model, tasks, counts, case.settings.rest, per_answer=True)
+                sufficient_curve(
+                    ranking,
+                    case.pre,
+                    case.model,
+                    tasks=tasks,
+                    counts=counts,
+                    rest=case.settings.rest,
+                    per_answer=True,
+                )
             )
         measured = _joined(both, case.tasks).assign(kind=kind.NOUN)
         agreed = agreement(ranking).rename_axis("metric").reset_index()

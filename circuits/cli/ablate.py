@@ -1,7 +1,8 @@
 """``circuits ablate``: what happens without a mask's parameters, or without a head."""
 
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,8 +22,11 @@ from circuits.cli.options import (
     task_option,
 )
 from circuits.cli.sweep import run_into
-from circuits.cli.terminal import show
+from circuits.cli.terminal import counted, effects, say_csv, show, with_intervals
 from circuits.errors import CircuitsError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 def ablate(
@@ -97,23 +101,63 @@ def ablate(
     from circuits.storage import write_table
 
     if mask is not None:
-        from circuits.masks import ParameterMask, ablate_mask, ablation_summary
+        from circuits.masks import ParameterMask, ablate_mask, ablation_means, ablation_summary
 
         loaded_mask = ParameterMask.load(mask)
     loaded = load(model, dtype, device)
     if mask is not None:
         loaded_mask.check(loaded)
         before = None if pre is None else load(pre, dtype, device)
-        table = ablate_mask(loaded, loaded_mask, opened.tasks, before, mask_mode.value, draws, seed)
+        answers = ablate_mask(
+            loaded, loaded_mask, opened.tasks, pre=before, mode=mask_mode.value, draws=draws, seed=seed, per_answer=True
+        )
+        table, summary = ablation_means(answers), ablation_summary(answers)
         settings: dict[str, Any] = {"mask": loaded_mask.provenance, "mode": mask_mode.value, "draws": draws}
-        shown = ablation_summary(table).rename(columns=lambda name: name.replace("_", " "))
+        shown = _by_condition(summary)
     else:
         from circuits.sweeps import sweep_heads
 
         heads = heads_of(head, loaded)
         table = sweep_heads(loaded, opened.tasks, modes, heads=heads)
         settings = {"heads": head, "modes": modes}
-        columns = ["unit", "mode", "task", "exact_match_effect", "log_prob_effect"]
-        shown = table.sort_values("log_prob_effect")[columns]
-    write_table(out, table, facts(loaded, opened, seed, examples=examples, **settings), csv)
-    show(shown, f"{out}")
+        shown = effects(table, ["unit", "mode", "task"], "log_prob_effect")
+    about = facts(loaded, opened, seed, examples=examples, **settings)
+    write_table(out, table, about, csv)
+    if mask is not None:
+        summary_file = out.with_stem(f"{out.stem}_summary")
+        write_table(summary_file, summary, about, csv)
+        title = f"{summary_file}: {mask_mode.value} {loaded_mask.size:,} of {loaded_mask.total:,} parameters"
+    else:
+        title = f"{out}: {len(table):,} rows"
+    show(shown, title)
+    say_csv(csv, out, *([] if mask is None else [summary_file]))
+
+
+def _by_condition(summary: "DataFrame") -> "DataFrame":
+    """One row for each task and what was masked."""
+    import pandas
+
+    rows = []
+    for one in summary.to_dict("records"):
+        thinned = one["thinned_parameters"] < one["parameters"]
+        draws = counted(one["draws"], "draw")
+        whole = ("the mask", one["parameters"], "drop")
+        random = (f"random, {draws}", one["thinned_parameters"], "random_drop")
+        conditions = [whole, *([("thinned", one["thinned_parameters"], "thinned_drop")] if thinned else []), random]
+        rows.append({"task": one["task"], "masked": "nothing", "parameters": 0, "exact_match": one["before"]})
+        rows += [
+            {
+                "task": one["task"],
+                "masked": masked,
+                "parameters": parameters,
+                "exact_match": one["before"] - one[drop],
+                "drop": one[drop],
+                **{f"drop_{end}": one.get(f"{drop}_{end}", math.nan) for end in ("low", "high")},
+            }
+            for masked, parameters, drop in conditions
+        ]
+        name = "thinned − random" if thinned else "mask − random"
+        ends = {f"drop{end}": one[f"excess{end}"] for end in ("", "_low", "_high", "_p")}
+        rows.append({"task": one["task"], "masked": name, **ends})
+    table = pandas.DataFrame(rows).astype({"parameters": "Int64"})
+    return with_intervals(table)

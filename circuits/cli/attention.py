@@ -77,7 +77,7 @@ def attention(
     from circuits.units import Head
 
     chosen = Head.parse(head, shape_of(loaded))
-    readings = [read_head(loaded, chosen, one, place, title, top) for one, place, title in prompts]
+    readings = [read_head(loaded, chosen, one, example=place, title=title, top=top) for one, place, title in prompts]
     with busy(f"drawing {out}"):
         save_figure(attention_figure(readings, subtitle=subtitle), out)
     say(f"{out}: {chosen} on {about}")

@@ -20,7 +20,7 @@ from circuits.cli.options import (
     Seed,
     task_option,
 )
-from circuits.cli.terminal import show
+from circuits.cli.terminal import say, say_csv, show
 from circuits.errors import CircuitsError
 
 
@@ -59,9 +59,9 @@ def graft(
     from circuits.models import save_model
 
     if by is GraftMethod.OPTIMISATION:
-        found = graft_by_optimisation(before, fine_tuned, kept, keep, seed=seed)
+        found = graft_by_optimisation(before, fine_tuned, kept, keep=keep, seed=seed)
     else:
-        found = graft_by_score(before, fine_tuned, kept, by.value, keep)
+        found = graft_by_score(before, fine_tuned, kept, score=by.value, keep=keep)
     found.save(out)
     if csv:
         found.curve.to_csv(out / "curve.csv", index=False)
@@ -72,4 +72,12 @@ def graft(
             place = {"dataset": people.fingerprint, "data": os.path.relpath(people.folder, out / "model")}
         with grafted(before, found.mask, fine_tuned):
             save_model(before, out / "model", {**place, "graft": found.mask.provenance})
-    show(found.curve, f"{out}: {found!r}", len(found.curve))
+    [chosen] = found.curve[found.curve["chosen"]].index
+    # of the curve what was taken, and the ends it lies between: no change and the largest graft
+    ends = found.curve.loc[[found.curve.index[0], chosen, found.curve.index[-1]]]
+    ends = ends.assign(graft=["smallest", "chosen", "largest"])
+    told = f"the fewest found that keep {keep:.0%} of the accuracy on {kept.name}"
+    shown = ends[["graft", "size", "fraction", "exact_match", "log_prob"]].drop_duplicates("size")
+    show(shown, f"{out}: {found.mask.size:,} of {found.mask.total:,} parameters, {told}")
+    say(f"{out / 'curve.parquet'}: all {len(found.curve)} sizes that were tried")
+    say_csv(csv, out / "curve.parquet")

@@ -29,7 +29,7 @@ from circuits.cli.options import (
     task_option,
 )
 from circuits.cli.sweep import run_into
-from circuits.cli.terminal import busy, show
+from circuits.cli.terminal import busy, effects, say_csv, show
 from circuits.errors import CircuitsError
 
 if TYPE_CHECKING:
@@ -98,13 +98,13 @@ def patch(
     from circuits.storage import write_table
     from circuits.sweeps import sweep_patches
 
-    table = sweep_patches(loaded, other, target, source.value, heads_of(head, loaded))
+    table = sweep_patches(loaded, other, target, mode=source.value, heads=heads_of(head, loaded))
     settings = {"source": source.value, "task": target.name, "examples": examples, "heads": head}
     write_table(out, table, facts(loaded, opened, seed, **settings), csv)
-    columns = ["unit", "exact_match_effect", "log_prob_effect", "source_exact_match"]
-    shown = table.sort_values("log_prob_effect")[[column for column in columns if column in table]]
+    shown = effects(table, ["unit", "source_exact_match"], "log_prob_effect")
     told = ": source_exact_match is how often the other run's answer is given"
     show(shown, f"{out}{told if 'source_exact_match' in table else ''}")
+    say_csv(csv, out)
 
 
 def _paired(opened: Opened, name: str, source: Source, seed: int, chat: bool, drop_bad: bool) -> "Task":

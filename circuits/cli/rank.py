@@ -22,7 +22,7 @@ from circuits.cli.options import (
     Seed,
     task_option,
 )
-from circuits.cli.terminal import busy, say, show
+from circuits.cli.terminal import busy, say, say_csv, show, with_intervals
 from circuits.errors import CircuitsError
 
 
@@ -112,10 +112,10 @@ def rank(
     # ablating every neuron alone takes long: only when asked for
     possible = [name for name in known if given.get(name, name) and (kind is Head or name != "ablation")]
     chosen = metric or possible
-    ranking = rank_units(evidence, kind, chosen, draws)
+    ranking = rank_units(evidence, kind, chosen, draws=draws)
     curves = {
-        "sufficient": sufficient_curve(ranking, before, fine_tuned, tasks, rest=rest.value),
-        "critical": critical_curve(ranking, fine_tuned, tasks, before, mode.value),
+        "sufficient": sufficient_curve(ranking, before, fine_tuned, tasks=tasks, rest=rest.value),
+        "critical": critical_curve(ranking, fine_tuned, tasks, pre=before, mode=mode.value),
     }
     if not curves["sufficient"]["fine_tuned"].any():
         raise CircuitsError(
@@ -147,12 +147,18 @@ def rank(
     for name, curve in curves.items():
         save_figure(ranking_curves_figure(curve, units=units.value), out / f"{name}.html", "beside")
     save_figure(agreement_figure(agreed, units.value), out / "agreement.html", "beside")
-    titles = {"sufficient": "only the top n are trained: areas, and the smallest n that is enough"}
+    becomes = {"revert": "reverted", "zero": "zero", "mean": "at their mean"}
+    titles = {"sufficient": "only the top n trained: area under the curve, and n95, the smallest n that is enough"}
     for condition, rows in tables["summary"].groupby("condition", sort=False):
-        title = titles.get(str(condition), f"the top n: {condition}; areas, and the smallest n that breaks the model")
-        show(rows.drop(columns=["condition", "draws"]).dropna(axis="columns", how="all"), f"{out}\n{title}", 40)
+        changed = becomes.get(str(condition), condition)
+        broken = f"the top n {changed}: area under the curve, and n50, the smallest n that breaks the model"
+        told = with_intervals(rows.drop(columns=["condition", "draws"]).dropna(axis="columns", how="all"))
+        show(told, f"{out}: {titles.get(str(condition), broken)}", 40)
     if metric is None and len(chosen) < len(known):
-        say(f"left out: {', '.join(name for name in known if name not in chosen)}")
+        needed = {"shared_size": "give --mask", "graft_size": "give --graft", "gradient_x_activation": "give --traces"}
+        needed["ablation"] = "it is slow for neurons: ask for it with --metric ablation"
+        say(f"left out: {', '.join(f'{name} ({needed[name]})' for name in known if name not in chosen)}")
+    say_csv(csv, *(out / f"{name}.parquet" for name in tables))
 
 
 def trace_files(folder: Path) -> list[Path]:

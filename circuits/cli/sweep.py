@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from circuits.cli.terminal import busy, resumable, say, show
+from circuits.cli.terminal import busy, effects, resumable, say, show
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -73,7 +73,6 @@ def run_into(plan: "SweepPlan", out: Path, executor: str = "serial", workers: in
 
 def _largest(table: "DataFrame") -> "DataFrame":
     """What a sweep's table says first: the largest effects."""
-    effects = [column for column in table if column.endswith("_effect")]
-    order = "log_prob_effect" if "log_prob_effect" in effects else effects[-1]
-    what = ["unit", "mode", *(["site"] if table["site"].any() else []), "positions", "task"]
-    return table.sort_values(order, key=abs, ascending=False, kind="stable")[[*what, *effects]]
+    found = [column for column in table if column.endswith("_effect")]
+    order = "log_prob_effect" if "log_prob_effect" in found else found[-1]
+    return effects(table, ["unit", "mode", "site", "positions", "task"], order, largest=True)

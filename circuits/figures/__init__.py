@@ -10,7 +10,7 @@ from circuits.figures.charts import (
     heads_figure,
     sharing_figure,
 )
-from circuits.figures.difference import difference_figure
+from circuits.figures.difference import difference_figure, write_difference
 from circuits.figures.rankings import agreement_figure, ranking_curves_figure
 from circuits.figures.report import Section, write_report
 from circuits.figures.saving import FORMATS, save_figure
@@ -32,5 +32,6 @@ __all__ = [
     "ranking_curves_figure",
     "save_figure",
     "sharing_figure",
+    "write_difference",
     "write_report",
 ]

@@ -354,14 +354,14 @@ def graft_figure(table: DataFrame, keep: float | None = None) -> go.Figure:
     return figure
 
 
-def heads_figure(table: DataFrame, value: str, facet: str = "model", title: str = "", digits: int = 2) -> go.Figure:
+def heads_figure(table: DataFrame, value: str, facet: str = "model", *, title: str = "", digits: int = 2) -> go.Figure:
     """A number for every head as heat maps of layers × heads, one panel for each value of a column.
 
     Args:
         table: columns ``layer``, ``index``, ``value`` and ``facet``; one row for each head and panel.
         value: the column that is shown.
         facet: the column that makes the panels.
-        title: what the colour means.
+        title: what the colour means; the name of the column if not given.
         digits: digits after the point in the cells.
 
     Raises:
@@ -399,7 +399,7 @@ def heads_figure(table: DataFrame, value: str, facet: str = "model", title: str 
                 xgap=1,
                 ygap=1,
                 showscale=column == len(panels),
-                colorbar={"title": title, "thickness": 14},
+                colorbar={"title": title or _label(value).replace("_", " "), "thickness": 14},
                 text=[[number(one, digits) for one in row] for row in grid.to_numpy(dtype=float)],
                 texttemplate="%{text}" if readable else None,
                 customdata=[[f"L{layer}H{head}" for head in grid.columns] for layer in grid.index],

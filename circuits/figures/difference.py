@@ -1,10 +1,13 @@
-"""Where two checkpoints differ, as heat maps."""
+"""Where two checkpoints differ: heat maps, and a page of them with the numbers."""
+
+from pathlib import Path
 
 import plotly.graph_objects as go
 from pandas import DataFrame
 from plotly.subplots import make_subplots
 
 from circuits.errors import CircuitsError
+from circuits.figures.report import Section, write_report
 
 _TITLES = {
     "relative": "norm of the change / norm before",
@@ -65,3 +68,52 @@ def difference_figure(table: DataFrame, value: str = "relative", *, title: str =
         margin={"t": 100 if title else 60, "b": 60},
     )
     return figure
+
+
+def write_difference(table: DataFrame, path: str | Path, *, title: str = "", largest: int = 12) -> None:
+    """Write a difference as one page: the model and its layers, components, heads and the neurons that changed most.
+
+    Args:
+        table: from `circuits.models.difference`.
+        path: the HTML file.
+        title: of the page.
+        largest: how many heads, groups and neurons are listed.
+
+    Raises:
+        CircuitsError: the table is another one.
+    """
+    figure = difference_figure(table)
+    whole = table[table["kind"] == "model"].iloc[0]
+    lead = (
+        f"{whole['changed']:.1%} of {whole['parameters']:,} parameters changed; the norm of the change is "
+        f"{whole['relative']:.3g} of the norm before."
+    )
+    layers, components = table[table["kind"] == "layer"], table[table["kind"] == "component"]
+    by_layer = go.Figure(go.Bar(x=layers["layer"], y=layers["relative"], marker_color="#1f77b4"))
+    by_layer.update_layout(template="plotly_white", height=300, margin={"t": 20, "b": 50})
+    by_layer.update_xaxes(title="layer", dtick=1 if len(layers) <= 24 else 4)
+    by_layer.update_yaxes(title=_TITLES["relative"], rangemode="tozero")
+    outside = components[components["layer"].isna()]
+    sections = [
+        Section("Layers", table=_numbers(layers), figure=by_layer),
+        Section("Components and heads", ["Hover over a cell for its number."], figure=figure),
+        *([Section("Outside the layers", table=_numbers(outside))] if len(outside) else []),
+    ]
+    for kind, name in {"head": "Heads", "group": "Key/value groups", "neuron": "Neurons"}.items():
+        rows = table[table["kind"] == kind].sort_values("relative", ascending=False, kind="stable").head(largest)
+        if len(rows):
+            sections.append(Section(f"{name} that changed most", table=_numbers(rows)))
+    write_report(path, title or "What changed", lead, sections)
+
+
+def _numbers(rows: DataFrame) -> DataFrame:
+    """Rows of a difference as a reader sees them."""
+    return DataFrame(
+        {
+            "unit": rows["unit"],
+            "parameters": rows["parameters"].map("{:,}".format),
+            "norm of the change": rows["norm"].map("{:.3g}".format),
+            "of the norm before": rows["relative"].map("{:.3g}".format, na_action="ignore"),
+            "entries changed": rows["changed"].map("{:.1%}".format),
+        }
+    )

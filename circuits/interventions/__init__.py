@@ -11,7 +11,7 @@ from circuits.interventions.heads import (
     patched_outputs,
     replace_heads,
 )
-from circuits.interventions.intervention import MODES, SITES, Intervention, cumulative, pairs, single
+from circuits.interventions.intervention import MODES, UNIT_SITES, Intervention, cumulative, pairs, single
 from circuits.interventions.memory import arithmetic
 from circuits.interventions.pairing import (
     matching_positions,
@@ -24,7 +24,7 @@ from circuits.interventions.pairing import (
 __all__ = [
     "ABLATIONS",
     "MODES",
-    "SITES",
+    "UNIT_SITES",
     "Engine",
     "Intervention",
     "ablate_heads",

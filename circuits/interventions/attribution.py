@@ -24,7 +24,7 @@ from circuits.interventions.forward import CleanRun, Forward, Queries, Visitor
 from circuits.interventions.intervention import Intervention
 from circuits.interventions.memory import in_halves
 from circuits.metrics import Metric
-from circuits.models import Model, Site, facts_of
+from circuits.models import SITES, Model, Site, facts_of
 from circuits.progress import bar
 from circuits.storage import provenance
 from circuits.tasks import Task
@@ -45,7 +45,7 @@ class _Kept(Visitor):
 
 
 #: The order of a layer's activations.
-_ORDER = ("resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "post", "mlp_out", "resid_post")
+_ORDER = tuple(site for site in SITES if site != "pattern")
 
 
 def _inside(sites: Sequence[tuple[Site, AnyUnit]], heads_of_group: int) -> tuple[AnyUnit, AnyUnit] | None:

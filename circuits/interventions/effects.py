@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas
 
-from circuits.metrics import NAMED_METRICS, effect_kind, log_prob
+from circuits.metrics import NAMED_METRICS, effect_kind, is_signed, log_prob
 from circuits.statistics import corrected, intervals, paired_p_values
 
 #: What names an intervention in a table.
@@ -41,15 +41,17 @@ def effects_table(answers: pandas.DataFrame) -> pandas.DataFrame:
             if len(chosen) == 0 or chosen[f"{name}_effect"].isna().all():
                 continue
             effects = chosen[f"{name}_effect"].to_numpy(float)
-            kind = effect_kind(NAMED_METRICS.get(name, log_prob))
+            metric = NAMED_METRICS.get(name, log_prob)
+            kind = effect_kind(metric)
             low, high = intervals(effects, groups, kind=kind)
             row |= {
                 name: chosen[name].mean(),
                 f"{name}_effect": effects.mean(),
                 f"{name}_effect_low": float(low),
                 f"{name}_effect_high": float(high),
-                f"{name}_effect_p": float(paired_p_values(effects, groups, kind=kind)),
             }
+            if is_signed(metric):
+                row[f"{name}_effect_p"] = float(paired_p_values(effects, groups, kind=kind))
         rows.append(row)
     return with_corrections(pandas.DataFrame(rows))
 

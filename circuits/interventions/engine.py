@@ -30,7 +30,7 @@ from circuits.interventions.memory import arithmetic, in_halves, out_of_memory, 
 from circuits.interventions.pairing import matching_positions
 from circuits.interventions.tokens import TokenTree, changed_tokens, check_positions
 from circuits.interventions.values import SHARED_MODES, Matched, Means, other_examples, same_positions
-from circuits.metrics import NAMED_METRICS, AnswerTokens, Metric, effect_kind, kl, metric_of
+from circuits.metrics import NAMED_METRICS, AnswerTokens, Metric, effect_kind, is_signed, kl, metric_of
 from circuits.models import (
     LeanModel,
     Model,
@@ -648,13 +648,17 @@ def means_table(engine: Engine, clean: dict[str, numpy.ndarray], found: dict[str
             effects = chosen - clean[name][changed]
             kind = effect_kind(engine.metrics[name])
             low, high = intervals(effects, own, kind=kind)
-            measured = (chosen.mean(1), effects.mean(1), low, high, paired_p_values(effects, own, kind=kind))
+            p_values = paired_p_values(effects, own, kind=kind) if is_signed(engine.metrics[name]) else None
+            measured = (chosen.mean(1), effects.mean(1), low, high, p_values)
             for ending, column in zip(
                 ("", "_effect", "_effect_low", "_effect_high", "_effect_p"), measured, strict=True
             ):
-                columns[f"{name}{ending}"][members] = column
+                if column is not None:
+                    columns[f"{name}{ending}"][members] = column
     table = describe(engine.interventions).assign(task=engine.task.name, answers=numbers)
     for name, column in columns.items():
+        if name.endswith("_effect_p") and not is_signed(engine.metrics[name.removesuffix("_effect_p")]):
+            continue
         table[name] = column
         if name.endswith("_effect_p"):
             table[f"{name[:-2]}_q"] = column

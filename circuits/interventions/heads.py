@@ -19,7 +19,7 @@ from circuits.errors import CircuitsError
 from circuits.interventions.pairing import matching_positions
 from circuits.models import Model, capture, hook_name, hooked, shape_of, uninterrupted
 from circuits.tasks import Task
-from circuits.units import Head
+from circuits.units import Head, Neuron
 
 #: Values to put in the place of heads' outputs: head → something that broadcasts to ``[example, pos, d_head]``.
 Replacement = dict[Head, Tensor]
@@ -36,7 +36,26 @@ def mean_head_outputs(model: Model, reference: Task, batch_size: int = 256) -> F
         reference: the set that stands for ordinary input.
         batch_size: examples in one pass.
     """
-    sites = [(layer, "z") for layer in range(shape_of(model).n_layers)]
+    return mean_outputs(model, reference, Head, batch_size)
+
+
+#: Where units of a kind put out what they compute.
+OUTPUT_SITES: dict[type[Head] | type[Neuron], str] = {Head: "z", Neuron: "post"}
+
+
+@torch.no_grad()
+def mean_outputs(
+    model: Model, reference: Task, kind: type[Head] | type[Neuron], batch_size: int = 64
+) -> Float[Tensor, "layer unit width"]:
+    """Mean output of every unit over all tokens of a reference set; padding is not counted.
+
+    Args:
+        model: loaded with `circuits.load_model`.
+        reference: the set that stands for ordinary input.
+        kind: `Head` (its z, as wide as ``d_head``) or `Neuron` (one number).
+        batch_size: examples in one pass.
+    """
+    sites = [(layer, OUTPUT_SITES[kind]) for layer in range(shape_of(model).n_layers)]
     total, count = torch.zeros(0), 0
     for batch in reference.right_padded().batches(batch_size):
         outputs = capture(model, batch.tokens, sites)
@@ -44,7 +63,7 @@ def mean_head_outputs(model: Model, reference: Task, batch_size: int = 256) -> F
         summed = torch.stack([outputs[site][mask.to(some.device)].double().sum(0).cpu() for site in sites])
         total = total + summed if total.numel() else summed
         count += int(mask.sum())
-    return (total / count).to(some)
+    return (total / count).to(some).view(*total.shape[:2], -1)
 
 
 @uninterrupted
@@ -87,6 +106,7 @@ def ablate_heads(
     model: Model,
     heads: Iterable[Head],
     mode: str = "zero",
+    *,
     means: Float[Tensor, "layer head d_head"] | None = None,
 ) -> AbstractContextManager[None]:
     """Inside the block, these heads put out nothing of their own.
@@ -154,7 +174,7 @@ def patched_outputs(model: Model, source: Task, target: Task) -> Float[Tensor, "
     return patched
 
 
-def patch_heads(model: Model, heads: Iterable[Head], source: Task, target: Task) -> AbstractContextManager[None]:
+def patch_heads(model: Model, heads: Iterable[Head], source: Task, *, target: Task) -> AbstractContextManager[None]:
     """Inside the block, these heads put out in the target's run what they put out in the source's run.
 
     Args:

@@ -26,7 +26,7 @@ from circuits.units import AnyUnit, Component, Head, KVGroup, Neuron
 MODES: tuple[str, ...] = ("zero", "mean", "mean_by_position", "resample", "patch", "revert")
 
 #: Where each kind of unit can be changed; the first is the default. ``kv`` is keys and values together.
-SITES: dict[type, tuple[str, ...]] = {
+UNIT_SITES: dict[type, tuple[str, ...]] = {
     Head: ("z", "q", "k", "v", "pattern"),
     KVGroup: ("kv", "k", "v"),
     Neuron: ("post",),
@@ -78,7 +78,7 @@ class Intervention:
         if self.mode not in MODES:
             raise CircuitsError(f"there is no mode {self.mode!r}: choose from {', '.join(MODES)}")
         for unit in self.units:
-            allowed = SITES.get(type(unit), ())
+            allowed = UNIT_SITES.get(type(unit), ())
             if self.site is not None and self.site not in allowed:
                 choices = f"choose from {', '.join(allowed)}" if allowed else "leave it out"
                 raise CircuitsError(f"{unit} has no site {self.site!r}: {choices}")
@@ -105,7 +105,7 @@ class Intervention:
 
 
 def single(
-    units: Iterable[AnyUnit], mode: str = "zero", site: str | None = None, positions: int | str = "all"
+    units: Iterable[AnyUnit], mode: str = "zero", site: str | None = None, *, positions: int | str = "all"
 ) -> list[Intervention]:
     """Each unit alone.
 
@@ -117,7 +117,7 @@ def single(
 
 
 def pairs(
-    units: Iterable[AnyUnit], mode: str = "zero", site: str | None = None, positions: int | str = "all"
+    units: Iterable[AnyUnit], mode: str = "zero", site: str | None = None, *, positions: int | str = "all"
 ) -> list[Intervention]:
     """Every two of the units together.
 
@@ -129,7 +129,7 @@ def pairs(
 
 
 def cumulative(
-    units: Iterable[AnyUnit], mode: str = "zero", site: str | None = None, positions: int | str = "all"
+    units: Iterable[AnyUnit], mode: str = "zero", site: str | None = None, *, positions: int | str = "all"
 ) -> list[Intervention]:
     """The first unit, the first two, and so on: along a ranking.
 

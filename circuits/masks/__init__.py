@@ -1,7 +1,7 @@
 """Influenced and shared sets, their algebra, and acting with them on weights: revert, zero, mean, graft."""
 
 from circuits.masks.acting import (
-    MODES,
+    MASK_MODES,
     NAMES_OF_ANSWERS,
     ablate_mask,
     ablation_means,
@@ -27,7 +27,7 @@ from circuits.masks.sizes import shared_size, units_of
 
 __all__ = [
     "FRACTIONS",
-    "MODES",
+    "MASK_MODES",
     "NAMES_OF_ANSWERS",
     "SCOPES",
     "SCORES",

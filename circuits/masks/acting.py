@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
+import numpy
 import pandas
 import torch
 from torch import Tensor
@@ -26,14 +27,15 @@ from circuits.models import (
     editing,
     parameters_of,
     require_start,
+    same_parameters,
     uninterrupted,
 )
 from circuits.progress import track
-from circuits.statistics import mean_interval
+from circuits.statistics import mean_interval, paired
 from circuits.tasks import Task
 from circuits.units import TIED
 
-MODES: tuple[str, ...] = ("revert", "zero", "mean")
+MASK_MODES: tuple[str, ...] = ("revert", "zero", "mean")
 
 
 @uninterrupted
@@ -134,32 +136,15 @@ def graft(
     return _replaced(pre, mask, lambda name, _: others[name])
 
 
-def same_parameters(model: Model, other: Model, values_of: Model | None = None) -> dict[str, Tensor]:
-    """The parameters of ``values_of`` (default ``other``), after checking that both models have the same ones."""
-    one, two = parameters_of(model), parameters_of(other)
-    for name in sorted(one.keys() | two.keys()):
-        if name not in one or name not in two or one[name].shape != two[name].shape:
-            raise CircuitsError(
-                f"{checkpoint_of(model).source} and {checkpoint_of(other).source} are not the same kind of model: "
-                f"{name} has another shape or is missing in one of them"
-            )
-    if checkpoint_of(model).tied != checkpoint_of(other).tied:
-        raise CircuitsError(
-            f"of {checkpoint_of(model).source} and {checkpoint_of(other).source} only one ties its embeddings: "
-            "both must, or neither"
-        )
-    return {name: value.detach() for name, value in parameters_of(values_of or other).items()}
-
-
 def ablate_mask(
     model: Model,
     mask: ParameterMask,
     tasks: Sequence[Task],
+    *,
     pre: Model | None = None,
     mode: str = "revert",
     draws: int = 5,
     seed: int = 0,
-    *,
     per_answer: bool = False,
     check_start: bool = True,
 ) -> pandas.DataFrame:
@@ -191,8 +176,8 @@ def ablate_mask(
     Source:
         arXiv 2505.16178, Fig. 2b.
     """
-    if mode not in MODES:
-        raise CircuitsError(f"there is no mode {mode!r}: choose from {', '.join(MODES)}")
+    if mode not in MASK_MODES:
+        raise CircuitsError(f"there is no mode {mode!r}: choose from {', '.join(MASK_MODES)}")
     if mode == "revert" and pre is None:
         raise CircuitsError("reverting needs the model before fine-tuning: give pre")
     mask.check(model)
@@ -253,6 +238,7 @@ def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
 
     Args:
         table: from `ablate_mask`, or several of them joined, with the columns that tell them apart, such as ``model``.
+            With ``per_answer`` it is also told whether the mask costs more than the random ones.
 
     Returns:
         One row for each ``task`` and ``mode``, and each value of the columns that were added: ``before`` and ``after``
@@ -262,8 +248,16 @@ def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
         ``random_drop_high`` of its 95 % interval (within what accuracies allow; NaN where all draws are alike), and how
         many ``draws`` there were.
 
+        Of every answer also the ends ``drop_low`` and ``drop_high`` of the drop's 95 % interval, and ``excess``: what
+        the (thinned) mask costs beyond the mean of its random masks, with ``excess_low`` and ``excess_high``, and
+        ``excess_p``, the p-value of there being no excess. Both are paired by answer, and answers of one group are
+        taken together.
+
     Raises:
-        CircuitsError: a condition has several rows for one draw.
+        CircuitsError: a condition has several rows for one draw, or for one draw and answer.
+
+    Source:
+        docs/method.md, section 9.
 
     Example:
         >>> rows = [("none", 0, 0, 1.0), ("shared", 0, 9, 0.25), ("random", 0, 9, 0.9), ("random", 1, 9, 0.8)]
@@ -273,10 +267,19 @@ def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
     """
     measured = ("condition", "draw", "parameters", "overlap", *NAMES_OF_ANSWERS, *_SCORES)
     keys = [name for name in table if name not in measured]
-    if table.duplicated([*keys, "condition", "draw"]).any():
+    by_answer = None
+    if "example" in table:
+        by_answer = dict(list(table.groupby(keys, sort=False, dropna=False)))
+        # a task's answers stand in the order of its examples
+        examples = table.groupby([*keys, "condition", "draw"], dropna=False)["example"]
+        repeated = not examples.agg(lambda one: one.is_monotonic_increasing).all()
+        table = ablation_means(table)
+    else:
+        repeated = bool(table.duplicated([*keys, "condition", "draw"]).any())
+    if repeated:
         raise CircuitsError(
             "the table has several rows for one condition and draw: give each model or mask that was joined a column "
-            "of its own, and take ablation_means of answers first"
+            "of its own"
         )
     rows = []
     for values, part in table.groupby(keys, sort=False, dropna=False):
@@ -299,9 +302,33 @@ def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
                 "random_drop_low": before - (min(1.0, high) if high == high else math.nan),
                 "random_drop_high": before - (max(0.0, low) if low == low else math.nan),
                 "draws": len(randoms),
+                **({} if by_answer is None else _paired_drops(by_answer[values])),
             }
         )
     return pandas.DataFrame(rows)
+
+
+def _paired_drops(answers: pandas.DataFrame) -> dict[str, float]:
+    """The drop's interval, and what the mask costs beyond its random masks, paired by answer."""
+    by_condition = {
+        str(condition): numpy.mean([one["exact_match"].to_numpy(float) for _, one in part.groupby("draw")], axis=0)
+        for condition, part in answers.groupby("condition")
+    }
+    first = answers[answers["condition"] == "none"]
+    groups = first["group"].to_numpy() if "group" in first else None
+    drop = paired(by_condition["none"], by_condition["shared"], groups, kind="binary_difference")
+    found = {"drop_low": drop.low, "drop_high": drop.high}
+    if "random" in by_condition:
+        alike = by_condition.get("shared_thinned", by_condition["shared"])
+        # means over draws lie between 0 and 1
+        excess = paired(by_condition["random"], alike, groups, kind="bounded_difference")
+        found |= {
+            "excess": excess.difference,
+            "excess_low": excess.low,
+            "excess_high": excess.high,
+            "excess_p": excess.p_value,
+        }
+    return found
 
 
 @uninterrupted

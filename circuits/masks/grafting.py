@@ -33,7 +33,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.masks.acting import NAMES_OF_ANSWERS, graft, same_parameters
+from circuits.masks.acting import NAMES_OF_ANSWERS, graft
 from circuits.masks.mask import ParameterMask, covered_parameters, unit_mask
 from circuits.masks.packing import PackedTensors
 from circuits.masks.selection import all_finite, largest
@@ -45,6 +45,7 @@ from circuits.models import (
     parameters_of,
     positional_weights,
     require_start,
+    same_parameters,
     uninterrupted,
 )
 from circuits.progress import bar, track
@@ -123,11 +124,11 @@ def graft_by_score(
     pre: Model,
     fine_tuned: Model,
     task: Task,
+    *,
     score: str = "change",
     keep: float = 0.95,
     units: Iterable[Head | KVGroup | Neuron] | None = None,
     batch_size: int = 64,
-    *,
     check_start: bool = True,
 ) -> Graft:
     """The smallest graft, by a score of each parameter, that keeps a share of the fine-tuned accuracy.
@@ -185,6 +186,7 @@ def graft_by_optimisation(
     pre: Model,
     fine_tuned: Model,
     task: Task,
+    *,
     keep: float = 0.95,
     units: Iterable[Head | KVGroup | Neuron] | None = None,
     steps: int = 60,
@@ -192,7 +194,6 @@ def graft_by_optimisation(
     sparsity: float = 3.0,
     batch_size: int = 64,
     seed: int = 0,
-    *,
     check_start: bool = True,
 ) -> Graft:
     """The smallest graft, by optimising a relaxed mask, that keeps a share of the fine-tuned accuracy.
@@ -445,9 +446,9 @@ def graft_at(
     pre: Model,
     mask: ParameterMask,
     fine_tuned: Model,
+    *,
     task: Task,
     positions: Bool[Tensor, "example pos"],
-    *,
     check_start: bool = True,
 ) -> AbstractContextManager[None]:
     """Inside the block, ``pre`` is the grafted model at some positions of the task's examples and itself at the others.
@@ -481,7 +482,7 @@ def graft_at(
         >>> task = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)).task("qa_id", tokenizer)
         >>> pre, fine_tuned = (load_model(new_model("tiny-llama", tokenizer, seed)) for seed in (0, 1))
         >>> heads = unit_mask(fine_tuned, [Head(2, 0), Head(2, 1)])
-        >>> with graft_at(pre, heads, fine_tuned, task, task.span("subject")):
+        >>> with graft_at(pre, heads, fine_tuned, task=task, positions=task.span("subject")):
         ...     scores = evaluate(pre, task)
     """
     mask.check(fine_tuned)

@@ -42,7 +42,7 @@ FRACTIONS: tuple[float, ...] = (*(round(10 ** (power / 4 - 4), 6) for power in r
 
 
 def influenced_parameters(
-    trace: GradientTrace, fraction: float | None = None, scope: str = "global", threshold: float | None = None
+    trace: GradientTrace, fraction: float | None = None, scope: str = "global", *, threshold: float | None = None
 ) -> ParameterMask:
     """The influenced set of one task: the parameters with the largest trace.
 
@@ -135,6 +135,7 @@ def shared_parameters(
     traces: Sequence[GradientTrace],
     fraction: float | None = None,
     scope: str = "global",
+    *,
     threshold: float | None = None,
 ) -> ParameterMask:
     """The parameters that are influenced by every one of several tasks.
@@ -174,7 +175,7 @@ def _influenced(
     for place, trace in enumerate(traces):
         for other in traces[:place]:
             _check_pair(other, trace)
-    return [influenced_parameters(trace, fraction, scope, threshold) for trace in traces]
+    return [influenced_parameters(trace, fraction, scope, threshold=threshold) for trace in traces]
 
 
 def _intersection(sets: Sequence[ParameterMask]) -> ParameterMask:
@@ -208,6 +209,7 @@ def sharing(
     traces: Sequence[GradientTrace],
     fraction: float | None = None,
     draws: int = 5,
+    *,
     seed: int = 0,
     scope: str = "global",
     threshold: float | None = None,
@@ -246,6 +248,7 @@ def sharing_curve(
     traces: Sequence[GradientTrace],
     fractions: Sequence[float] = FRACTIONS,
     draws: int = 5,
+    *,
     seed: int = 0,
     scope: str = "global",
 ) -> pandas.DataFrame:
@@ -268,7 +271,7 @@ def sharing_curve(
         docs/method.md, section 2.
     """
     rows = [
-        {"fraction": fraction, **sharing(traces, fraction, draws, seed, scope)}
+        {"fraction": fraction, **sharing(traces, fraction, draws, seed=seed, scope=scope)}
         for fraction in track(fractions, "sharing curve", len(fractions), "fraction")
     ]
     return pandas.DataFrame(rows)

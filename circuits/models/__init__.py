@@ -17,6 +17,7 @@ from circuits.models.checkpoint import (
     lean_model,
     parameters_of,
     rows_of,
+    same_parameters,
     shape_of,
 )
 from circuits.models.families import family_of
@@ -41,14 +42,14 @@ from circuits.models.saving import save_model
 from circuits.models.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
-    from circuits.models.changes import difference
+    from circuits.models.checkpoint_difference import difference
     from circuits.models.description import describe
     from circuits.models.loading import DTYPES, load_model
 
 _LATER = {
     "DTYPES": "loading",
     "describe": "description",
-    "difference": "changes",
+    "difference": "checkpoint_difference",
     "load_model": "loading",
 }
 
@@ -98,6 +99,7 @@ __all__ = [
     "refuse_hooks",
     "require_start",
     "rows_of",
+    "same_parameters",
     "same_tokenizer",
     "save_model",
     "shape_of",

@@ -167,3 +167,24 @@ def lean_model(model: nn.Module, dtype: torch.dtype | None = None) -> LeanModel:
     if all(tensor.dtype == lean.dtype for tensor in tensors.values()):
         _LEAN[model] = where, lean
     return lean
+
+
+def same_parameters(model: nn.Module, other: nn.Module, values_of: nn.Module | None = None) -> dict[str, Tensor]:
+    """The parameters of ``values_of`` (default ``other``), after checking that both models have the same ones.
+
+    Raises:
+        CircuitsError: one lacks a parameter or has it in another shape, or only one ties its embeddings.
+    """
+    one, two = parameters_of(model), parameters_of(other)
+    for name in sorted(one.keys() | two.keys()):
+        if name not in one or name not in two or one[name].shape != two[name].shape:
+            raise CircuitsError(
+                f"{checkpoint_of(model).source} and {checkpoint_of(other).source} are not the same kind of model: "
+                f"{name} has another shape or is missing in one of them"
+            )
+    if checkpoint_of(model).tied != checkpoint_of(other).tied:
+        raise CircuitsError(
+            f"of {checkpoint_of(model).source} and {checkpoint_of(other).source} only one ties its embeddings: "
+            "both must, or neither"
+        )
+    return {name: value.detach() for name, value in parameters_of(values_of or other).items()}

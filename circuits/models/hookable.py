@@ -19,25 +19,17 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from circuits.errors import CircuitsError
-from circuits.models.arithmetic import Site
+from circuits.models.arithmetic import SITES, Site
 from circuits.models.families import family_of
 from circuits.models.quiet import quiet
 from circuits.models.uninterrupted import uninterrupted
 
-#: Site → its hook point inside a block. ``resid_mid`` is not among them: at the bridge's an edit reaches the MLP alone.
+#: Site → its hook point inside a block: the lean forward's, and the MLP's two that only the hookable models have.
+#: ``resid_mid`` is not among them: at the bridge's an edit reaches the MLP alone.
+_PREFIXES = dict.fromkeys(("q", "k", "v", "pattern", "z"), "attn.")
+_PREFIXES |= dict.fromkeys(("pre", "pre_linear", "post"), "mlp.")
 _SITES = {
-    "q": "attn.hook_q",
-    "k": "attn.hook_k",
-    "v": "attn.hook_v",
-    "pattern": "attn.hook_pattern",
-    "z": "attn.hook_z",
-    "attn_out": "hook_attn_out",
-    "pre": "mlp.hook_pre",
-    "pre_linear": "mlp.hook_pre_linear",
-    "post": "mlp.hook_post",
-    "mlp_out": "hook_mlp_out",
-    "resid_pre": "hook_resid_pre",
-    "resid_post": "hook_resid_post",
+    site: f"{_PREFIXES.get(site, '')}hook_{site}" for site in (*SITES, "pre", "pre_linear") if site != "resid_mid"
 }
 
 #: Libraries that register functions with torch for purposes of their own.

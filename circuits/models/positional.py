@@ -16,13 +16,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from circuits.errors import CircuitsError
-from circuits.models.arithmetic import LeanModel
+from circuits.models.arithmetic import SITES, LeanModel
 from circuits.models.checkpoint import checkpoint_of, lean_model, rows_of
 from circuits.models.hookable import hook_name
 from circuits.models.uninterrupted import uninterrupted
 
 #: The hook points of a layer that are read or written, in the order in which they fire.
-_SITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "post", "mlp_out")
+_SITES = tuple(site for site in SITES if site not in ("pattern", "resid_mid", "resid_post"))
 
 
 def positional_parameters(model: nn.Module) -> list[str]:

@@ -144,7 +144,9 @@ def _score(pattern: Float[Tensor, "... query key"], cells: Tensor) -> Float[Tens
     return (pattern * cells).sum((-1, -2)) / cells.any(-1).sum()
 
 
-def read_head(model: Model, head: Head | str, task: Task, example: int, title: str = "", top: int = 8) -> HeadReading:
+def read_head(
+    model: Model, head: Head | str, task: Task, *, example: int, title: str = "", top: int = 8
+) -> HeadReading:
     """What one head does on one example of a task, up to the token that predicts the answer.
 
     Args:
@@ -301,7 +303,7 @@ def _head_table(shape: ModelShape, columns: dict[str, Tensor]) -> pandas.DataFra
 
 
 @torch.no_grad()
-def induction_scores(model: Model, length: int = 32, sequences: int = 8, seed: int = 0) -> pandas.DataFrame:
+def induction_scores(model: Model, length: int = 32, sequences: int = 8, *, seed: int = 0) -> pandas.DataFrame:
     """How much every head is an induction head: attention to what followed the same token before.
 
     Args:

@@ -19,9 +19,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.masks import MODES, NAMES_OF_ANSWERS, ParameterMask, graft
+from circuits.interventions.heads import mean_outputs
+from circuits.masks import MASK_MODES, NAMES_OF_ANSWERS, ParameterMask, covered_parameters, graft
 from circuits.metrics import evaluate
-from circuits.models import Model, checkpoint_of, identity, parameters_of, require_start, shape_of
+from circuits.models import Model, identity, parameters_of, require_start, shape_of
 from circuits.rankings.curve_summaries import curve_means
 from circuits.rankings.subsets import (
     Kind,
@@ -29,13 +30,12 @@ from circuits.rankings.subsets import (
     ablating,
     count_groups,
     count_parameters,
-    mean_outputs,
     owned_parameters,
     score_subsets,
     swapping,
 )
 from circuits.tasks import Task
-from circuits.units import TIED, Head, Neuron
+from circuits.units import Head, Neuron
 
 #: What belongs to no unit: from which model a sufficient curve takes it.
 RESTS: tuple[str, ...] = ("fine_tuned", "pre")
@@ -71,10 +71,10 @@ def sufficient_curve(
     rankings: pandas.DataFrame,
     pre: Model,
     fine_tuned: Model,
+    *,
     tasks: Sequence[Task],
     counts: Sequence[int] | None = None,
     rest: str = "fine_tuned",
-    *,
     groups: bool = True,
     per_answer: bool = False,
     check_start: bool = True,
@@ -120,7 +120,7 @@ def sufficient_curve(
         >>> task = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)).task("qa_id", tokenizer)
         >>> pre, fine_tuned = (load_model(new_model("tiny-llama", tokenizer, seed)) for seed in (0, 1))
         >>> rankings = rank_units(Evidence(fine_tuned, pre), Head, ["change"])
-        >>> curve = sufficient_curve(rankings, pre, fine_tuned, [task], counts=[0, 4, 16])
+        >>> curve = sufficient_curve(rankings, pre, fine_tuned, tasks=[task], counts=[0, 4, 16])
         >>> curve[["metric", "n", "groups", "fraction"]].round(3).values.tolist()
         [['change', 0, 0, 0.0], ['change', 4, 4, 0.082], ['change', 16, 8, 0.247]]
     """
@@ -143,11 +143,11 @@ def critical_curve(
     rankings: pandas.DataFrame,
     fine_tuned: Model,
     tasks: Sequence[Task],
+    *,
     pre: Model | None = None,
     mode: str = "revert",
     reference: Task | None = None,
     counts: Sequence[int] | None = None,
-    *,
     groups: bool = True,
     per_answer: bool = False,
     check_start: bool = True,
@@ -176,8 +176,8 @@ def critical_curve(
     Source:
         arXiv 2505.16178, Fig. 4b.
     """
-    if mode not in MODES:
-        raise CircuitsError(f"there is no mode {mode!r}: choose from {', '.join(MODES)}")
+    if mode not in MASK_MODES:
+        raise CircuitsError(f"there is no mode {mode!r}: choose from {', '.join(MASK_MODES)}")
     if mode == "revert" and pre is None:
         raise CircuitsError("reverting needs the model before fine-tuning: give pre")
     groups = groups and mode == "revert"
@@ -257,7 +257,7 @@ class _Plan:
                 subsets.append(subset)
                 self.rows.append((metric, draw, count))
         self.subsets: Bool[Tensor, "subset layer unit"] = torch.stack(subsets)
-        total = sum(value.numel() for name, value in parameters_of(model).items() if name not in _counted_twice(model))
+        total = sum(value.numel() for value in covered_parameters(model).values())
         self.fractions = (count_parameters(model, self.kind, self.subsets, groups) / total).tolist()
         grouped = groups and self.kind is Head
         self.groups = (count_groups(model, self.subsets) if grouped else torch.zeros(len(subsets)).long()).tolist()
@@ -287,7 +287,3 @@ class _Plan:
             tables.append(table.assign(exact_match=table["exact_match"].astype(bool)))
         table = pandas.concat(tables, ignore_index=True)
         return table[["condition", *(name for name in table if name != "condition")]]
-
-
-def _counted_twice(model: Model) -> tuple[str, ...]:
-    return TIED[1:] if checkpoint_of(model).tied else ()

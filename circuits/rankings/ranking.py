@@ -24,7 +24,7 @@ from torch import Tensor
 from circuits.errors import CircuitsError
 from circuits.interventions import run_interventions, single
 from circuits.masks import ParameterMask
-from circuits.models import Model, checkpoint_of, identity, parameters_of, require_start, shape_of
+from circuits.models import Model, checkpoint_of, identity, parameters_of, require_start, same_parameters, shape_of
 from circuits.rankings.subsets import Kind, unit_sums
 from circuits.storage import digest
 from circuits.tasks import Task
@@ -130,11 +130,9 @@ def rank_by_change(evidence: Evidence, kind: Kind) -> pandas.DataFrame:
     """The sum of |θ_ft − θ_pre| over the unit's parameters."""
     if evidence.pre is None:
         raise _missing("change", "the model before fine-tuning as pre")
-    before, after = parameters_of(evidence.pre), parameters_of(evidence.fine_tuned)
+    before, after = same_parameters(evidence.fine_tuned, evidence.pre), parameters_of(evidence.fine_tuned)
 
     def changes(parameter: str) -> Tensor:
-        if parameter not in before or before[parameter].shape != after[parameter].shape:
-            raise CircuitsError(f"pre is not the same kind of model: {parameter} has another shape or is missing there")
         return (after[parameter] - before[parameter].to(after[parameter])).abs()
 
     if evidence.check_start:
@@ -205,7 +203,7 @@ def rankings_of(evidence: Evidence) -> dict[str, Callable[[Evidence, Kind], pand
 
 
 def rank_units(
-    evidence: Evidence, kind: Kind, metrics: Sequence[str] | None = None, draws: int = 5
+    evidence: Evidence, kind: Kind, metrics: Sequence[str] | None = None, *, draws: int = 5
 ) -> pandas.DataFrame:
     """Rank all heads or neurons by several metrics.
 

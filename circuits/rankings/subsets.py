@@ -20,17 +20,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.errors import CircuitsError
+from circuits.interventions.heads import OUTPUT_SITES
 from circuits.metrics import answer_scores
 from circuits.models import (
     Model,
     Row,
     Visits,
-    capture,
     editing,
     lean_model,
     parameters_of,
     refuse_hooks,
     rows_of,
+    same_parameters,
     shape_of,
     uninterrupted,
 )
@@ -158,16 +159,10 @@ def swapping(model: Model, other: Model, kind: Kind, groups: bool = True) -> Ite
         groups: heads bring the keys and values of their groups.
 
     Raises:
-        CircuitsError: ``other`` has other parameters.
+        CircuitsError: ``other`` has other parameters, or only one of both ties its embeddings.
     """
     shape, owned = shape_of(model), owned_parameters(model, kind, groups)
-    parameters, others = parameters_of(model), parameters_of(other)
-    for row in owned:
-        if row.name not in others or others[row.name].shape != parameters[row.name].shape:
-            raise CircuitsError(
-                f"{model.checkpoint.source} and {other.checkpoint.source} are not the same kind of model: "
-                f"{row.name} has another shape or is missing in one of them"
-            )
+    parameters, others = parameters_of(model), same_parameters(model, other)
     own = {row.name: parameters[row.name].detach().clone() for row in owned}
     swapped = torch.zeros(shape.n_layers, kind.count(shape), dtype=torch.bool)
 
@@ -180,7 +175,7 @@ def swapping(model: Model, other: Model, kind: Kind, groups: bool = True) -> Ite
                 if which.any():
                     target = parameters[row.name].detach()
                     index = which.nonzero()[:, 0].to(target.device)
-                    values = source[row.name].detach().index_select(row.axis, index.to(source[row.name].device))
+                    values = source[row.name].index_select(row.axis, index.to(source[row.name].device))
                     target.index_copy_(row.axis, index, values.to(target))
         swapped.copy_(subset)
 
@@ -200,7 +195,7 @@ def ablating(model: Model, kind: Kind, outputs: Float[Tensor, "layer unit #width
     Args:
         model: loaded with `circuits.load_model`.
         kind: `Head` (at z) or `Neuron` (at post).
-        outputs: the value of each unit, from `mean_outputs`; zero if not given.
+        outputs: the value of each unit, from `circuits.interventions.heads.mean_outputs`; zero if not given.
     """
     shape = shape_of(model)
     ablated = torch.zeros(shape.n_layers, kind.count(shape), dtype=torch.bool)
@@ -220,31 +215,7 @@ def ablating(model: Model, kind: Kind, outputs: Float[Tensor, "layer unit #width
 
         return overwrite
 
-    yield Switch(switch, {(layer, _SITE[kind]): overwriting(layer) for layer in range(shape.n_layers)})
-
-
-#: Where units of a kind put out what they compute.
-_SITE: dict[Kind, str] = {Head: "z", Neuron: "post"}
-
-
-@torch.no_grad()
-def mean_outputs(model: Model, reference: Task, kind: Kind, batch_size: int = 64) -> Float[Tensor, "layer unit width"]:
-    """Mean output of every unit over all tokens of a reference set; padding is not counted.
-
-    Args:
-        model: loaded with `circuits.load_model`.
-        reference: the set that stands for ordinary input.
-        kind: `Head` (its z, as wide as ``d_head``) or `Neuron` (one number).
-        batch_size: examples in one pass.
-    """
-    names = [(layer, _SITE[kind]) for layer in range(shape_of(model).n_layers)]
-    total, count = torch.zeros(0), 0
-    for batch in reference.batches(batch_size):
-        kept, mask = capture(model, batch.tokens, names), batch.attention_mask
-        summed = torch.stack([kept[name][mask.to(kept[name].device)].double().sum(0).cpu() for name in names])
-        total = total + summed if total.numel() else summed
-        count += int(mask.sum())
-    return (total / count).float().view(*total.shape[:2], -1)
+    yield Switch(switch, {(layer, OUTPUT_SITES[kind]): overwriting(layer) for layer in range(shape.n_layers)})
 
 
 @torch.no_grad()

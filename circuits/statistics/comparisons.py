@@ -170,8 +170,8 @@ def answers_needed(
     difference: float | int,
     one: Shaped[numpy.ndarray, " answer"] | Sequence[float | int],
     other: Shaped[numpy.ndarray, " answer"] | Sequence[float | int],
-    groups: Groups | None = None,
     *,
+    groups: Groups | None = None,
     kind: Kind,
 ) -> int | None:
     """About how many answers could tell such a difference: 80 % power at a 5 % threshold.

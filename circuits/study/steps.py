@@ -125,8 +125,10 @@ class Study(StudyFolder):
                 of = {"model": name, "scope": scope}
                 mask = shared_parameters(traces, fraction, scope)
                 mask.save(self.mask_file(name, scope))
-                reports.append(of | sharing(traces, fraction, draws, seed, scope))
-                curves.append(sharing_curve(traces, self.settings.fractions, draws, seed, scope).assign(**of))
+                reports.append(of | sharing(traces, fraction, draws, seed=seed, scope=scope))
+                curves.append(
+                    sharing_curve(traces, self.settings.fractions, draws, seed=seed, scope=scope).assign(**of)
+                )
                 heads.append(shared_size(mask, Head).assign(**of))
                 neurons.append(shared_size(mask, Neuron).assign(**of))
             hooked += [trace.units(Head).assign(model=name, task=trace.task) for trace in traces]
@@ -144,7 +146,7 @@ class Study(StudyFolder):
         for name in COMPARED:
             for scope in SCOPES:
                 model, mask, pre = self.model(name), self.mask(name, scope), self.model("pre")
-                each = ablate_mask(model, mask, tasks, pre, "revert", draws, seed, per_answer=True)
+                each = ablate_mask(model, mask, tasks, pre=pre, mode="revert", draws=draws, seed=seed, per_answer=True)
                 tables.append(ablation_means(each).assign(model=name, scope=scope))
                 answers.append(each.assign(model=name, scope=scope))
         self.write("ablation", pandas.concat(tables, ignore_index=True))
@@ -161,7 +163,7 @@ class Study(StudyFolder):
             if not evaluate(fine_tuned, task)["exact_match"].any():
                 continue  # there is nothing to keep: such a model has no rows
             for score in SCORES:
-                found = graft_by_score(pre, fine_tuned, task, score, keep)
+                found = graft_by_score(pre, fine_tuned, task, score=score, keep=keep)
                 found.save(self.out / "grafts" / name / score)
                 curves.append(found.curve.assign(model=name))
                 with graft(pre, found.mask, fine_tuned):
@@ -200,18 +202,18 @@ class Study(StudyFolder):
                     if not (metric == "ablation" and kind is Neuron) and not (metric == "graft_size" and best is None)
                 ]
                 of_tensors = replace(evidence, shared=self.mask(name, "tensor"))
-                per_tensor = rank_units(of_tensors, kind, ["shared_size"], self.settings.draws)
+                per_tensor = rank_units(of_tensors, kind, ["shared_size"], draws=self.settings.draws)
                 ranking = pandas.concat(
                     [
-                        rank_units(evidence, kind, metrics, self.settings.draws),
+                        rank_units(evidence, kind, metrics, draws=self.settings.draws),
                         per_tensor.assign(metric="shared_size_per_tensor"),
                     ],
                     ignore_index=True,
                 )
                 counts = default_counts(ranking["unit"].nunique(), halvings=self.settings.rank_halvings)
                 both = [
-                    sufficient_curve(ranking, pre, fine_tuned, tasks, counts, rest, per_answer=True),
-                    critical_curve(ranking, fine_tuned, tasks, pre, counts=counts, per_answer=True),
+                    sufficient_curve(ranking, pre, fine_tuned, tasks=tasks, counts=counts, rest=rest, per_answer=True),
+                    critical_curve(ranking, fine_tuned, tasks, pre=pre, counts=counts, per_answer=True),
                 ]
                 answers = pandas.concat(both, ignore_index=True)
                 curve = curve_means(answers)
@@ -260,7 +262,7 @@ class Study(StudyFolder):
             "person": pair_people(target, self.settings.seed, among),
         }
         tables = [
-            sweep_patches(self.model(name), source, target, kind).assign(model=name)
+            sweep_patches(self.model(name), source, target, mode=kind).assign(model=name)
             for name in COMPARED
             for kind, source in sources.items()
         ]
@@ -284,7 +286,10 @@ class Study(StudyFolder):
         example = int((recalled if len(recalled) else scores)["example"].iloc[0])
         question = task.select([example])
         biography = pair_formats(question, self.tasks["bio"])
-        readings = [read_head(model, head, biography, 0, "BIO"), read_head(model, head, question, 0, "QA")]
+        readings = [
+            read_head(model, head, biography, example=0, title="BIO"),
+            read_head(model, head, question, example=0, title="QA"),
+        ]
         return attention_figure(readings, subtitle=f"mixed model, {self.start}, a QA-OOD person")
 
     def report(self) -> None:

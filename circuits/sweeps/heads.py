@@ -24,6 +24,7 @@ def sweep_heads(
     model: Model,
     tasks: Task | Sequence[Task],
     modes: str | Sequence[str] = ABLATIONS,
+    *,
     reference: Task | None = None,
     heads: Sequence[Head] | None = None,
 ) -> pandas.DataFrame:
@@ -60,7 +61,7 @@ def sweep_heads(
 
 
 def sweep_patches(
-    model: Model, source: Task, target: Task, mode: str = "patch", heads: Sequence[Head] | None = None
+    model: Model, source: Task, target: Task, *, mode: str = "patch", heads: Sequence[Head] | None = None
 ) -> pandas.DataFrame:
     """Patch every head alone from a source run into a target run.
 

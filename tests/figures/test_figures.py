@@ -103,7 +103,7 @@ def test_one_figure_shows_one_head():
 
 
 def test_a_real_reading_is_drawn_and_saved_as_a_page(model, tasks, tmp_path):
-    figure = attention_figure([read_head(model, Head(1, 1), tasks["qa_ood"], 0, "QA")])
+    figure = attention_figure([read_head(model, Head(1, 1), tasks["qa_ood"], example=0, title="QA")])
     save_figure(figure, tmp_path / "figure.html")
     page = (tmp_path / "figure.html").read_text()
     assert "plotly" in page

@@ -13,6 +13,7 @@ from circuits.facts import DatasetSettings, make_dataset
 from circuits.interventions import (
     Intervention,
     cumulative,
+    effects_table,
     matching_positions,
     pair_formats,
     pair_people,
@@ -433,6 +434,15 @@ def test_metrics_equal_their_definitions(model, tasks):
         divergence = torch.nn.functional.kl_div(logits.log_softmax(-1), clean, log_target=True, reduction="sum")
         assert row["kl"] == pytest.approx(float(divergence), abs=1e-4)
         assert row["kl_effect"] == pytest.approx(row["kl"], abs=1e-5)
+
+
+def test_a_divergence_is_not_tested_against_none(model, questions):
+    one = [Intervention((Head(1, 0),))]
+    table = run_interventions(model, questions, one, metrics=("log_prob", "kl"))
+    again = effects_table(run_interventions(model, questions, one, metrics=("log_prob", "kl"), per_answer=True))
+    for found in (table, again):
+        assert {"log_prob_effect_p", "log_prob_effect_q", "kl_effect", "kl_effect_low"} <= set(found)
+        assert not {"kl_effect_p", "kl_effect_q"} & set(found)
 
 
 def test_effects_have_the_intervals_and_tests_of_their_people(model, tasks):

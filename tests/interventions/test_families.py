@@ -259,9 +259,9 @@ def test_heads_are_replaced_in_either_backend(name, backend):
     before_answers = places(TASK, "all") & ~TASK.answer_mask
     blocks = {
         "zero": (ablate_heads(model, [Head(layer, index)]), torch.zeros_like),
-        "mean": (ablate_heads(model, [Head(layer, index)], "mean", means), means[layer, index].expand_as),
+        "mean": (ablate_heads(model, [Head(layer, index)], "mean", means=means), means[layer, index].expand_as),
         "patch": (
-            patch_heads(model, [Head(layer, index)], SOURCE, TASK),
+            patch_heads(model, [Head(layer, index)], SOURCE, target=TASK),
             lambda own: torch.where(before_answers[..., None], source["z"][:, :, index], own),
         ),
     }

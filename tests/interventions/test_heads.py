@@ -62,7 +62,7 @@ def test_mean_ablation_equals_a_hook_written_by_hand(model, bio):
         return z
 
     expected = model.run_with_hooks(bio.tokens, fwd_hooks=[("blocks.1.attn.hook_z", hook)])
-    with ablate_heads(model, [head], "mean", means):
+    with ablate_heads(model, [head], "mean", means=means):
         assert torch.allclose(model(bio.tokens), expected, atol=1e-6)
 
 
@@ -100,7 +100,7 @@ def test_patching_from_another_person_equals_a_hook_written_by_hand(model, tasks
     target = tasks["qa_ood"].select(range(8))
     source = pair_people(tasks["qa_ood"]).select(range(8))
     head = Head(2, 1)
-    with patch_heads(model, [head], source, target):
+    with patch_heads(model, [head], source, target=target):
         found = model(target.tokens)
     for example in range(len(target)):
         last = int(target.answers["start"][example]) - 1
@@ -144,7 +144,7 @@ def test_patching_between_formats_equals_a_hook_written_by_hand(model, tasks):
     target = tasks["qa_ood"].select(range(6))
     source = pair_formats(target, tasks["bio"])
     matches, head = matching_positions(source, target), Head(1, 0)
-    with patch_heads(model, [head], source, target):
+    with patch_heads(model, [head], source, target=target):
         found = model(target.tokens)
     for example in range(len(target)):
         _, cache = model.run_with_cache(alone(source, example))
@@ -164,7 +164,7 @@ def test_patching_a_run_with_itself_changes_nothing(model, tasks):
     task = tasks["qa_id"].select(range(5))
     heads = [Head(layer, head) for layer in range(4) for head in range(4)]
     before = model(task.tokens)
-    with patch_heads(model, heads, task, task):
+    with patch_heads(model, heads, task, target=task):
         # values come from the arithmetic, the run is the hookable model's: equal but for rounding
         assert torch.allclose(model(task.tokens), before, atol=1e-5 * float(before.abs().max()), rtol=0)
 

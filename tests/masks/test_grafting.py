@@ -215,7 +215,7 @@ def test_a_graft_of_units_touches_nothing_else(models, task):
         wanted = (start + reached) / 2 / accuracy(fine_tuned, task)
         assert start < wanted < reached
         allowed = unit_mask(fine_tuned, few)
-        found = graft_by_score(pre, fine_tuned, task, "gradient_x_change", keep=wanted, units=iter(few))
+        found = graft_by_score(pre, fine_tuned, task, score="gradient_x_change", keep=wanted, units=iter(few))
         assert 0 < found.size < allowed.size
         assert found.accuracy >= wanted * accuracy(fine_tuned, task)
         assert found.mask.total == base.total
@@ -243,7 +243,7 @@ def test_a_grafted_model_is_an_ordinary_checkpoint(models, task, tmp_path):
     trace = trace_gradients(loaded, task)
     assert trace.provenance["model"] == fingerprint(loaded)
     own = mask.for_model(loaded)
-    table = ablate_mask(loaded, own, [task], pre, draws=1)
+    table = ablate_mask(loaded, own, [task], pre=pre, draws=1)
     with torch.no_grad():
         assert torch.equal(loaded(task.tokens), logits)
     assert set(table["condition"]) == {"none", "shared", "random"}
@@ -287,9 +287,9 @@ def test_a_graft_at_all_positions_is_a_graft_and_at_none_is_none(distant, task):
     with graft(pre, mask, fine_tuned):
         grafted = pre(task.tokens)
     assert (grafted - plain).abs().max() > 0.5
-    with graft_at(pre, mask, fine_tuned, task, torch.ones_like(task.tokens, dtype=torch.bool)):
+    with graft_at(pre, mask, fine_tuned, task=task, positions=torch.ones_like(task.tokens, dtype=torch.bool)):
         assert torch.allclose(pre(task.tokens), grafted, atol=1e-4)
-    with graft_at(pre, mask, fine_tuned, task, torch.zeros_like(task.tokens, dtype=torch.bool)):
+    with graft_at(pre, mask, fine_tuned, task=task, positions=torch.zeros_like(task.tokens, dtype=torch.bool)):
         assert torch.equal(pre(task.tokens), plain)
     assert equal(state(pre), before)
     assert torch.equal(pre(task.tokens), plain)
@@ -306,7 +306,7 @@ def test_a_graft_at_some_positions_is_reading_token_by_token_with_the_weights_of
     own, other = (load_huggingface(tmp_path / name) for name in ("pre", "grafted"))
     task = task.select(range(5))
     positions = positions[:5, : task.tokens.shape[1]]
-    with graft_at(pre, mask, fine_tuned, task, positions), torch.no_grad():
+    with graft_at(pre, mask, fine_tuned, task=task, positions=positions), torch.no_grad():
         logits = pre(task.tokens)
         scores = evaluate(pre, task, batch_size=2)
     for example in range(len(task)):
@@ -331,14 +331,14 @@ def test_grafting_at_positions_refuses_what_it_cannot_do(distant, task, tasks):
     positions = task.span("subject")
     with (
         pytest.raises(CircuitsError, match="no example of qa_id"),
-        graft_at(pre, mask, fine_tuned, task, positions),
+        graft_at(pre, mask, fine_tuned, task=task, positions=positions),
     ):
         evaluate(pre, tasks["bio"].select([0]))
     with pytest.raises(CircuitsError, match="the positions have shape .* they must be alike"):
-        graft_at(pre, mask, fine_tuned, task, positions[:3])
+        graft_at(pre, mask, fine_tuned, task=task, positions=positions[:3])
     with (
         pytest.raises(CircuitsError, match="was never run"),
-        graft_at(pre, mask, fine_tuned, task, positions),
+        graft_at(pre, mask, fine_tuned, task=task, positions=positions),
     ):
         pass
     everything = ParameterMask(
@@ -347,11 +347,11 @@ def test_grafting_at_positions_refuses_what_it_cannot_do(distant, task, tasks):
     )
     with (
         pytest.raises(CircuitsError, match="cannot differ from"),
-        graft_at(pre, everything, fine_tuned, task, positions),
+        graft_at(pre, everything, fine_tuned, task=task, positions=positions),
     ):
         pass
     with pytest.raises(CircuitsError, match=f"not for {fingerprint(pre)}"):
-        graft_at(fine_tuned, mask, pre, task, positions)
+        graft_at(fine_tuned, mask, pre, task=task, positions=positions)
     # hooks are gone after an error
     with torch.no_grad():
         assert torch.isfinite(pre(tasks["bio"].select([0]).tokens)).all()
@@ -360,7 +360,7 @@ def test_grafting_at_positions_refuses_what_it_cannot_do(distant, task, tasks):
 def test_bad_grafts_are_refused(models, task):
     pre, fine_tuned = models
     with pytest.raises(CircuitsError, match="there is no score 'size'"):
-        graft_by_score(pre, fine_tuned, task, "size")
+        graft_by_score(pre, fine_tuned, task, score="size")
     with pytest.raises(CircuitsError, match="have the same weights where a graft may be: there is nothing to graft"):
         graft_by_score(fine_tuned, fine_tuned, task)
     with pytest.raises(CircuitsError, match="the batch size is 0"):

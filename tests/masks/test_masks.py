@@ -31,7 +31,7 @@ from circuits.masks.packing import PackedTensor, combine, invert, pack
 from circuits.masks.selection import largest
 from circuits.metrics import evaluate
 from circuits.models import fingerprint, identity, load_model, parameters_of, shape_of
-from circuits.statistics import mean_interval
+from circuits.statistics import mean_interval, paired
 from circuits.storage import write_tensors
 from circuits.tracing import GradientTrace, trace_gradients
 from circuits.units import Head, KVGroup, Neuron, with_groups
@@ -503,7 +503,7 @@ def test_reverting_equals_changing_a_copy_by_hand(crowded, model, pre, tasks):
         for name, value in parameters_of(by_hand).items():
             if name in mask.masks:
                 value[mask.masks[name]] = parameters_of(pre)[name][mask.masks[name]]
-    table = ablate_mask(model, mask, [task], pre, "revert", draws=2)
+    table = ablate_mask(model, mask, [task], pre=pre, mode="revert", draws=2)
     expected = {"none": evaluate(model, task), "shared": evaluate(by_hand, task)}
     for condition, scores in expected.items():
         row = table[table["condition"] == condition].iloc[0]
@@ -521,7 +521,7 @@ def test_reverting_equals_changing_a_copy_by_hand(crowded, model, pre, tasks):
 
 def test_an_ablation_beside_its_random_draws(crowded, model, pre, tasks):
     mask = crowded
-    table = ablate_mask(model, mask, [tasks["qa_id"], tasks["bio"]], pre, "zero", draws=3)
+    table = ablate_mask(model, mask, [tasks["qa_id"], tasks["bio"]], pre=pre, mode="zero", draws=3)
     summary = ablation_summary(table).set_index("task")
     for task in ("qa_id", "bio"):
         rows = table[table["task"] == task].set_index("condition")
@@ -561,11 +561,40 @@ def test_an_interval_of_random_drops_holds_nothing_that_no_accuracy_could_be():
     assert row.thinned_drop == row.drop
 
 
+def test_what_a_mask_costs_beyond_random_ones_is_paired_by_answer(crowded, model, pre, tasks):
+    answers = ablate_mask(model, crowded, [tasks["qa_id"], tasks["bio"]], pre=pre, draws=3, per_answer=True)
+    # so that there is something to tell: random masks do nothing, and thinned ones break the first half
+    first = answers["example"] < answers["example"].max() // 2
+    right = answers["condition"].isin(["none", "random"]) | ((answers["condition"] == "shared_thinned") & ~first)
+    answers["exact_match"] = right.astype(float)
+    answers.loc[
+        (answers["condition"] == "random") & (answers["draw"] == 1) & (answers["example"] == 1), "exact_match"
+    ] = 0
+    summary = ablation_summary(answers).set_index("task")
+    means = ablation_summary(ablation_means(answers)).set_index("task")
+    pandas.testing.assert_frame_equal(summary[means.columns], means)
+    for task, rows in answers.groupby("task"):
+        kept = dict(list(rows.groupby("condition")))
+        names = list(zip(kept["none"]["example"], kept["none"]["attribute"], strict=True))
+        mean = {}
+        for condition in ("random", "shared_thinned"):
+            by_answer = kept[condition].set_index(["draw", "example", "attribute"])["exact_match"]
+            mean[condition] = [sum(by_answer[draw, *name] for draw in range(3)) / 3 for name in names]
+        groups = kept["none"]["group"].to_numpy()
+        found = paired(mean["random"], mean["shared_thinned"], groups, kind="bounded_difference")
+        row = summary.loc[task, ["excess", "excess_low", "excess_high", "excess_p"]]
+        assert row.tolist() == pytest.approx([found.difference, found.low, found.high, found.p_value])
+        assert row["excess"] == pytest.approx(summary["thinned_drop"][task] - summary["random_drop"][task])
+        assert summary["drop"][task] == summary["drop_high"][task] == 1 > summary["drop_low"][task]
+    with pytest.raises(CircuitsError, match="the table has several rows for one condition and draw"):
+        ablation_summary(pandas.concat([answers, answers]))
+
+
 def test_every_answer_of_an_ablation_is_kept(crowded, model, pre, tasks):
     mask = crowded
     chosen = [tasks["qa_id"].select(range(5)), tasks["bio"].select(range(3))]
-    answers = ablate_mask(model, mask, chosen, pre, draws=2, per_answer=True)
-    table = ablate_mask(model, mask, chosen, pre, draws=2)
+    answers = ablate_mask(model, mask, chosen, pre=pre, draws=2, per_answer=True)
+    table = ablate_mask(model, mask, chosen, pre=pre, draws=2)
     pandas.testing.assert_frame_equal(ablation_means(answers), table)
     assert len(table) == 6 * 2
     _, control = mask.control("0/1")
@@ -575,7 +604,7 @@ def test_every_answer_of_an_ablation_is_kept(crowded, model, pre, tasks):
     columns = ["example", "group", "attribute", "exact_match", "log_prob"]
     pandas.testing.assert_frame_equal(rows[columns].reset_index(drop=True), expected[columns])
     with pytest.raises(CircuitsError, match="an ablation needs a task to evaluate"):
-        ablate_mask(model, mask, [], pre)
+        ablate_mask(model, mask, [], pre=pre)
 
 
 def test_the_random_gini_is_that_of_sets_drawn_from_all_that_units_own(traces, model):

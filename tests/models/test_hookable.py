@@ -521,5 +521,5 @@ def test_what_cannot_be_hooked_is_refused(backend):
         assert not hasattr(hookable(lively("llama")), "original_model")
     else:
         assert near(logits_of(hookable(biased, backend=backend)), logits_of(biased))
-    with pytest.raises(CircuitsError, match=r"has no hook point blocks.7.attn.hook_q: functions cannot act there"):
+    with pytest.raises(CircuitsError, match=r"has no hook point blocks.7.hook_resid_pre: functions cannot act there"):
         hook_points(hookable(lively("llama"), backend=backend), 7)

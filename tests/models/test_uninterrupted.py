@@ -55,7 +55,7 @@ def blocks(pair, task):
         return run
 
     def at_positions():
-        with graft_at(pre, heads, model, task, positions):
+        with graft_at(pre, heads, model, task=task, positions=positions):
             pre(task.tokens)
 
     def without_a_head():

@@ -9,7 +9,7 @@ from circuits.units import Head
 
 def test_a_reading_equals_the_raw_model(model, tasks, tokenizer):
     task, head = tasks["qa_ood"], Head(2, 3)
-    reading = read_head(model, head, task, 4, "QA", top=5)
+    reading = read_head(model, head, task, example=4, title="QA", top=5)
     length = int(task.answers["start"][4])
     _, cache = model.run_with_cache(task.tokens[4:5, :length])
     assert torch.allclose(reading.pattern, cache["blocks.2.attn.hook_pattern"][0, 3], atol=1e-6)
@@ -40,7 +40,7 @@ def test_scores_of_all_heads_equal_reading_one_by_one(model, tasks):
     task = tasks["qa_ood"].select(range(7))
     table = attention_scores(model, {"qa": task}, batch_size=3).set_index("unit")
     for head in (Head(0, 1), Head(3, 2)):
-        readings = [read_head(model, head, task, example) for example in range(7)]
+        readings = [read_head(model, head, task, example=example) for example in range(7)]
         for name in ("subject_linking", "relation_focusing"):
             score, uniform = (sum(reading.scores[name][i] for reading in readings) / 7 for i in (0, 1))
             assert table[f"{name}.qa"][str(head)] == pytest.approx(score, abs=1e-5)
@@ -68,14 +68,14 @@ def test_a_planted_induction_head_is_found(huggingface, family):
 
 def test_bad_input_is_refused(model, tasks, huggingface):
     with pytest.raises(CircuitsError, match="there is no head L99H0"):
-        read_head(model, Head(99, 0), tasks["bio"], 0)
+        read_head(model, Head(99, 0), tasks["bio"], example=0)
     with pytest.raises(CircuitsError, match="needs a tokenizer"):
-        read_head(load_model(huggingface), Head(0, 0), tasks["bio"], 0)
+        read_head(load_model(huggingface), Head(0, 0), tasks["bio"], example=0)
     with pytest.raises(CircuitsError, match="there is no example 99 of bio: it has 0 to "):
-        read_head(model, Head(0, 0), tasks["bio"].select(range(9)), 99)
+        read_head(model, Head(0, 0), tasks["bio"].select(range(9)), example=99)
     with pytest.raises(CircuitsError, match="'banana' is not a head"):
-        read_head(model, "banana", tasks["bio"], 0)
+        read_head(model, "banana", tasks["bio"], example=0)
 
 
 def test_a_head_may_be_named(model, tasks):
-    assert torch.equal(*(read_head(model, head, tasks["bio"], 0).pattern for head in ("L1H2", Head(1, 2))))
+    assert torch.equal(*(read_head(model, head, tasks["bio"], example=0).pattern for head in ("L1H2", Head(1, 2))))

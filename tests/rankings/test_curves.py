@@ -78,7 +78,7 @@ def restored(state, model, pre) -> bool:
 @pytest.mark.parametrize("rest", RESTS)
 def test_a_sufficient_curve_equals_a_fresh_graft_at_every_point(model, pre, recalled, tasks, rankings, state, rest):
     scored = [recalled, tasks["bio"].select(range(4))]
-    curve = sufficient_curve(rankings, pre, model, scored, rest=rest, counts=[0, 1, 2, 7, 15])
+    curve = sufficient_curve(rankings, pre, model, tasks=scored, rest=rest, counts=[0, 1, 2, 7, 15])
     assert len(curve) == 3 * 5 * 2
     assert restored(state, model, pre)
     for row in curve[(curve["draw"] == 0) & curve["n"].isin([0, 2, 15])].itertuples():
@@ -87,7 +87,7 @@ def test_a_sufficient_curve_equals_a_fresh_graft_at_every_point(model, pre, reca
 
 
 def test_a_critical_curve_equals_a_fresh_copy_at_every_point(model, pre, recalled, rankings, state):
-    curve = critical_curve(rankings, model, [recalled], pre)
+    curve = critical_curve(rankings, model, [recalled], pre=pre)
     assert restored(state, model, pre)
     assert list(curve["n"]) == 3 * list(range(17))
     for row in curve[(curve["draw"] == 0) & curve["n"].isin([1, 5, 16])].itertuples():
@@ -99,7 +99,7 @@ def test_a_critical_curve_of_ablated_outputs_equals_ablating_heads(model, tasks,
     means = mean_head_outputs(model, tasks["bio"])
     curve = critical_curve(rankings, model, [recalled], mode=mode, reference=tasks["bio"], counts=[0, 1, 3, 9])
     for row in curve.itertuples():
-        with ablate_heads(model, [Head(*unit) for unit in top(rankings, row)], mode, means):
+        with ablate_heads(model, [Head(*unit) for unit in top(rankings, row)], mode, means=means):
             assert agrees(row, model, recalled)
     assert curve["pre"].isna().all()
     assert set(curve["condition"]) == {mode}
@@ -107,8 +107,8 @@ def test_a_critical_curve_of_ablated_outputs_equals_ablating_heads(model, tasks,
 
 def test_curves_end_at_the_models_themselves(model, pre, recalled, rankings):
     sufficient, critical = (
-        sufficient_curve(rankings, pre, model, [recalled]),
-        critical_curve(rankings, model, [recalled], pre),
+        sufficient_curve(rankings, pre, model, tasks=[recalled]),
+        critical_curve(rankings, model, [recalled], pre=pre),
     )
     whole, before = (evaluate(one, recalled) for one in (model, pre))
     assert whole["exact_match"].mean() == 1
@@ -120,12 +120,12 @@ def test_curves_end_at_the_models_themselves(model, pre, recalled, rankings):
         )
         assert (curve["fine_tuned"] == 1).all()
         assert (curve["pre"] == before["exact_match"].mean()).all()
-    lowest = sufficient_curve(rankings, pre, model, [recalled], [0], "pre")
+    lowest = sufficient_curve(rankings, pre, model, tasks=[recalled], counts=[0], rest="pre")
     assert lowest["log_prob"].tolist() == pytest.approx([before["log_prob"].mean()] * 3, abs=1e-5)
 
 
 def test_the_fraction_is_of_all_parameters(model, pre, recalled, rankings):
-    curve = critical_curve(rankings, model, [recalled], pre, counts=[0, 1, 16])
+    curve = critical_curve(rankings, model, [recalled], pre=pre, counts=[0, 1, 16])
     total = sum(value.numel() for value in parameters_of(model).values())
     if model.checkpoint.config.tie_word_embeddings:
         total -= model.unembed.W_U.numel()
@@ -143,7 +143,7 @@ def test_the_fraction_is_of_all_parameters(model, pre, recalled, rankings):
 def test_curves_of_neurons(model, pre, recalled):
     rankings = rank_units(Evidence(model, pre), Neuron, ["change"])
     two = recalled.select([0, 1])
-    sufficient = sufficient_curve(rankings, pre, model, [two], counts=[0, 100, 4 * model.cfg.d_mlp])
+    sufficient = sufficient_curve(rankings, pre, model, tasks=[two], counts=[0, 100, 4 * model.cfg.d_mlp])
     assert sufficient["exact_match"].iloc[-1] == 1
     zero = critical_curve(rankings, model, [two], mode="zero", counts=[0, 100, 4 * model.cfg.d_mlp])
     no_neurons = copy.deepcopy(model)
@@ -155,13 +155,13 @@ def test_curves_of_neurons(model, pre, recalled):
 
 
 def test_one_ranking_alone_is_a_table_with_units(model, pre, recalled):
-    curve = critical_curve(pandas.DataFrame({"unit": ["L3H1", "L0H0"]}), model, [recalled], pre)
+    curve = critical_curve(pandas.DataFrame({"unit": ["L3H1", "L0H0"]}), model, [recalled], pre=pre)
     assert list(curve["n"]) == [0, 1, 2]
     assert set(curve["metric"]) == {"ranking"}
 
 
 def test_the_same_curve_twice_to_the_bit(model, pre, recalled, rankings):
-    one, two = (sufficient_curve(rankings, pre, model, [recalled], [0, 3, 5]) for _ in range(2))
+    one, two = (sufficient_curve(rankings, pre, model, tasks=[recalled], counts=[0, 3, 5]) for _ in range(2))
     assert one.equals(two)
 
 
@@ -274,9 +274,10 @@ def test_an_accuracy_of_just_enough_answers_is_enough():
 
 def test_every_answer_of_a_curve_is_kept(model, pre, recalled, tasks, rankings):
     scored = [recalled, tasks["bio"].select(range(4))]
-    for curve, options in ((sufficient_curve, (pre, model, scored)), (critical_curve, (model, scored, pre))):
-        answers = curve(rankings, *options, counts=[0, 2, 15], per_answer=True)
-        table = curve(rankings, *options, counts=[0, 2, 15])
+    both = ((sufficient_curve, (pre, model), {"tasks": scored}), (critical_curve, (model, scored), {"pre": pre}))
+    for curve, models, options in both:
+        answers = curve(rankings, *models, **options, counts=[0, 2, 15], per_answer=True)
+        table = curve(rankings, *models, **options, counts=[0, 2, 15])
         pandas.testing.assert_frame_equal(curve_means(answers), table)
         assert len(answers) == 3 * 3 * sum(len(task.answers) for task in scored)
         row = table[(table["n"] == 2) & (table["task"] == "bio")].iloc[0]
@@ -293,7 +294,7 @@ def test_heads_bring_their_groups_or_do_not_and_the_curve_says_so(model, pre, re
     shape = shape_of(model)
     grouped = shape.n_heads > shape.n_key_value_heads
     for groups in (True, False):
-        curve = critical_curve(rankings, model, [recalled], pre, counts=[0, 1, 3, 16], groups=groups)
+        curve = critical_curve(rankings, model, [recalled], pre=pre, counts=[0, 1, 3, 16], groups=groups)
         for row in curve[curve["draw"] == 0].itertuples():
             heads = [Head(*unit) for unit in top(rankings, row)]
             units = with_groups(heads, shape) if groups else heads
@@ -304,7 +305,7 @@ def test_heads_bring_their_groups_or_do_not_and_the_curve_says_so(model, pre, re
             total = sum(value.numel() for value in covered_parameters(model).values())
             assert row.fraction == pytest.approx(mask.size / total)
         assert (curve["groups"].max() > 0) == (grouped and groups)
-        ends = sufficient_curve(rankings, pre, model, [recalled], [16], groups=groups)
+        ends = sufficient_curve(rankings, pre, model, tasks=[recalled], counts=[16], groups=groups)
         assert (ends["exact_match"] == 1).all()
     assert (critical_curve(rankings, model, [recalled], mode="zero", counts=[0, 9])["groups"] == 0).all()
 
@@ -323,7 +324,7 @@ def test_reverting_means_the_same_in_the_engine_and_in_masks(model, pre, tasks):
 def test_bad_input_is_refused(model, pre, recalled, rankings):
     def refuses(message, table=rankings, tasks=(recalled,), **options):
         with pytest.raises(CircuitsError, match=message):
-            critical_curve(table, model, list(tasks), pre, **options)
+            critical_curve(table, model, list(tasks), pre=pre, **options)
 
     refuses("there is no mode 'delete': choose from revert, zero, mean", mode="delete")
     refuses("the counts must lie between 0 and 16", counts=[0, 17])
@@ -338,14 +339,14 @@ def test_bad_input_is_refused(model, pre, recalled, rankings):
     with pytest.raises(CircuitsError, match="reverting needs the model before fine-tuning"):
         critical_curve(rankings, model, [recalled])
     with pytest.raises(CircuitsError, match="there is no rest 'none': choose from fine_tuned, pre"):
-        sufficient_curve(rankings, pre, model, [recalled], rest="none")
+        sufficient_curve(rankings, pre, model, tasks=[recalled], rest="none")
     with pytest.raises(CircuitsError, match="the curves have no condition"):
         curve_summary(rankings)
     with pytest.raises(CircuitsError, match=r"the revert curve of change \(task recalled\) has a single point"):
-        curve_summary(critical_curve(rankings, model, [recalled], pre, counts=[3]))
+        curve_summary(critical_curve(rankings, model, [recalled], pre=pre, counts=[3]))
 
 
 def test_a_task_of_several_answers_counts_answers(model, pre, bio, rankings):
     long = replace(bio, name="long")
-    curve = critical_curve(rankings, model, [long], pre, counts=[0])
+    curve = critical_curve(rankings, model, [long], pre=pre, counts=[0])
     assert curve["log_prob"].tolist() == pytest.approx([evaluate(model, long)["log_prob"].mean()] * 3, abs=1e-4)

@@ -6,10 +6,11 @@ import torch
 
 from circuits.errors import CircuitsError
 from circuits.interventions import mean_head_outputs
+from circuits.interventions.heads import mean_outputs
 from circuits.metrics import evaluate
 from circuits.models import LeanModel, capture, identity, load_model, parameters_of
 from circuits.rankings import subsets as room
-from circuits.rankings.subsets import ablating, count_parameters, mean_outputs, score_subsets, swapping
+from circuits.rankings.subsets import ablating, count_parameters, score_subsets, swapping
 from circuits.units import Head, Neuron
 from tests.fixtures import lively
 from tests.models.test_families import random_model

@@ -52,7 +52,7 @@ def test_a_patch_sweep_says_how_often_the_other_answer_is_given(model, tasks):
         == (source.answers["end"] - source.answers["start"])[example]
     ]
     target, source = target.select(same), source.select(same)
-    table = sweep_patches(model, source, target, "person")
+    table = sweep_patches(model, source, target, mode="person")
     assert len(table) == 16
     assert {"source_exact_match", "source_exact_match_effect", "log_prob_effect"} <= set(table.columns)
     assert (table["mode"] == "person").all()

@@ -50,7 +50,7 @@ def test_patching_from_the_other_format_equals_hooks(places, plan_of, dataset, t
     task = dataset.task("qa_ood", tokenizer).sample(6, 0)
     source = pair_formats(task, dataset.task("bio", tokenizer))
     for row in table.itertuples():
-        with patch_heads(model, [Head.parse(row.unit)], source, task):
+        with patch_heads(model, [Head.parse(row.unit)], source, target=task):
             assert row.log_prob == pytest.approx(evaluate(model, task, len(task))["log_prob"].mean(), abs=1e-4)
 
 

@@ -180,13 +180,13 @@ def test_another_start_than_the_one_trained_from_is_refused(few, tmp_path):
     for act in (
         lambda start, **options: revert(tuned, mask, start, **options),
         lambda start, **options: graft(start, mask, tuned, **options),
-        lambda start, **options: graft_at(start, mask, tuned, task, task.answer_mask, **options),
-        lambda start, **options: ablate_mask(tuned, mask, [task], start, draws=1, **options),
-        lambda start, **options: sufficient_curve(ranking, start, tuned, [task], [0], **options),
+        lambda start, **options: graft_at(start, mask, tuned, task=task, positions=task.answer_mask, **options),
+        lambda start, **options: ablate_mask(tuned, mask, [task], pre=start, draws=1, **options),
+        lambda start, **options: sufficient_curve(ranking, start, tuned, tasks=[task], counts=[0], **options),
         lambda start, **options: run_interventions(
             tuned, task, [Intervention((Head(0, 0),), "revert")], pre=start, **options
         ),
-        lambda start, **options: critical_curve(ranking, tuned, [task], start, counts=[0], **options),
+        lambda start, **options: critical_curve(ranking, tuned, [task], pre=start, counts=[0], **options),
         lambda start, **options: rank_units(Evidence(tuned, start, **options), Head, ["change"]),
     ):
         act(pre)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from circuits.errors import CircuitsError
-from circuits.figures import difference_figure
+from circuits.figures import difference_figure, write_difference
 from circuits.models import difference, fingerprint, load_model, parameters_of, save_model, shape_of
 from circuits.units import Head, KVGroup, Neuron, component_of, layer_of
 from tests.fixtures import lively
@@ -117,12 +117,14 @@ def test_models_that_do_not_belong_together_are_refused(pair, family, tokenizer,
     with pytest.raises(CircuitsError, match="compare checkpoints of one model"):
         difference(base, other)
     config = lively(family).config
-    for key, value in (("vocab_size", 500), ("intermediate_size", 300), ("num_attention_heads", 8)):
+    for key, size, value in (
+        ("vocab_size", "d_vocab", 500), ("intermediate_size", "d_mlp", 300), ("num_attention_heads", "n_heads", 8)
+    ):  # fmt: skip
         small = type(config)(
             **{name: one for name, one in config.to_dict().items() if name != "head_dim"} | {key: value}
         )
         AutoModelForCausalLM.from_config(small).save_pretrained(other)
-        with pytest.raises(CircuitsError, match=f"{key} is .* in the first and {value} in the second"):
+        with pytest.raises(CircuitsError, match=f"{size} is .* in the first and {value} in the second"):
             difference(base, other)
     lively(family).save_pretrained(other)
     words = load_model(base).tokenizer
@@ -156,3 +158,15 @@ def test_a_norm_of_nothing_has_no_relative_change(family, tmp_path):
     table = difference(tmp_path / "zero", tmp_path / "zero").set_index("unit")
     assert math.isnan(table.loc["L0.norms", "relative"])
     assert table.loc["L1.norms", "relative"] == 0
+
+
+def test_the_page_of_a_difference_names_what_changed_most(pair, tmp_path):
+    table = difference(*pair)
+    write_difference(table, tmp_path / "page.html", title="What changed", largest=3)
+    page = (tmp_path / "page.html").read_text()
+    for kind in ("head", "neuron"):
+        units = table[table["kind"] == kind].sort_values("relative", ascending=False, kind="stable")["unit"].tolist()
+        assert all(f"<td>{unit}</td>" in page for unit in units[:3])
+        assert not any(f"<td>{unit}</td>" in page for unit in units[3:])
+    assert "<td>L1</td>" in page
+    assert "<td>embeddings</td>" in page

@@ -10,6 +10,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,11 @@ from circuits.models.families import family_of
 from circuits.models.fingerprints import fingerprint_of
 from circuits.models.folder import is_adapter, weights_of
 from circuits.models.huggingface import has_tokenizer, load_config, load_huggingface, load_tokenizer, model_folder
+from circuits.models.layout import Layout
 from circuits.models.rows import Row
 from circuits.units import Head, KVGroup, Neuron
 
 KINDS: tuple[str, ...] = ("model", "layer", "component", *(kind.NOUN for kind in (Head, KVGroup, Neuron)))
-
-_SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-)
 
 
 class _Tensors(Mapping[str, Tensor]):
@@ -172,11 +165,13 @@ def _check_sizes(names: list[str], configs: list[PreTrainedConfig]) -> None:
     kinds = [family_of(config).ARCHITECTURE for config in configs]
     if kinds[0] != kinds[1]:
         raise CircuitsError(f"{one} is a {kinds[0]} and {two} a {kinds[1]}: compare checkpoints of one model")
-    for key in (*_SIZES, "vocab_size"):
-        values = [getattr(config, key, None) for config in configs]
-        if values[0] != values[1]:
+    first, second = (family_of(config).layout(config) for config in configs)
+    for size in fields(Layout):
+        old, new = getattr(first, size.name), getattr(second, size.name)
+        # how far it may read, and whether embeddings are stored twice, can change in training
+        if isinstance(old, int) and not isinstance(old, bool) and size.name != "n_ctx" and old != new:
             raise CircuitsError(
-                f"{one} and {two} are not of one model: {key} is {values[0]} in the first and {values[1]} in the second"
+                f"{one} and {two} are not of one model: {size.name} is {old} in the first and {new} in the second"
             )
 
 
