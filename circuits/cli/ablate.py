@@ -5,7 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from circuits.cli.inputs import check_names, check_sweep, check_table, facts, heads_of, is_folder, load, open_tasks
+from circuits.cli.inputs import (
+    check_heads,
+    check_sweep,
+    check_table,
+    facts,
+    heads_of,
+    is_folder,
+    load,
+    open_tasks,
+    planned_heads,
+)
 from circuits.cli.options import (
     Chat,
     Csv,
@@ -18,6 +28,7 @@ from circuits.cli.options import (
     MaskMode,
     Model,
     Seed,
+    Top,
     task_option,
 )
 from circuits.cli.sweep import run_into
@@ -29,12 +40,24 @@ def ablate(
     model: Model,
     data: Data = None,
     mask: Annotated[
-        Path | None, typer.Option(help="Ablate this parameter mask; without it, sweep heads.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Ablate this parameter mask, or with --top its heads, each alone; without it, every head.",
+            show_default=False,
+        ),
     ] = None,
+    top: Top = None,
     pre: Annotated[
         Path | None, typer.Option(help="Checkpoint before fine-tuning, to revert a mask to.", show_default=False)
     ] = None,
     mask_mode: Annotated[MaskMode, typer.Option(help="What masked parameters become.")] = MaskMode.REVERT,
+    span: Annotated[
+        str | None,
+        typer.Option(
+            help="Ablate the mask at the tokens of this span alone, such as subject or last; default: at all.",
+            show_default=False,
+        ),
+    ] = None,
     draws: Annotated[int, typer.Option(help="Random masks to compare with.", min=1)] = 5,
     head: Annotated[
         list[str] | None,
@@ -63,16 +86,21 @@ def ablate(
     csv: Csv = False,
     seed: Seed = 0,
 ) -> None:
-    """Ablate a parameter mask (--mask), or every head alone."""
-    out = out or Path(f"runs/{'head' if mask is None else 'mask'}_ablation.parquet")
-    if mask is not None or not is_folder(out):
+    """Ablate a parameter mask (--mask), or each head alone: every one, or the --top heads of a mask."""
+    whole = mask is not None and top is None
+    out = out or Path(f"runs/{'mask' if whole else 'head'}_ablation.parquet")
+    if whole or not is_folder(out):
         check_table(out)
-    check_names(head)
-    if mask is not None and (head or mode):
+    if whole and (head or mode):
         raise CircuitsError("a mask and heads were given: ablate one kind at a time")
-    if mask is None and (pre is not None or mask_mode is not MaskMode.REVERT):
-        raise CircuitsError("--pre and --mask-mode are for a mask: name its file with --mask")
-    if mask is not None and mask_mode is MaskMode.REVERT and pre is None:
+    if not whole and (pre is not None or mask_mode is not MaskMode.REVERT or span is not None):
+        raise CircuitsError(
+            "--pre, --mask-mode and --span are for a mask that is ablated whole: name its file with --mask, "
+            "without --top"
+        )
+    if not whole:
+        check_heads(head, mask, top)
+    if whole and mask_mode is MaskMode.REVERT and pre is None:
         raise CircuitsError("reverting a mask needs the model before fine-tuning: name its folder with --pre")
     names = task or ["bio", "qa_id", "qa_ood"]
     modes = [chosen.value for chosen in mode or [HeadMode.ZERO, HeadMode.MEAN]]
@@ -85,7 +113,7 @@ def ablate(
             dataset=data,
             tasks=names,
             examples=examples,
-            units=head or "heads",
+            units=planned_heads(head, mask, top),
             modes=modes,
             seed=seed,
             dtype=dtype,
@@ -96,24 +124,31 @@ def ablate(
     opened = open_tasks(model, names, data, examples=examples, seed=seed, chat=chat, drop_bad=drop_bad)
     from circuits.storage import write_table
 
-    if mask is not None:
+    if whole:
         from circuits.masks import ParameterMask, ablate_mask, ablation_summary
 
-        loaded_mask = ParameterMask.load(mask)
+        for one in opened.tasks:
+            one.span(span or "all")  # refuses a span that is not there
+        loaded_mask = ParameterMask.load(str(mask))
     loaded = load(model, dtype, device)
-    if mask is not None:
+    if whole:
         loaded_mask.check(loaded)
         before = None if pre is None else load(pre, dtype, device)
-        table = ablate_mask(loaded, loaded_mask, opened.tasks, before, mask_mode.value, draws, seed)
-        settings: dict[str, Any] = {"mask": loaded_mask.provenance, "mode": mask_mode.value, "draws": draws}
-        shown = ablation_summary(table).rename(columns=lambda name: name.replace("_", " "))
+        at = span or "all"
+        table = ablate_mask(loaded, loaded_mask, opened.tasks, before, mask_mode.value, draws, seed, span=at)
+        settings: dict[str, Any] = {"mask": loaded_mask.provenance, "mode": mask_mode.value, "span": at, "draws": draws}
+        told = f": {mask_mode.value}, at the tokens of {at}"
+        # the same in all rows
+        shown = ablation_summary(table).drop(columns=["mode", "span"])
+        shown = shown.rename(columns=lambda name: name.replace("_", " "))
     else:
         from circuits.sweeps import sweep_heads
 
-        heads = heads_of(head, loaded)
+        heads = heads_of(head, loaded, mask, top)
         table = sweep_heads(loaded, opened.tasks, modes, heads=heads)
-        settings = {"heads": head, "modes": modes}
+        settings = {"heads": None if heads is None else list(map(str, heads)), "modes": modes}
         columns = ["unit", "mode", "task", "exact_match_effect", "log_prob_effect"]
         shown = table.sort_values("log_prob_effect")[columns]
+        told = ""
     write_table(out, table, facts(loaded, opened, seed, examples=examples, **settings), csv)
-    show(shown, f"{out}")
+    show(shown, f"{out}{told}")
