@@ -23,6 +23,7 @@ from circuits.interventions import (
     single,
 )
 from circuits.masks import (
+    ablate_at,
     ablate_mask,
     graft,
     graft_at,
@@ -118,6 +119,7 @@ SEARCHES = {"graft_by_optimisation", "graft_by_score"}
 CALLS = {
     "Engine": lambda c: Engine(c.model, c.task, single([OTHER])).run()[1]["log_prob"],
     "Evidence": lambda c: rank_units(Evidence(c.model, task=c.task), Head, ["ablation"]),
+    "ablate_at": lambda c: c.within(ablate_at(c.model, c.mask, c.task, positions=c.task.span("all"))),
     "ablate_heads": lambda c: c.within(ablate_heads(c.model, [OTHER])),
     "ablate_mask": lambda c: ablate_mask(c.model, c.mask, [c.task], mode="zero", draws=1),
     "answer_logits": lambda c: answer_logits(c.model, c.task),

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuits.cli.inputs import check_names, check_sweep, check_table, facts, heads_of, is_folder, load, open_tasks
+from circuits.cli.inputs import (
+    check_heads,
+    check_sweep,
+    check_table,
+    facts,
+    heads_of,
+    is_folder,
+    load,
+    open_tasks,
+    planned_heads,
+)
 from circuits.cli.options import (
     Chat,
     Csv,
@@ -19,6 +29,7 @@ from circuits.cli.options import (
     MaskMode,
     Model,
     Seed,
+    Top,
     task_option,
 )
 from circuits.cli.sweep import run_into
@@ -33,12 +44,24 @@ def ablate(
     model: Model,
     data: Data = None,
     mask: Annotated[
-        Path | None, typer.Option(help="Ablate this parameter mask; without it, sweep heads.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Ablate this parameter mask, or with --top its heads, each alone; without it, every head.",
+            show_default=False,
+        ),
     ] = None,
+    top: Top = None,
     pre: Annotated[
         Path | None, typer.Option(help="Checkpoint before fine-tuning, to revert a mask to.", show_default=False)
     ] = None,
     mask_mode: Annotated[MaskMode, typer.Option(help="What masked parameters become.")] = MaskMode.REVERT,
+    span: Annotated[
+        str | None,
+        typer.Option(
+            help="Ablate the mask at the tokens of this span alone, such as subject or last; default: at all.",
+            show_default=False,
+        ),
+    ] = None,
     draws: Annotated[int, typer.Option(help="Random masks to compare with.", min=1)] = 5,
     head: Annotated[
         list[str] | None,
@@ -67,16 +90,21 @@ def ablate(
     csv: Csv = False,
     seed: Seed = 0,
 ) -> None:
-    """Ablate a parameter mask (--mask), or every head alone."""
-    out = out or Path(f"runs/{'head' if mask is None else 'mask'}_ablation.parquet")
-    if mask is not None or not is_folder(out):
+    """Ablate a parameter mask (--mask), or each head alone: every one, or the --top heads of a mask."""
+    whole = mask is not None and top is None
+    out = out or Path(f"runs/{'mask' if whole else 'head'}_ablation.parquet")
+    if whole or not is_folder(out):
         check_table(out)
-    check_names(head)
-    if mask is not None and (head or mode):
+    if whole and (head or mode):
         raise CircuitsError("a mask and heads were given: ablate one kind at a time")
-    if mask is None and (pre is not None or mask_mode is not MaskMode.REVERT):
-        raise CircuitsError("--pre and --mask-mode are for a mask: name its file with --mask")
-    if mask is not None and mask_mode is MaskMode.REVERT and pre is None:
+    if not whole and (pre is not None or mask_mode is not MaskMode.REVERT or span is not None):
+        raise CircuitsError(
+            "--pre, --mask-mode and --span are for a mask that is ablated whole: name its file with --mask, "
+            "without --top"
+        )
+    if not whole:
+        check_heads(head, mask, top)
+    if whole and mask_mode is MaskMode.REVERT and pre is None:
         raise CircuitsError("reverting a mask needs the model before fine-tuning: name its folder with --pre")
     names = task or ["bio", "qa_id", "qa_ood"]
     modes = [chosen.value for chosen in mode or [HeadMode.ZERO, HeadMode.MEAN]]
@@ -89,7 +117,7 @@ def ablate(
             dataset=data,
             tasks=names,
             examples=examples,
-            units=head or "heads",
+            units=planned_heads(head, mask, top),
             modes=modes,
             seed=seed,
             dtype=dtype,
@@ -100,37 +128,48 @@ def ablate(
     opened = open_tasks(model, names, data, examples=examples, seed=seed, chat=chat, drop_bad=drop_bad)
     from circuits.storage import write_table
 
-    if mask is not None:
+    if whole:
         from circuits.masks import ParameterMask, ablate_mask, ablation_means, ablation_summary
 
-        loaded_mask = ParameterMask.load(mask)
+        for one in opened.tasks:
+            one.span(span or "all")  # refuses a span that is not there
+        loaded_mask = ParameterMask.load(str(mask))
     loaded = load(model, dtype, device)
-    if mask is not None:
+    if whole:
         loaded_mask.check(loaded)
         before = None if pre is None else load(pre, dtype, device)
+        at = span or "all"
         answers = ablate_mask(
-            loaded, loaded_mask, opened.tasks, pre=before, mode=mask_mode.value, draws=draws, seed=seed, per_answer=True
+            loaded,
+            loaded_mask,
+            opened.tasks,
+            pre=before,
+            mode=mask_mode.value,
+            draws=draws,
+            seed=seed,
+            span=at,
+            per_answer=True,
         )
         table, summary = ablation_means(answers), ablation_summary(answers)
-        settings: dict[str, Any] = {"mask": loaded_mask.provenance, "mode": mask_mode.value, "draws": draws}
+        settings: dict[str, Any] = {"mask": loaded_mask.provenance, "mode": mask_mode.value, "span": at, "draws": draws}
         shown = _by_condition(summary)
     else:
         from circuits.sweeps import sweep_heads
 
-        heads = heads_of(head, loaded)
+        heads = heads_of(head, loaded, mask, top)
         table = sweep_heads(loaded, opened.tasks, modes, heads=heads)
-        settings = {"heads": head, "modes": modes}
+        settings = {"heads": None if heads is None else list(map(str, heads)), "modes": modes}
         shown = effects(table, ["unit", "mode", "task"], "log_prob_effect")
     about = facts(loaded, opened, seed, examples=examples, **settings)
     write_table(out, table, about, csv)
-    if mask is not None:
+    if whole:
         summary_file = out.with_stem(f"{out.stem}_summary")
         write_table(summary_file, summary, about, csv)
-        title = f"{summary_file}: {mask_mode.value} {loaded_mask.size:,} of {loaded_mask.total:,} parameters"
+        title = f"{summary_file}: {mask_mode.value} {loaded_mask.size:,} of {loaded_mask.total:,} parameters, at {at}"
     else:
         title = f"{out}: {len(table):,} rows"
     show(shown, title)
-    say_csv(csv, out, *([] if mask is None else [summary_file]))
+    say_csv(csv, out, *([summary_file] if whole else []))
 
 
 def _by_condition(summary: "DataFrame") -> "DataFrame":

@@ -1,13 +1,22 @@
-"""``circuits attention``: what one head attends to."""
+"""``circuits attention``: what heads attend to."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuits.cli.inputs import check_checkpoint, check_names, load, open_tasks, tokenizer_of
-from circuits.cli.options import Chat, Data, Device, DropBad, Dtype, Model, Seed, task_option
-from circuits.cli.terminal import busy, say
+from circuits.cli.inputs import (
+    check_checkpoint,
+    check_folder,
+    check_heads,
+    heads_of,
+    is_folder,
+    load,
+    open_tasks,
+    tokenizer_of,
+)
+from circuits.cli.options import Chat, Data, Device, DropBad, Dtype, HeadsMask, Model, Seed, Top, task_option
+from circuits.cli.terminal import busy, counted, say
 from circuits.errors import CircuitsError
 
 if TYPE_CHECKING:
@@ -18,7 +27,11 @@ _ATTRIBUTE = "university"
 
 def attention(
     model: Model,
-    head: Annotated[str, typer.Option(help="The head, such as L2H1.", show_default=False)],
+    head: Annotated[
+        list[str] | None, typer.Option(help="A head, such as L2H1; may be repeated.", show_default=False)
+    ] = None,
+    mask: HeadsMask = None,
+    top: Top = None,
     task: Annotated[str | None, task_option("What the head reads", "Default: one person's two formats.")] = None,
     example: Annotated[
         int | None, typer.Option(help="Which example of --task, from 0; default: 0.", min=0, show_default=False)
@@ -37,22 +50,32 @@ def attention(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The figure: .html, or .png, .svg, .pdf with a browser.")] = Path(
-        "runs/attention.html"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The figure: .html, or of one head .png, .svg, .pdf with a browser; or a folder: a page for each head."
+        ),
+    ] = Path("runs/attention.html"),
     data: Data = None,
-    top: Annotated[int, typer.Option(help="Output tokens to name.", min=1)] = 8,
+    tokens: Annotated[int, typer.Option(help="Output tokens to name.", min=1)] = 8,
     chat: Chat = False,
     drop_bad: DropBad = False,
     dtype: Dtype = "float32",
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
-    """Draw what one head attends to: in an example of a task, or in a biography and in the question of one person."""
+    """Draw what heads attend to: in an example of a task, or in a biography and in the question of one person."""
     from circuits.storage import check_ending
 
-    check_ending(out, (".html", ".png", ".svg", ".pdf"), "figure")
-    check_names([head])
+    if is_folder(out):
+        check_folder(out)
+    else:
+        check_ending(out, (".html", ".png", ".svg", ".pdf"), "figure")
+    check_heads(head, mask, top)
+    if not head and mask is None:
+        raise CircuitsError("no head was named: give --head, or --mask and --top")
+    if out.suffix not in ("", ".html") and len(head or ()) + (top or 0) > 1:
+        raise CircuitsError(f"{out} is an image, which holds one head: name a folder or an .html file")
     if task is not None and (person is not None or attribute is not None):
         raise CircuitsError("--task and a person's --person or --attribute were given: draw one of them at a time")
     if task is None and (example is not None or chat or drop_bad):
@@ -71,16 +94,33 @@ def attention(
     for one, place, _ in prompts:
         prompt_length(one, place)  # refuses an example that is not there
     loaded = load(model, dtype, device)
-    from circuits.figures import attention_figure, save_figure
-    from circuits.models import shape_of
+    from circuits.figures import attention_figure
     from circuits.rankings import read_head
-    from circuits.units import Head
 
-    chosen = Head.parse(head, shape_of(loaded))
-    readings = [read_head(loaded, chosen, one, example=place, title=title, top=top) for one, place, title in prompts]
+    heads = heads_of(head, loaded, mask, top) or []
     with busy(f"drawing {out}"):
-        save_figure(attention_figure(readings, subtitle=subtitle), out)
-    say(f"{out}: {chosen} on {about}")
+        figures = {}
+        for chosen in heads:
+            readings = [
+                read_head(loaded, chosen, one, example=place, title=title, top=tokens) for one, place, title in prompts
+            ]
+            figures[str(chosen)] = attention_figure(readings, subtitle=subtitle)
+        _save(figures, out, subtitle)
+    say(f"{out}: {', '.join(figures)} on {about}")
+
+
+def _save(figures: dict[str, Any], out: Path, subtitle: str) -> None:
+    """One file for each head into a folder; into a file the only one, or all on one page in their order."""
+    from circuits.figures import Section, save_figure, write_report
+
+    if is_folder(out):
+        for name, figure in figures.items():
+            save_figure(figure, out / f"{name}.html", "beside")
+    elif len(figures) == 1:
+        save_figure(next(iter(figures.values())), out)
+    else:
+        sections = [Section(name, figure=figure) for name, figure in figures.items()]
+        write_report(out, f"Attention of {counted(len(figures), 'head')}", subtitle, sections)
 
 
 def _of_person(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from circuits.facts import FactDataset
     from circuits.models import Model
     from circuits.tasks import Task
+    from circuits.units import Head
 
 
 def check_table(path: Path) -> None:
@@ -117,18 +118,36 @@ def facts(model: "Model", opened: Opened, seed: int, **settings: Any) -> dict[st
     return {**facts_of(model), **people, "tasks": tasks, "seed": seed, "settings": settings}
 
 
-def heads_of(names: list[str] | None, model: "Model") -> list[Any] | None:
-    """The heads of these names, if there are any."""
-    from circuits.models import shape_of
-    from circuits.units import Head
-
-    shape = shape_of(model)
-    return [Head.parse(name, shape) for name in names] if names else None
-
-
-def check_names(names: list[str] | None) -> None:
-    """Refuse what is no head's name before anything is loaded."""
+def check_heads(names: list[str] | None, mask: Path | None = None, top: int | None = None) -> None:
+    """Refuse what names no heads before anything is loaded."""
     from circuits.units import Head
 
     for name in names or ():
         Head.parse(name)
+    if (mask is None) != (top is None):
+        raise CircuitsError("--mask and --top name the heads of a mask together: give both")
+    if names and mask is not None:
+        raise CircuitsError("heads and a mask were given: name them with --head, or with --mask and --top")
+    if mask is not None and not mask.is_file():
+        raise CircuitsError(f"there is no file {mask}")
+
+
+def heads_of(
+    names: list[str] | None, model: "Model", mask: Path | None = None, top: int | None = None
+) -> "list[Head] | None":
+    """The heads of these names, or those with the largest Shared Size in a mask of the model; None if none is named."""
+    from circuits.masks import ParameterMask, units_of
+    from circuits.models import shape_of
+    from circuits.units import Head
+
+    if mask is not None:
+        loaded = ParameterMask.load(mask)
+        loaded.check(model)
+        return units_of(loaded, Head, top=top)
+    shape = shape_of(model)
+    return [Head.parse(name, shape) for name in names] if names else None
+
+
+def planned_heads(names: list[str] | None, mask: Path | None = None, top: int | None = None) -> Any:
+    """The same heads as the units of a `circuits.SweepPlan`."""
+    return (names or "heads") if mask is None else {"mask": mask, "kind": "heads", "top": top}

@@ -104,5 +104,15 @@ Examples = Annotated[
         show_default=False,
     ),
 ]
+HeadsMask = Annotated[
+    Path | None,
+    typer.Option("--mask", help="With --top: take the heads of this parameter mask.", show_default=False),
+]
+Top = Annotated[
+    int | None,
+    typer.Option(
+        "--top", help="With --mask: its so many heads with the largest Shared Size.", min=1, show_default=False
+    ),
+]
 Chat = Annotated[bool, typer.Option("--chat", help="Put each prompt into the model's chat template.")]
 DropBad = Annotated[bool, typer.Option("--drop-bad", help="Go on without the lines of a file that cannot be used.")]

@@ -7,7 +7,7 @@ import typer
 
 from circuits.cli.inputs import (
     Opened,
-    check_names,
+    check_heads,
     check_sweep,
     check_table,
     facts,
@@ -15,6 +15,7 @@ from circuits.cli.inputs import (
     is_folder,
     load,
     open_tasks,
+    planned_heads,
 )
 from circuits.cli.options import (
     Chat,
@@ -23,9 +24,11 @@ from circuits.cli.options import (
     Device,
     DropBad,
     Dtype,
+    HeadsMask,
     Model,
     Seed,
     Source,
+    Top,
     task_option,
 )
 from circuits.cli.sweep import run_into
@@ -53,6 +56,8 @@ def patch(
         list[str] | None,
         typer.Option(help="A head to patch alone, such as L2H1; may be repeated. Default: every head."),
     ] = None,
+    mask: HeadsMask = None,
+    top: Top = None,
     out: Annotated[
         Path, typer.Option(help="Parquet file, or a folder: a sweep that goes on when it is interrupted.")
     ] = Path("runs/patches.parquet"),
@@ -71,7 +76,7 @@ def patch(
         check_table(out)
     else:
         check_sweep(chat, drop_bad)
-    check_names(head)
+    check_heads(head, mask, top)
     opened = open_tasks(model, [task], data, examples=examples, seed=seed, chat=chat, drop_bad=drop_bad)
     [target] = opened.tasks
     source = source or (Source.PEOPLE if target.counterfactuals is None else Source.COUNTERFACTUALS)
@@ -83,7 +88,7 @@ def patch(
             dataset=data,
             tasks=task,
             examples=examples,
-            units=head or "heads",
+            units=planned_heads(head, mask, top),
             modes="patch",
             source=source.value,
             seed=seed,
@@ -98,8 +103,10 @@ def patch(
     from circuits.storage import write_table
     from circuits.sweeps import sweep_patches
 
-    table = sweep_patches(loaded, other, target, mode=source.value, heads=heads_of(head, loaded))
-    settings = {"source": source.value, "task": target.name, "examples": examples, "heads": head}
+    heads = heads_of(head, loaded, mask, top)
+    table = sweep_patches(loaded, other, target, mode=source.value, heads=heads)
+    named = None if heads is None else list(map(str, heads))
+    settings = {"source": source.value, "task": target.name, "examples": examples, "heads": named}
     write_table(out, table, facts(loaded, opened, seed, **settings), csv)
     shown = effects(table, ["unit", "source_exact_match"], "log_prob_effect")
     told = ": source_exact_match is how often the other run's answer is given"

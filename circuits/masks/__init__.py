@@ -1,17 +1,9 @@
 """Influenced and shared sets, their algebra, and acting with them on weights: revert, zero, mean, graft."""
 
-from circuits.masks.acting import (
-    MASK_MODES,
-    NAMES_OF_ANSWERS,
-    ablate_mask,
-    ablation_means,
-    ablation_summary,
-    graft,
-    mean,
-    revert,
-    zero,
-)
-from circuits.masks.grafting import SCORES, Graft, graft_at, graft_by_optimisation, graft_by_score
+from circuits.masks.ablation import NAMES_OF_ANSWERS, ablate_mask, ablation_means, ablation_summary
+from circuits.masks.acting import MASK_MODES, graft, mean, revert, zero
+from circuits.masks.at_positions import ablate_at, graft_at
+from circuits.masks.grafting import SCORES, Graft, graft_by_optimisation, graft_by_score
 from circuits.masks.mask import ParameterMask, covered_parameters, unit_mask
 from circuits.masks.shared import (
     FRACTIONS,
@@ -33,6 +25,7 @@ __all__ = [
     "SCORES",
     "Graft",
     "ParameterMask",
+    "ablate_at",
     "ablate_mask",
     "ablation_means",
     "ablation_summary",

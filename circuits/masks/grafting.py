@@ -16,12 +16,9 @@ A graft is θ_pre + γ ⊙ Δ with Δ = θ_ft − θ_pre and γ a mask. The smal
 
 Source: Panigrahi et al. 2023 (arXiv 2302.06600) for the graft and its relaxation around the top-|Δ| patch; the penalty,
 the scaled step and the rounding by bisection are choices made here.
-
-At some positions (Nief et al. 2025): as above, but only the tokens of some spans pass through the grafted weights.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +26,11 @@ from typing import Any
 import numpy
 import pandas
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.masks.acting import NAMES_OF_ANSWERS, graft
+from circuits.masks.ablation import NAMES_OF_ANSWERS
+from circuits.masks.acting import graft
 from circuits.masks.mask import ParameterMask, covered_parameters, unit_mask
 from circuits.masks.packing import PackedTensors
 from circuits.masks.selection import all_finite, largest
@@ -42,8 +39,6 @@ from circuits.models import (
     Model,
     editing,
     identity,
-    parameters_of,
-    positional_weights,
     require_start,
     same_parameters,
     uninterrupted,
@@ -440,96 +435,3 @@ class _Search:
         )
         mask = ParameterMask(masks, identity(self.fine_tuned), facts)
         return Graft(mask, curve.reset_index(drop=True), answers)
-
-
-def graft_at(
-    pre: Model,
-    mask: ParameterMask,
-    fine_tuned: Model,
-    *,
-    task: Task,
-    positions: Bool[Tensor, "example pos"],
-    check_start: bool = True,
-) -> AbstractContextManager[None]:
-    """Inside the block, ``pre`` is the grafted model at some positions of the task's examples and itself at the others.
-
-    Every projection of attention and MLP is computed with both weights, and each token keeps the one of its position;
-    so the keys and values that later tokens attend to are those of their own position's weights. At all positions it
-    is `graft`, to rounding. Blocks of `graft` may lie around it.
-
-    Args:
-        pre: θ_pre; its parameters are not changed.
-        mask: γ, made for ``fine_tuned``; such as `unit_mask` of some heads. Embeddings and the final norm may not be
-            in it.
-        fine_tuned: θ_ft.
-        task: only its examples may be run inside the block, in any batches.
-        positions: where, as in ``task.span("subject")``.
-        check_start: refuse a ``pre`` if the checkpoint of ``fine_tuned`` says that it was trained from another model.
-
-    Raises:
-        CircuitsError: the mask was made for another model or holds embeddings or the final norm, ``pre`` has other
-            parameters, the positions are not the task's, other tokens are run in the block, or none.
-
-    Source:
-        Nief et al. 2025 (dynamic weight grafting).
-
-    Example:
-        >>> from circuits import Task, evaluate, load_model
-        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
-        >>> from circuits.training import new_model
-        >>> import tempfile
-        >>> tokenizer = word_tokenizer()
-        >>> task = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)).task("qa_id", tokenizer)
-        >>> pre, fine_tuned = (load_model(new_model("tiny-llama", tokenizer, seed)) for seed in (0, 1))
-        >>> heads = unit_mask(fine_tuned, [Head(2, 0), Head(2, 1)])
-        >>> with graft_at(pre, heads, fine_tuned, task=task, positions=task.span("subject")):
-        ...     scores = evaluate(pre, task)
-    """
-    mask.check(fine_tuned)
-    new = same_parameters(fine_tuned, pre, values_of=fine_tuned)
-    if check_start:
-        require_start(fine_tuned, pre)
-    if positions.shape != task.tokens.shape:
-        raise CircuitsError(
-            f"the positions have shape {tuple(positions.shape)}, the tokens of {task.name} {tuple(task.tokens.shape)}: "
-            "they must be alike"
-        )
-    old = parameters_of(pre)
-    weights = {
-        name: torch.where(mask.masks[name].to(old[name].device), new[name].to(old[name].device), old[name].detach())
-        for name, packed in mask.packed.items()
-        if packed.count
-    }
-    return positional_weights(pre, weights, _positions_of(task, positions))
-
-
-def _positions_of(
-    task: Task, positions: Bool[Tensor, "example pos"]
-) -> Callable[[Int[Tensor, "batch pos"]], Bool[Tensor, "batch pos"]]:
-    """A function from tokens of some of the task's examples, padded more or less, to their positions."""
-    known: dict[int, dict[bytes, Tensor]] = {}
-    lengths = task.attention_mask.sum(1)
-
-    def rows_of(width: int) -> dict[bytes, Tensor]:
-        rows: dict[bytes, Tensor] = {}
-        for example in (lengths <= width).nonzero()[:, 0].tolist():
-            tokens, at = task.tokens[example, :width], positions[example, :width]
-            if not torch.equal(rows.setdefault(tokens.numpy().tobytes(), at), at):
-                raise CircuitsError(
-                    f"two examples of {task.name} have the same tokens but other positions: {task.texts[example]!r}"
-                )
-        return rows
-
-    def find(tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-        width = tokens.shape[1]
-        if width not in known:
-            known[width] = rows_of(width)
-        found = [known[width].get(row.numpy().tobytes()) for row in tokens.cpu()]
-        for number, at in enumerate(found):
-            if at is None:
-                raise CircuitsError(
-                    f"row {number} of the tokens is no example of {task.name}: only those may be run inside graft_at"
-                )
-        return torch.stack([at for at in found if at is not None])
-
-    return find

@@ -18,13 +18,14 @@ import torch
 from circuits.cli import main
 from circuits.errors import CircuitsError
 from circuits.facts import FAMILIAR, DatasetSettings, FactDataset, make_dataset, word_tokenizer
-from circuits.masks import Graft, ParameterMask, graft
+from circuits.masks import Graft, ParameterMask, ablate_mask, graft, unit_mask
 from circuits.models import fingerprint, load_model, parameters_of, save_model
 from circuits.statistics import mean_interval
 from circuits.storage import atomic_file
 from circuits.study import PRETRAINED_STUDY, StudySettings, findings, results_page, run_study
 from circuits.tracing import GradientTrace
 from circuits.training import PRETRAINED, Optimisation, new_model, train
+from circuits.units import Head
 from tests.fixtures import lively
 
 BIN = Path(sys.executable).parent / "circuits"
@@ -381,6 +382,77 @@ def test_ablate_and_patch_into_a_folder_are_sweeps(place, tmp_path):
         assert call("patch", place / "model0", "--from", "formats", *common, tmp_path / out).returncode == 0
     sweep, file = (pandas.read_parquet(tmp_path / out) for out in ("patches/table.parquet", "patches.parquet"))
     assert sweep["log_prob_effect"].tolist() == pytest.approx(file["log_prob_effect"].tolist(), abs=1e-4)
+
+
+@pytest.fixture
+def own_mask(place, tmp_path):
+    """A mask of the first model that holds most of L2H1, then of L0H3 and L1H0."""
+    model = load_model(place / "model0")
+    held = unit_mask(model, [Head(2, 1), Head(0, 3), Head(1, 0)])
+    fewer = {name: entries.clone() for name, entries in held.masks.items()}
+    fewer["blocks.0.attn.W_Q"][3, ::2] = False
+    fewer["blocks.1.attn.W_Q"][0] = False
+    ParameterMask(fewer, fingerprint(model)).save(tmp_path / "mask.safetensors")
+    return tmp_path / "mask.safetensors"
+
+
+def test_the_heads_of_a_mask_are_ablated_patched_and_drawn(place, own_mask, tmp_path):
+    heads = ["L2H1", "L0H3"]
+    common = (place / "model0", "--data", place / "facts", "--mask", own_mask, "--top", 2)
+    few = ("--examples", 5, "--out")
+    for name in ("ablate", "patch"):
+        options = ("--mode", "zero") if name == "ablate" else ("--from", "people")
+        for out, table in ((name, f"{name}/table.parquet"), (f"{name}.parquet", f"{name}.parquet")):
+            result = call(name, *common, "--task", "qa_id", *options, *few, tmp_path / out)
+            assert result.returncode == 0, result.stderr
+            assert pandas.read_parquet(tmp_path / table)["unit"].tolist() == heads
+    named = [word for head in heads for word in ("--head", head)]
+    assert call("ablate", *common[:3], *named, "--task", "qa_id", "--mode", "zero", *few, tmp_path / "named.parquet")
+    one, two = (pandas.read_parquet(tmp_path / f"{name}.parquet") for name in ("ablate", "named"))
+    pandas.testing.assert_frame_equal(one, two)
+    for out in ("drawn", "drawn.html"):
+        result = call("attention", *common, "--task", "qa_id", "--tokens", 3, "--out", tmp_path / out)
+        assert result.returncode == 0, result.stderr
+        assert "L2H1, L0H3 on example 0 of qa_id" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["L0H3.html", "L2H1.html", "plotly.min.js"]
+    page = (tmp_path / "drawn.html").read_text()
+    assert page.index("<h2>L2H1</h2>") < page.index("<h2>L0H3</h2>")
+
+
+def test_heads_of_a_mask_that_do_not_fit_are_refused(place, own_mask, tmp_path):
+    data, out = ("--data", place / "facts"), ("--out", tmp_path / "out.html")
+    of_mask = ("--mask", own_mask, "--top", 2)
+    for name in ("ablate", "patch", "attention"):
+        common = (name, place / "model1", *data, "--task", "qa_id")
+        table = out if name == "attention" else ("--out", tmp_path / "out.parquet")
+        refused(call(*common, *of_mask, *table), "the mask was made for model")
+        refused(call(*common, "--top", 2, *table), "--mask and --top name the heads of a mask together")
+        refused(call(*common, "--head", "L0H0", *of_mask, *table), "heads and a mask were given")
+        refused(call(*common, "--mask", tmp_path / "no", "--top", 2, *table), "there is no file")
+        if name != "attention":
+            refused(call(*common, *of_mask, "--out", tmp_path / "sweep"), "the mask was made for model")
+    refused(call("patch", place / "model0", *data, "--mask", own_mask), "give both")
+    attention = ("attention", place / "model0", *data)
+    refused(call(*attention, *out), "no head was named")
+    refused(call(*attention, *of_mask, "--out", tmp_path / "two.png"), "is an image, which holds one head")
+    whole = ("ablate", place / "model0", *data, *of_mask)
+    for option in (("--span", "last"), ("--pre", place / "model1"), ("--mask-mode", "zero")):
+        refused(call(*whole, *option), "are for a mask that is ablated whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"mask.safetensors"}
+
+
+def test_a_mask_is_ablated_at_the_tokens_of_a_span(place, own_mask, tmp_path):
+    common = ("ablate", place / "model0", "--data", place / "facts", "--mask", own_mask, "--mask-mode", "zero")
+    options = ("--task", "qa_id", "--examples", 5, "--draws", 2, "--out", tmp_path / "table.parquet")
+    result = call(*common, "--span", "subject", *options)
+    assert result.returncode == 0, result.stderr
+    assert "subject" in result.stdout
+    table = pandas.read_parquet(tmp_path / "table.parquet")
+    model = load_model(place / "model0")
+    task = FactDataset(place / "facts").task("qa_id", model.tokenizer).sample(5)
+    expected = ablate_mask(model, ParameterMask.load(own_mask), [task], mode="zero", draws=2, span="subject")
+    pandas.testing.assert_frame_equal(table, expected)
+    refused(call(*common, "--span", "banana", *options), "qa_id has no span 'banana'")
 
 
 def test_an_interrupted_sweep_says_how_to_go_on(plan, tmp_path, monkeypatch):

@@ -11,7 +11,6 @@ from circuits.masks import (
     ablate_mask,
     covered_parameters,
     graft,
-    graft_at,
     graft_by_optimisation,
     graft_by_score,
     unit_mask,
@@ -22,8 +21,8 @@ from circuits.metrics import evaluate
 from circuits.models import fingerprint, load_huggingface, load_model, parameters_of, save_model
 from circuits.tracing import trace_gradients
 from circuits.training import new_model
-from circuits.units import TIED, Head, KVGroup, Neuron
-from tests.fixtures import gradients_of, lively
+from circuits.units import TIED, Head, Neuron
+from tests.fixtures import gradients_of
 
 
 @pytest.fixture(scope="session")
@@ -267,94 +266,6 @@ def test_a_graft_is_saved_and_loaded(models, task, tmp_path):
     (tmp_path / "graft" / "curve.parquet").unlink()
     with pytest.raises(CircuitsError, match="there is no file .*curve"):
         Graft.load(tmp_path / "graft")
-
-
-def units_of_all_kinds(model):
-    units = [Head(0, 1), Head(2, 3), KVGroup(1, 0), KVGroup(3, 1)]
-    return units + [Neuron(layer, neuron) for layer in (0, 1, 3) for neuron in range(0, 300, 2)]
-
-
-@pytest.fixture
-def distant(family, tokenizer):
-    """Two models that differ much, so that a mistake shows."""
-    return tuple(load_model(lively(family, seed), tokenizer=tokenizer) for seed in (0, 1))
-
-
-def test_a_graft_at_all_positions_is_a_graft_and_at_none_is_none(distant, task):
-    pre, fine_tuned = distant
-    mask = unit_mask(fine_tuned, units_of_all_kinds(pre))
-    before, plain = state(pre), pre(task.tokens)
-    with graft(pre, mask, fine_tuned):
-        grafted = pre(task.tokens)
-    assert (grafted - plain).abs().max() > 0.5
-    with graft_at(pre, mask, fine_tuned, task=task, positions=torch.ones_like(task.tokens, dtype=torch.bool)):
-        assert torch.allclose(pre(task.tokens), grafted, atol=1e-4)
-    with graft_at(pre, mask, fine_tuned, task=task, positions=torch.zeros_like(task.tokens, dtype=torch.bool)):
-        assert torch.equal(pre(task.tokens), plain)
-    assert equal(state(pre), before)
-    assert torch.equal(pre(task.tokens), plain)
-
-
-def test_a_graft_at_some_positions_is_reading_token_by_token_with_the_weights_of_each(distant, task, tmp_path):
-    pre, fine_tuned = distant
-    mask = unit_mask(fine_tuned, units_of_all_kinds(pre)).permuted(1)
-    positions = task.span("subject") | task.span("last")
-    assert 0.2 < positions.float().mean() < 0.8
-    save_model(pre, tmp_path / "pre")
-    with graft(pre, mask, fine_tuned):
-        save_model(pre, tmp_path / "grafted")
-    own, other = (load_huggingface(tmp_path / name) for name in ("pre", "grafted"))
-    task = task.select(range(5))
-    positions = positions[:5, : task.tokens.shape[1]]
-    with graft_at(pre, mask, fine_tuned, task=task, positions=positions), torch.no_grad():
-        logits = pre(task.tokens)
-        scores = evaluate(pre, task, batch_size=2)
-    for example in range(len(task)):
-        cache = None
-        for place in range(int(task.attention_mask[example].sum())):
-            model = other if positions[example, place] else own
-            with torch.no_grad():
-                read = model(task.tokens[example, place][None, None], past_key_values=cache, use_cache=True)
-            cache = read.past_key_values
-            # embeddings, norms and unembedding are alike in both
-            assert torch.allclose(logits[example, place], read.logits[0, 0], atol=1e-3)
-    log_probs = logits.log_softmax(-1)
-    for row in scores.itertuples():
-        at = torch.arange(row.start, row.end)
-        expected = log_probs[row.example, at - 1, task.tokens[row.example, at]].sum()
-        assert row.log_prob == pytest.approx(float(expected), abs=1e-4)
-
-
-def test_grafting_at_positions_refuses_what_it_cannot_do(distant, task, tasks):
-    pre, fine_tuned = distant
-    mask = unit_mask(fine_tuned, [Head(0, 0)])
-    positions = task.span("subject")
-    with (
-        pytest.raises(CircuitsError, match="no example of qa_id"),
-        graft_at(pre, mask, fine_tuned, task=task, positions=positions),
-    ):
-        evaluate(pre, tasks["bio"].select([0]))
-    with pytest.raises(CircuitsError, match="the positions have shape .* they must be alike"):
-        graft_at(pre, mask, fine_tuned, task=task, positions=positions[:3])
-    with (
-        pytest.raises(CircuitsError, match="was never run"),
-        graft_at(pre, mask, fine_tuned, task=task, positions=positions),
-    ):
-        pass
-    everything = ParameterMask(
-        {name: torch.ones_like(value, dtype=torch.bool) for name, value in covered_parameters(fine_tuned).items()},
-        fingerprint(fine_tuned),
-    )
-    with (
-        pytest.raises(CircuitsError, match="cannot differ from"),
-        graft_at(pre, everything, fine_tuned, task=task, positions=positions),
-    ):
-        pass
-    with pytest.raises(CircuitsError, match=f"not for {fingerprint(pre)}"):
-        graft_at(fine_tuned, mask, pre, task=task, positions=positions)
-    # hooks are gone after an error
-    with torch.no_grad():
-        assert torch.isfinite(pre(tasks["bio"].select([0]).tokens)).all()
 
 
 def test_bad_grafts_are_refused(models, task):
