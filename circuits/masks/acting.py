@@ -25,6 +25,7 @@ from circuits.models import (
     checkpoint_of,
     editing,
     parameters_of,
+    refuse_hooks,
     require_start,
     uninterrupted,
 )
@@ -135,7 +136,12 @@ def graft(
 
 
 def same_parameters(model: Model, other: Model, values_of: Model | None = None) -> dict[str, Tensor]:
-    """The parameters of ``values_of`` (default ``other``), after checking that both models have the same ones."""
+    """The parameters of ``values_of`` (default ``other``), after checking that both models have the same ones.
+
+    Raises:
+        CircuitsError: they do not, or a function is hooked into ``values_of``, whose weights alone are taken.
+    """
+    refuse_hooks(values_of or other, "only the weights of that model are taken")
     one, two = parameters_of(model), parameters_of(other)
     for name in sorted(one.keys() | two.keys()):
         if name not in one or name not in two or one[name].shape != two[name].shape:
@@ -196,8 +202,10 @@ def ablate_mask(
     if mode == "revert" and pre is None:
         raise CircuitsError("reverting needs the model before fine-tuning: give pre")
     mask.check(model)
-    if mode == "revert" and pre is not None and check_start:
-        require_start(model, pre)
+    if mode == "revert" and pre is not None:
+        same_parameters(model, pre)
+        if check_start:
+            require_start(model, pre)
     tables = []
     with editing(model):
         conditions = _conditions(mask, draws, seed)

@@ -29,6 +29,10 @@ else:
     Model = nn.Module
 
 
+#: The source of a model that was loaded from no folder.
+IN_MEMORY = "memory"
+
+
 @dataclass(frozen=True)
 class Parity:
     """How far the ways to compute a model's logits lie apart, measured when it was loaded.

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from circuits.adapter_config import is_adapter
 from circuits.models.checkpoint import shape_of
 from circuits.models.families import family_of
 from circuits.models.fingerprints import fingerprint
-from circuits.models.folder import is_adapter, weights_of
+from circuits.models.folder import weights_of
 from circuits.models.huggingface import model_folder
 from circuits.models.loading import load_model
 from circuits.storage import read_json

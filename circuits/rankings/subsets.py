@@ -158,8 +158,9 @@ def swapping(model: Model, other: Model, kind: Kind, groups: bool = True) -> Ite
         groups: heads bring the keys and values of their groups.
 
     Raises:
-        CircuitsError: ``other`` has other parameters.
+        CircuitsError: ``other`` has other parameters, or a function is hooked into it.
     """
+    refuse_hooks(other, "only the weights of that model are taken")
     shape, owned = shape_of(model), owned_parameters(model, kind, groups)
     parameters, others = parameters_of(model), parameters_of(other)
     for row in owned:
