@@ -41,11 +41,13 @@ class Parity:
         tokens: the length of the probe.
         allowed: the largest difference of a logit that is let through.
         differences: the largest difference of a logit from the Hugging Face model's, for each way.
+        window: the shortest sliding window that the probe is too short to leave; None if it leaves them all.
     """
 
     tokens: int
     allowed: float
     differences: dict[str, float]
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,19 @@ def shape_of(model: nn.Module) -> ModelShape:
     return ModelShape(layout.n_layers, layout.n_heads, layout.n_groups, layout.d_mlp)
 
 
+def check_views(model: Any) -> None:
+    """Refuse a hookable model one of whose parameters was replaced: what computes with its tensors would ignore that.
+
+    Raises:
+        CircuitsError: one was.
+    """
+    for name in model.replaced():
+        raise CircuitsError(
+            f"the parameter {name} of the hooked model was replaced: change it in place instead "
+            "(parameter.data.copy_(…)), so that everything that computes with the model sees it"
+        )
+
+
 #: For each model the arithmetic that was made last, and where the tensors lay.
 _LEAN: WeakKeyDictionary[nn.Module, tuple[Any, LeanModel]] = WeakKeyDictionary()
 #: What is known of Hugging Face models in memory.
@@ -164,9 +179,8 @@ def lean_model(model: nn.Module, dtype: torch.dtype | None = None) -> LeanModel:
         where += [(value.data_ptr(), value.dtype) for value in model.parameters()]
     if model in _LEAN and _LEAN[model][0] == where and dtype in (None, _LEAN[model][1].dtype):
         return _LEAN[model][1]
-    check_views = getattr(model, "check_views", None)
-    if check_views is not None:
-        check_views()
+    if not isinstance(model, PreTrainedModel):
+        check_views(model)
     lean = LeanModel({name: tensor.detach() for name, tensor in tensors.items()}, rows, layout, dtype)
     if all(tensor.dtype == lean.dtype for tensor in tensors.values()):
         _LEAN[model] = where, lean
