@@ -9,6 +9,12 @@ import numpy
 import pandas
 import pytest
 import torch
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+    register_module_full_backward_hook,
+    register_module_full_backward_pre_hook,
+)
 
 from circuits.analysis import analyse, compare
 from circuits.errors import CircuitsError
@@ -293,6 +299,18 @@ def test_hooks_of_every_sort_are_refused(case, name):
                 CALLS[name](case)
         finally:
             handle.remove()
+    for register in (
+        register_module_forward_pre_hook,
+        register_module_forward_hook,
+        register_module_full_backward_pre_hook,
+        register_module_full_backward_hook,
+    ):
+        handle = register(act)
+        try:
+            with pytest.raises(CircuitsError, match=r"at every module, by torch's global hooks: it would"):
+                CALLS[name](case)
+        finally:
+            handle.remove()
 
 
 def test_a_hook_behind_the_last_layer_is_honoured(case):
@@ -301,6 +319,28 @@ def test_a_hook_behind_the_last_layer_is_honoured(case):
         found = evaluate(case.model, case.task)["log_prob"]
     # pythia's last norm has a bias, which is the same for every prompt
     assert not numpy.allclose(found, clean)
+
+
+@pytest.mark.parametrize(
+    ("layer", "point", "refused"),
+    [
+        (3, "ln_final.hook_normalized", True),
+        (3, "hook_attn_out", True),
+        (1, "hook_resid_post", False),
+        (3, "attn.hook_z", False),
+    ],
+)
+def test_what_a_head_says_is_not_read_past_a_hook_behind_it(case, layer, point, refused):
+    def says():
+        return read_head(case.model, OTHER, case.task, 0).top_tokens
+
+    clean, point = says(), point if point.startswith("ln_final") else f"blocks.{layer}.{point}"
+    with hooked(case.model, {point: lambda x, hook: 0 * x}):  # noqa: ARG005
+        if not refused:
+            assert says() != clean
+            return
+        with pytest.raises(CircuitsError, match=f"hooked into the model at {point}: it would .* on what L3H1 says"):
+            says()
 
 
 @pytest.mark.parametrize("first", ["graft", "ablation"])

@@ -75,5 +75,7 @@ def describe(
             facts[f"made with {name}"] = value if isinstance(value, str | int) else json.dumps(value)
     if checkpoint.parity is not None:
         facts["parity probe"] = f"{checkpoint.parity.tokens} tokens, {checkpoint.parity.allowed:.2g} allowed"
+        if checkpoint.parity.window is not None:
+            facts["parity probe"] += f"; too short to leave the sliding window of {checkpoint.parity.window:,}"
         facts |= {f"parity {name}": float(value) for name, value in checkpoint.parity.differences.items()}
     return facts
