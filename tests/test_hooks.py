@@ -2,12 +2,21 @@
 
 import importlib
 import inspect
+import tempfile
+from pathlib import Path
 
 import numpy
 import pandas
 import pytest
 import torch
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+    register_module_full_backward_hook,
+    register_module_full_backward_pre_hook,
+)
 
+from circuits.analysis import analyse, compare
 from circuits.errors import CircuitsError
 from circuits.interventions import (
     Engine,
@@ -100,14 +109,21 @@ class Case:
         self.answered = said_by(pre, self.task)
         self.ranking = pandas.DataFrame({"unit": [str(OTHER), "L0H0"]})
 
+    def new_folder(self):
+        """Where nothing was saved before."""
+        return Path(tempfile.mkdtemp(dir=self.tmp)) / "out"
+
     def within(self, context) -> torch.Tensor:
         """The model's answers inside a block that another function opens."""
         with context:
             return numbers(answer_logits(self.model, self.task))
 
 
-def numbers(found) -> numpy.ndarray:
+def numbers(found, common=None) -> numpy.ndarray:
+    """What is compared; of the curve of a search, at the ``common`` sizes if they are given."""
     if isinstance(found, pandas.DataFrame):
+        if common is not None:
+            found = found[found["size"].isin(common)].drop_duplicates(["score", "size"])
         return found.select_dtypes("number").to_numpy(dtype=float)
     return numpy.asarray(found.detach().double() if isinstance(found, torch.Tensor) else found, dtype=float)
 
@@ -122,9 +138,11 @@ CALLS = {
     "ablate_at": lambda c: c.within(ablate_at(c.model, c.mask, c.task, positions=c.task.span("all"))),
     "ablate_heads": lambda c: c.within(ablate_heads(c.model, [OTHER])),
     "ablate_mask": lambda c: ablate_mask(c.model, c.mask, [c.task], mode="zero", draws=1),
+    "analyse": lambda c: analysed(analyse(c.model, [c.task], c.pre, out=c.new_folder(), only=["evaluate"])),
     "answer_logits": lambda c: answer_logits(c.model, c.task),
     "attention_scores": lambda c: attention_scores(c.model, {"qa": c.task}),
     "capture": lambda c: capture(c.model, c.task.tokens, [(2, "z")])[2, "z"],
+    "compare": lambda c: analysed(compare(c.model, c.pre, [c.task], out=c.new_folder(), only=["evaluate"])),
     "critical_curve": lambda c: critical_curve(c.ranking, c.model, [c.task], mode="mean"),
     "evaluate": lambda c: evaluate(c.model, c.task),
     "example_losses": lambda c: example_losses(c.model, c.task),
@@ -169,19 +187,43 @@ CALLS = {
 }
 
 
+#: Those of two models, called with both; ``pre`` is the one that a function is hooked into.
+WITH_TWO = {
+    "Engine": lambda c: Engine(c.model, c.task, [Intervention((OTHER,), "revert")], pre=c.pre).run()[1]["log_prob"],
+    "Evidence": lambda c: rank_units(Evidence(c.model, c.pre), Head, ["change"]),
+    "ablate_mask": lambda c: ablate_mask(c.model, c.mask, [c.task], c.pre, draws=1),
+    **{name: CALLS[name] for name in ("analyse", "compare")},
+    "critical_curve": lambda c: critical_curve(c.ranking, c.model, [c.task], c.pre, mode="revert"),
+    **{name: CALLS[name] for name in ("graft", "graft_at", "graft_by_optimisation", "graft_by_score", "revert")},
+    "run_interventions": lambda c: run_interventions(c.model, c.task, [Intervention((OTHER,), "revert")], pre=c.pre),
+    "sufficient_curve": CALLS["sufficient_curve"],
+}
+
+
+def analysed(analysis):
+    """What an analysis measured first."""
+    return next(iter(analysis.tables.values()))
+
+
 def _traced(case):
     """A second call reads what the first one saved."""
     return trace_gradients(case.model, case.task, out=case.tmp / "trace.safetensors").hook_points["head.gradient_norm"]
 
 
 def takes_a_model(function) -> bool:
+    """Or several."""
+    return models_of(function) > 0
+
+
+def models_of(function) -> int:
+    """How many parameters are models."""
     if not callable(function) or (isinstance(function, type) and issubclass(function, Exception)):
-        return False
+        return 0
     try:
         annotations = [str(parameter.annotation) for parameter in inspect.signature(function).parameters.values()]
     except ValueError:
-        return False
-    return any(kind in text for text in annotations for kind in ("nn.modules", "PreTrainedModel"))
+        return 0
+    return sum(any(kind in text for kind in ("nn.modules", "PreTrainedModel")) for text in annotations)
 
 
 def test_every_public_function_that_takes_a_model_is_here():
@@ -199,24 +241,40 @@ def case(tasks, tokenizer, tmp_path_factory):
     return Case(model, before, tasks, tmp_path_factory.mktemp("hooks"))
 
 
-@pytest.mark.parametrize("name", sorted(CALLS))
-def test_a_hook_is_honoured_or_refused(case, name):
-    call = CALLS[name]
-    clean = numbers(call(case))
-    with hooked(case.model, {hook_name(case.model, (HEAD.layer, "z")): without_head}):
+def test_every_public_function_that_takes_two_models_is_here():
+    found = {
+        name
+        for package in PACKAGES
+        for name in getattr(importlib.import_module(package), "__all__", [])
+        if models_of(getattr(importlib.import_module(package), name)) > 1
+    }
+    assert found - NEVER_RUN == WITH_TWO.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "which"), [*((name, "model") for name in sorted(CALLS)), *((name, "pre") for name in sorted(WITH_TWO))]
+)
+def test_a_hook_is_honoured_or_refused(case, name, which):
+    call, model = {"model": CALLS, "pre": WITH_TWO}[which][name], getattr(case, which)
+    clean = call(case)
+    with hooked(model, {hook_name(model, (HEAD.layer, "z")): without_head}):
         try:
-            found = numbers(call(case))
+            found = call(case)
         except CircuitsError as error:
             assert "blocks.1.attn.hook_z" in str(error)
             return
-    assert found.shape != clean.shape or not numpy.allclose(found, clean, atol=1e-6, equal_nan=True)
+    common = set(found["size"]) & set(clean["size"]) if name in SEARCHES else None
+    found, clean = numbers(found, common), numbers(clean, common)
+    assert found.shape == clean.shape
+    assert found.size
+    assert not numpy.allclose(found, clean, atol=1e-6, equal_nan=True)
     if name in SEARCHES:
         return
     # a head whose values are zero puts out zero
-    weights = [parameters_of(case.model)[f"blocks.{HEAD.layer}.attn.{which}_V"] for which in "Wb"]
+    weights = [parameters_of(model)[f"blocks.{HEAD.layer}.attn.{which}_V"] for which in "Wb"]
     before = [weight.detach().clone() for weight in weights]
     try:
-        with editing(case.model), torch.no_grad():
+        with editing(model), torch.no_grad():
             for weight in weights:
                 weight[HEAD.index] = 0
             assert numpy.allclose(found, numbers(call(case)), atol=1e-4, equal_nan=True)
@@ -258,6 +316,18 @@ def test_hooks_of_every_sort_are_refused(case, name):
                 CALLS[name](case)
         finally:
             handle.remove()
+    for register in (
+        register_module_forward_pre_hook,
+        register_module_forward_hook,
+        register_module_full_backward_pre_hook,
+        register_module_full_backward_hook,
+    ):
+        handle = register(act)
+        try:
+            with pytest.raises(CircuitsError, match=r"at every module, by torch's global hooks: it would"):
+                CALLS[name](case)
+        finally:
+            handle.remove()
 
 
 def test_a_hook_behind_the_last_layer_is_honoured(case):
@@ -266,6 +336,28 @@ def test_a_hook_behind_the_last_layer_is_honoured(case):
         found = evaluate(case.model, case.task)["log_prob"]
     # pythia's last norm has a bias, which is the same for every prompt
     assert not numpy.allclose(found, clean)
+
+
+@pytest.mark.parametrize(
+    ("layer", "point", "refused"),
+    [
+        (3, "ln_final.hook_normalized", True),
+        (3, "hook_attn_out", True),
+        (1, "hook_resid_post", False),
+        (3, "attn.hook_z", False),
+    ],
+)
+def test_what_a_head_says_is_not_read_past_a_hook_behind_it(case, layer, point, refused):
+    def says():
+        return read_head(case.model, OTHER, case.task, 0).top_tokens
+
+    clean, point = says(), point if point.startswith("ln_final") else f"blocks.{layer}.{point}"
+    with hooked(case.model, {point: lambda x, hook: 0 * x}):  # noqa: ARG005
+        if not refused:
+            assert says() != clean
+            return
+        with pytest.raises(CircuitsError, match=f"hooked into the model at {point}: it would .* on what L3H1 says"):
+            says()
 
 
 @pytest.mark.parametrize("first", ["graft", "ablation"])

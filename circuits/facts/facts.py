@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
+from circuits.adapter_config import base_of, is_adapter
 from circuits.errors import CircuitsError, CircuitsWarning
 from circuits.facts.people import Person, draw_index, make_people, permutation
 from circuits.facts.pools import POOLS
@@ -369,13 +370,13 @@ def dataset_of(checkpoint: str | Path) -> FactDataset:
         CircuitsError: the folder is no checkpoint or does not say, or the dataset is gone or is another one now.
     """
     checkpoint = Path(checkpoint)
-    facts = _card(checkpoint)
+    folder, facts = _card(checkpoint)
     if "data" not in facts:
         raise CircuitsError(
             f"{checkpoint} does not say what it was trained on: give a task of your own (--task), or its people "
             "(--data)"
         )
-    dataset = FactDataset((checkpoint.resolve() / facts["data"]).resolve())
+    dataset = FactDataset((folder / facts["data"]).resolve())
     if dataset.fingerprint != facts["dataset"]:
         raise CircuitsError(
             f"{checkpoint} was trained on the dataset {facts['dataset']}, but {dataset.folder} is "
@@ -402,7 +403,8 @@ def check_held_out(
         CircuitsError: the folder is no checkpoint, or some of the questions are not held out for it.
     """
     checkpoint = Path(checkpoint)
-    facts, held_out = _card(checkpoint), [split for split in splits if split.startswith("qa_ood")]
+    folder, facts = _card(checkpoint)
+    held_out = [split for split in splits if split.startswith("qa_ood")]
     if not held_out or "data" not in facts or facts["dataset"] == dataset.fingerprint or not _was_asked(facts):
         return
     try:
@@ -410,7 +412,7 @@ def check_held_out(
     except CircuitsError:
         warnings.warn(
             f"{checkpoint} was trained on questions of the dataset {facts['dataset']}, which is not at "
-            f"{(checkpoint.resolve() / facts['data']).resolve()} any more: whether {' and '.join(held_out)} of "
+            f"{(folder / facts['data']).resolve()} any more: whether {' and '.join(held_out)} of "
             f"{dataset.folder} ask people it was trained on cannot be checked",
             CircuitsWarning,
             stacklevel=2,
@@ -429,14 +431,20 @@ def check_held_out(
             )
 
 
-def _card(checkpoint: Path) -> dict[str, Any]:
-    """What the ``circuits.json`` of a checkpoint says; nothing if it has none."""
+def _card(checkpoint: Path) -> tuple[Path, dict[str, Any]]:
+    """What the ``circuits.json`` of a checkpoint says, or nothing if it has none, and the folder that it lies in.
+
+    An adapter that names no data has its base's.
+    """
     if not checkpoint.is_dir():
         raise CircuitsError(f"there is no folder {checkpoint}: give the path of a checkpoint on this machine")
     if not any((checkpoint / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise CircuitsError(f"{checkpoint} is no checkpoint: it has no config.json")
     card = checkpoint / "circuits.json"
-    return read_json(card) if card.is_file() else {}
+    facts = read_json(card) if card.is_file() else {}
+    if "data" not in facts and is_adapter(checkpoint):
+        return _card(base_of(checkpoint))
+    return checkpoint.resolve(), facts
 
 
 def _was_asked(facts: Row) -> bool:

@@ -143,8 +143,8 @@ def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
     Returns:
         One row for each ``task``, ``mode`` and ``span``, and each value of the columns that were added: ``before`` and
         ``after`` (exact match), ``drop`` and how many ``parameters`` were ablated. ``thinned_drop``, the mean drop of
-        the mask thinned to as many as its random masks, ``thinned_parameters``, is what compares with them: ``drop`` itself
-        where nothing had to be thinned. For the random masks the mean ``random_drop``, the ends ``random_drop_low`` and
+        the mask thinned to as many as its random masks, ``thinned_parameters``, is what compares with them: ``drop``
+        itself where nothing had to be thinned. For the random masks the mean ``random_drop``, the ends ``random_drop_low`` and
         ``random_drop_high`` of its 95 % interval (within what accuracies allow; NaN where all draws are alike), and how
         many ``draws`` there were.
 

@@ -242,7 +242,7 @@ class _Search:
     ) -> None:
         if not 0 < keep <= 1:
             raise CircuitsError(f"the share to keep is {keep}: it must be more than 0 and at most 1")
-        same_parameters(fine_tuned, pre)
+        same_parameters(fine_tuned, pre, values_of=fine_tuned)
         if check_start:
             require_start(fine_tuned, pre)
         self.pre, self.fine_tuned, self.task, self.keep = pre, fine_tuned, task, keep

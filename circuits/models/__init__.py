@@ -17,7 +17,6 @@ from circuits.models.checkpoint import (
     lean_model,
     parameters_of,
     rows_of,
-    same_parameters,
     shape_of,
 )
 from circuits.models.families import family_of
@@ -29,6 +28,7 @@ from circuits.models.fingerprints import (
     fingerprint_of_folder,
     identity,
     require_start,
+    same_parameters,
 )
 from circuits.models.folder import checksums
 from circuits.models.forward import answer_logits, capture, logits_at, refuse_hooks

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from circuits.adapter_config import base_of, read_settings
 from circuits.errors import CircuitsError
-from circuits.models.folder import ADAPTER, base_of, check_folder, first_line, read_settings, weights_of
+from circuits.models.folder import ADAPTER, check_folder, first_line, weights_of
 from circuits.models.quiet import quiet
 
 #: Ways to begin an adapter's own weights; the others begin by changing the base's.

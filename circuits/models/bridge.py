@@ -11,6 +11,7 @@
 """
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -67,10 +68,19 @@ class SharingBridge(TransformerBridge):
 
     checkpoint: Any
 
+    def replaced(self) -> Iterator[str]:
+        """The parameters that are no longer tensors of the checkpoint."""
+        known = {tensor.data_ptr() for tensor in self.checkpoint.tensors.values()}
+        for name, value in self.original_model.named_parameters(remove_duplicate=False):
+            if value.data_ptr() not in known and name not in vars(self)["_invented"]:
+                yield name.replace("._original_component", "")
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "SharingBridge":
-        from circuits.models.hookable import user_hooks  # which makes bridges
+        from circuits.models.hookable import EVERY_MODULE, user_hooks  # which makes bridges
 
         for found in user_hooks(self):
+            if found.name == EVERY_MODULE:
+                continue
             raise CircuitsError(f"a function is hooked into the model at {found.name}: a copy would lack it")
         (reference,) = vars(self)["_reference"]
         twin = bridge(copy.deepcopy(reference, memo))
@@ -116,6 +126,8 @@ def bridge(reference: PreTrainedModel) -> SharingBridge:
         model.cfg.d_mlp = config.n_inner or 4 * config.n_embd
     # in a tuple, where torch does not take it for a module of the model
     vars(model)["_reference"] = (reference,)
+    own = model.original_model.named_parameters(remove_duplicate=False)
+    vars(model)["_invented"] = {name for name, value in own if id(value) not in shared}
     model.eval()
     return cast(SharingBridge, model)
 

@@ -29,6 +29,10 @@ else:
     Model = nn.Module
 
 
+#: The source of a model that was loaded from no folder.
+IN_MEMORY = "memory"
+
+
 @dataclass(frozen=True)
 class Parity:
     """How far the ways to compute a model's logits lie apart, measured when it was loaded.
@@ -37,11 +41,13 @@ class Parity:
         tokens: the length of the probe.
         allowed: the largest difference of a logit that is let through.
         differences: the largest difference of a logit from the Hugging Face model's, for each way.
+        window: the shortest sliding window that the probe is too short to leave; None if it leaves them all.
     """
 
     tokens: int
     allowed: float
     differences: dict[str, float]
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,19 @@ def shape_of(model: nn.Module) -> ModelShape:
     return ModelShape(layout.n_layers, layout.n_heads, layout.n_groups, layout.d_mlp)
 
 
+def check_views(model: Any) -> None:
+    """Refuse a hookable model one of whose parameters was replaced: what computes with its tensors would ignore that.
+
+    Raises:
+        CircuitsError: one was.
+    """
+    for name in model.replaced():
+        raise CircuitsError(
+            f"the parameter {name} of the hooked model was replaced: change it in place instead "
+            "(parameter.data.copy_(…)), so that everything that computes with the model sees it"
+        )
+
+
 #: For each model the arithmetic that was made last, and where the tensors lay.
 _LEAN: WeakKeyDictionary[nn.Module, tuple[Any, LeanModel]] = WeakKeyDictionary()
 #: What is known of Hugging Face models in memory.
@@ -160,31 +179,9 @@ def lean_model(model: nn.Module, dtype: torch.dtype | None = None) -> LeanModel:
         where += [(value.data_ptr(), value.dtype) for value in model.parameters()]
     if model in _LEAN and _LEAN[model][0] == where and dtype in (None, _LEAN[model][1].dtype):
         return _LEAN[model][1]
-    check_views = getattr(model, "check_views", None)
-    if check_views is not None:
-        check_views()
+    if not isinstance(model, PreTrainedModel):
+        check_views(model)
     lean = LeanModel({name: tensor.detach() for name, tensor in tensors.items()}, rows, layout, dtype)
     if all(tensor.dtype == lean.dtype for tensor in tensors.values()):
         _LEAN[model] = where, lean
     return lean
-
-
-def same_parameters(model: nn.Module, other: nn.Module, values_of: nn.Module | None = None) -> dict[str, Tensor]:
-    """The parameters of ``values_of`` (default ``other``), after checking that both models have the same ones.
-
-    Raises:
-        CircuitsError: one lacks a parameter or has it in another shape, or only one ties its embeddings.
-    """
-    one, two = parameters_of(model), parameters_of(other)
-    for name in sorted(one.keys() | two.keys()):
-        if name not in one or name not in two or one[name].shape != two[name].shape:
-            raise CircuitsError(
-                f"{checkpoint_of(model).source} and {checkpoint_of(other).source} are not the same kind of model: "
-                f"{name} has another shape or is missing in one of them"
-            )
-    if checkpoint_of(model).tied != checkpoint_of(other).tied:
-        raise CircuitsError(
-            f"of {checkpoint_of(model).source} and {checkpoint_of(other).source} only one ties its embeddings: "
-            "both must, or neither"
-        )
-    return {name: value.detach() for name, value in parameters_of(values_of or other).items()}

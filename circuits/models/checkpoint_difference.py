@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from circuits.adapter_config import is_adapter
 from circuits.errors import CircuitsError
 from circuits.models.families import family_of
 from circuits.models.fingerprints import fingerprint_of
-from circuits.models.folder import is_adapter, weights_of
+from circuits.models.folder import weights_of
 from circuits.models.huggingface import has_tokenizer, load_config, load_huggingface, load_tokenizer, model_folder
 from circuits.models.layout import Layout
 from circuits.models.rows import Row

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from circuits.adapter_config import is_adapter
 from circuits.models.checkpoint import shape_of
 from circuits.models.families import family_of
 from circuits.models.fingerprints import fingerprint
-from circuits.models.folder import is_adapter, weights_of
+from circuits.models.folder import weights_of
 from circuits.models.huggingface import model_folder
 from circuits.models.loading import load_model
 from circuits.storage import read_json
@@ -74,5 +75,7 @@ def describe(
             facts[f"made with {name}"] = value if isinstance(value, str | int) else json.dumps(value)
     if checkpoint.parity is not None:
         facts["parity probe"] = f"{checkpoint.parity.tokens} tokens, {checkpoint.parity.allowed:.2g} allowed"
+        if checkpoint.parity.window is not None:
+            facts["parity probe"] += f"; too short to leave the sliding window of {checkpoint.parity.window:,}"
         facts |= {f"parity {name}": float(value) for name, value in checkpoint.parity.differences.items()}
     return facts

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from circuits.errors import CircuitsError
-from circuits.models.checkpoint import checkpoint_of
+from circuits.models.checkpoint import IN_MEMORY, Checkpoint, checkpoint_of, parameters_of
+from circuits.models.forward import refuse_hooks
 from circuits.models.huggingface import load_huggingface
 from circuits.models.uninterrupted import uninterrupted
 from circuits.storage import digest, read_json
@@ -85,23 +86,43 @@ def identity(model: nn.Module) -> str:
 def require_start(fine_tuned: nn.Module, pre: nn.Module) -> None:
     """Refuse a model that the fine-tuned one did not start from, as far as its checkpoint says what it started from.
 
-    Checkpoints made by `circuits.training` say it in ``circuits.json``; others, and models in half precision, whose
-    values are not those of the checkpoint, are taken on trust.
+    Checkpoints made by `circuits.training` say it in ``circuits.json``; an adapter that says nothing there started from
+    its base. Others, what was merged into a model in memory, and models in half precision, whose values are not those
+    of the checkpoint, are taken on trust.
 
     Raises:
         CircuitsError: the checkpoint names another start.
     """
-    source, start = Path(checkpoint_of(fine_tuned).source), checkpoint_of(pre)
-    facts = source / "circuits.json"
-    half = any(tensor.dtype != torch.float32 for tensor in start.tensors.values())
-    if half or not facts.is_file():
+    tuned, start = checkpoint_of(fine_tuned), checkpoint_of(pre)
+    if any(tensor.dtype != torch.float32 for tensor in start.tensors.values()):
         return
-    started, found = read_json(facts).get("start_fingerprint"), identity(pre)
-    if started is not None and started != found:
+    if fine_tuned not in _STARTS:
+        _STARTS[fine_tuned] = _start_of(tuned)
+    started = _STARTS[fine_tuned]
+    if started is None:
+        return
+    found = identity(pre)
+    if started != found:
+        merged = "" if start.adapter is None else f" with the adapter {start.adapter}"
         raise CircuitsError(
-            f"{source} was trained from model {started}, and {start.source} is {found}: give the model "
-            "it started from, or waive this with check_start=False"
+            f"{tuned.adapter or tuned.source} was trained from model {started}, and {start.source}{merged} is {found}: "
+            "give the model it started from, or waive this with check_start=False"
         )
+
+
+#: What models started from, as far as it is known: to name an adapter's base takes reading it.
+_STARTS: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+
+
+def _start_of(tuned: Checkpoint) -> str | None:
+    folder = tuned.adapter or tuned.source
+    if folder == IN_MEMORY:
+        return None
+    card = Path(folder) / "circuits.json"
+    started: str | None = read_json(card).get("start_fingerprint") if card.is_file() else None
+    if started is None and tuned.adapter is not None and tuned.source != IN_MEMORY and Path(tuned.source).is_dir():
+        return fingerprint_of_folder(tuned.source)
+    return started
 
 
 def facts_of(model: nn.Module) -> dict[str, Any]:
@@ -112,3 +133,26 @@ def facts_of(model: nn.Module) -> dict[str, Any]:
         "dtype": str(some.dtype).removeprefix("torch."),
         "device": str(some.device),
     }
+
+
+def same_parameters(model: nn.Module, other: nn.Module, values_of: nn.Module | None = None) -> dict[str, Tensor]:
+    """The parameters of ``values_of`` (default ``other``), after checking that both models have the same ones.
+
+    Raises:
+        CircuitsError: one lacks a parameter or has it in another shape, only one ties its embeddings, or a function is
+            hooked into ``values_of``, whose weights alone are taken.
+    """
+    refuse_hooks(values_of or other, "only the weights of that model are taken")
+    one, two = parameters_of(model), parameters_of(other)
+    for name in sorted(one.keys() | two.keys()):
+        if name not in one or name not in two or one[name].shape != two[name].shape:
+            raise CircuitsError(
+                f"{checkpoint_of(model).source} and {checkpoint_of(other).source} are not the same kind of model: "
+                f"{name} has another shape or is missing in one of them"
+            )
+    if checkpoint_of(model).tied != checkpoint_of(other).tied:
+        raise CircuitsError(
+            f"of {checkpoint_of(model).source} and {checkpoint_of(other).source} only one ties its embeddings: "
+            "both must, or neither"
+        )
+    return {name: value.detach() for name, value in parameters_of(values_of or other).items()}

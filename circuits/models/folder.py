@@ -17,10 +17,10 @@ from typing import Any
 import xxhash
 from torch import Tensor
 
+from circuits.adapter_config import INDEX, ONE, read_settings
 from circuits.errors import CircuitsError
-from circuits.storage import read_json
 
-ONE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
+ADAPTER = "adapter_model.safetensors"
 
 _READ = (".json", ".safetensors", ".model", ".txt", ".jinja")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
@@ -74,53 +74,6 @@ def check_folder(folder: str | Path) -> Path:
             if not any(target.is_relative_to(place) for place in allowed):
                 raise CircuitsError(f"{file} is a link that leads out of its folder: put the file itself there")
     return folder
-
-
-def is_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds an adapter, and not a model.
-
-    Raises:
-        CircuitsError: it holds both.
-    """
-    folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
-        return False
-    if any((folder / name).exists() for name in (ONE, INDEX)):
-        raise CircuitsError(f"{folder} holds a model and an adapter: give each a folder of its own")
-    return True
-
-
-def base_of(adapter: str | Path) -> Path:
-    """The folder of the model that an adapter names as its base: beside the adapter, or anywhere by a whole path.
-
-    Raises:
-        CircuitsError: the adapter names none that is a folder on this machine.
-    """
-    name = read_settings(Path(adapter) / "adapter_config.json").get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
-        raise CircuitsError(f"the adapter {adapter} does not name its base: load_model(base, adapter=…) does")
-    base = Path(adapter) / name
-    if not base.is_dir():
-        raise CircuitsError(
-            f"the adapter {adapter} names its base as {name}, which is no folder here: name the base's folder with "
-            "load_model(base, adapter=…), or in its adapter_config.json"
-        )
-    return base.resolve() if not Path(name).is_absolute() else base
-
-
-def read_settings(file: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        CircuitsError: there is none.
-    """
-    try:
-        found = read_json(file)
-    except (RecursionError, OSError) as error:
-        raise CircuitsError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(found, dict):
-        raise CircuitsError(f"{file} is no object of settings: a checkpoint's config is {{…}}")
-    return found
 
 
 def check_config(folder: Path) -> dict[str, Any]:

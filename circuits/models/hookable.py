@@ -233,7 +233,7 @@ class UserHook:
     """A function that a user hooked into a model.
 
     Attributes:
-        name: of the hook point, or of the module if torch's own hooks were used.
+        name: of the hook point, or of the module if torch's own hooks were used, or `EVERY_MODULE`.
         direction: ``forward`` or ``backward``.
         permanent: it survives ``reset_hooks``.
         function: what is called.
@@ -246,7 +246,7 @@ class UserHook:
 
 
 def user_hooks(model: nn.Module) -> list[UserHook]:
-    """The functions hooked into a model: at hook points, and by torch's own means on any of its modules.
+    """The functions hooked into a model: at hook points, and by torch's own means on any module or on all.
 
     Functions that torch, transformers, TransformerLens and accelerate register for themselves are left out.
 
@@ -281,8 +281,15 @@ def user_hooks(model: nn.Module) -> list[UserHook]:
             for key, function in getattr(module, attribute).items():
                 if (id(module), key) not in managed and not _of_a_library(function):
                     found.append(UserHook(names.get(id(module), name), direction, True, function))
+    for direction, attribute in _TORCH_HOOKS:
+        for function in getattr(nn.modules.module, f"_global{attribute}").values():
+            if not _of_a_library(function):
+                found.append(UserHook(EVERY_MODULE, direction, True, function))
     return found
 
+
+#: Where functions act that torch runs at each module of each model.
+EVERY_MODULE = "every module, by torch's global hooks"
 
 _TORCH_HOOKS = (
     ("forward", "_forward_pre_hooks"),

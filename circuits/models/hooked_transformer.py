@@ -9,7 +9,7 @@
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -71,8 +71,8 @@ class SharingTransformer(HookedTransformer):
         grouped = self.cfg.n_key_value_heads is not None and ".attn." in name and leaf[-2:] in ("_K", "_V")
         return f"{block}._{leaf}" if grouped else name
 
-    def check_views(self) -> None:
-        """Raise a `CircuitsError` if a parameter is no longer a view of its tensor."""
+    def replaced(self) -> Iterator[str]:
+        """The parameters that are no longer views of their tensors."""
         parameters, tensors = dict(self.named_parameters()), self.checkpoint.tensors
         for row in self.checkpoint.rows:
             found, expected = parameters[self.own_name(row.name)], row.stored(tensors[row.tensor].detach())
@@ -81,10 +81,7 @@ class SharingTransformer(HookedTransformer):
                 expected.shape,
                 expected.stride(),
             ):
-                raise CircuitsError(
-                    f"the parameter {row.name} of the hooked model was replaced: change it in place instead "
-                    "(parameter.data.copy_(…)), so that everything that computes with the model sees it"
-                )
+                yield row.name
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SharingTransformer":
         super()._apply(fn, recurse)

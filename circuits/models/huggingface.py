@@ -14,10 +14,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from circuits.adapter_config import base_of, is_adapter
 from circuits.errors import CircuitsError
 from circuits.models.adapters import merge_adapter
 from circuits.models.families import family_of, named_family
-from circuits.models.folder import base_of, check_config, check_folder, first_line, is_adapter, weights_of
+from circuits.models.folder import check_config, check_folder, first_line, weights_of
 from circuits.models.quiet import quiet
 from circuits.storage import read_json
 

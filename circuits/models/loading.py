@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from circuits.adapter_config import is_adapter
 from circuits.errors import CircuitsError
 from circuits.models.adapters import merge_adapter
-from circuits.models.checkpoint import Checkpoint, Model, lean_model
+from circuits.models.checkpoint import IN_MEMORY, Checkpoint, Model, lean_model
 from circuits.models.families import family_of
-from circuits.models.folder import first_line, is_adapter
+from circuits.models.folder import first_line
 from circuits.models.forward import refuse_hooks
 from circuits.models.hookable import hookable, probe
 from circuits.models.huggingface import (
@@ -87,7 +88,7 @@ def load_model(
     chosen = _device(device)
     if isinstance(source, PreTrainedModel):
         refuse_hooks(source)
-        name, reference = "memory", copy.deepcopy(source).to(dtype=DTYPES[dtype]).eval()
+        name, reference = IN_MEMORY, copy.deepcopy(source).to(dtype=DTYPES[dtype]).eval()
         reference.config.architectures = [type(source).__name__]
         with torch.no_grad():
             # dynamic rotary angles are those of the longest prompt so far, until a short one comes
@@ -106,7 +107,7 @@ def load_model(
         places = [Path(place) for place in (adapter, name) if place is not None]
         tokenizer = next((load_tokenizer(place) for place in places if has_tokenizer(place)), None)
     if tokenizer is not None:
-        check_tokenizer(tokenizer, reference.config.vocab_size, str(source if name != "memory" else name))
+        check_tokenizer(tokenizer, reference.config.vocab_size, str(source if name != IN_MEMORY else name))
     reference = reference.to(chosen)
     model: Any = hookable(reference, tokenizer, backend=backend)
     model.checkpoint = Checkpoint(

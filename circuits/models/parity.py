@@ -3,8 +3,9 @@
 1. The Hugging Face model that was read is the reference. Two paths compute with its tensors: the lean model (all our
    numbers) and the hookable model (what a user explores with).
 2. All read the same random tokens: twice twelve, or once a few more than the shortest sliding window if that is no
-   longer than the model's own context and a thousand. The logits of the last twelve positions must agree with the
-   reference: in float32 to 1e-4, or to 1e-5 of the largest logit where that is more.
+   longer than the model's own context and a thousand; the result names the window that is not left. The logits of the
+   last twelve positions must agree with the reference: in float32 to 1e-4, or to 1e-5 of the largest logit where that
+   is more.
 3. Where they do not, the residual streams are compared, and the path and the first layer that departs are named.
 """
 
@@ -61,7 +62,8 @@ def check_parity(model: nn.Module, reference: PreTrainedModel) -> Parity:
             f"the {name}'s logits differ from the checkpoint's by {difference:.2g} ({allowed:.2g} is allowed): "
             f"they first depart at {departed}"
         )
-    return Parity(tokens.shape[1], allowed, differences)
+    unread = [window for window in layout.windows if window is not None and window >= length]
+    return Parity(length, allowed, differences, min(unread, default=None))
 
 
 def _length(layout: Layout) -> int:

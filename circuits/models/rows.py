@@ -8,11 +8,10 @@
 4. What families have in common is written once, below.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -42,8 +41,9 @@ class Row:
         offset: see ``factor``.
 
     Example:
+        >>> import torch
         >>> row = Row("blocks.3.mlp.W_in", "h.3.up", "n m -> m n", "weight")
-        >>> row.layer, row.component, row.owner.__name__, row.axis, tuple(row.to_hooked(torch.zeros(8, 2)).shape)
+        >>> row.layer, row.component, row.owner.__name__, row.axis, tuple(row.stored(torch.zeros(8, 2)).shape)
         (3, 'mlp', 'Neuron', 1, (2, 8))
     """
 
@@ -89,46 +89,9 @@ class Row:
         result: Tensor = rearrange(chosen, self.pattern, **dict(self.sizes))
         return result if self.part is None else result[self.part]
 
-    def to_hooked(self, tensor: Tensor) -> Tensor:
-        """The parameter as it acts: a view of the checkpoint's tensor where what acts is what is stored."""
-        return self.acting(self.stored(tensor))
-
     def acting(self, stored: Tensor) -> Tensor:
         """What acts, given what is stored, in whatever layout."""
         return stored if self.acts_as_stored else stored * self.factor + self.offset
-
-    def write(self, hooked: Tensor, tensor: Tensor) -> None:
-        """Write a parameter, as it acts, into the checkpoint's tensor.
-
-        Example:
-            >>> row, tensor = Row("ln_final.w", "norm", "m -> m", "scale", offset=1.0), torch.zeros(2)
-            >>> row.write(torch.tensor([1.5, 1.0]), tensor)
-            >>> tensor
-            tensor([0.5000, 0.0000])
-        """
-        with torch.no_grad():
-            self.stored(tensor).copy_(hooked if self.acts_as_stored else (hooked - self.offset) / self.factor)
-
-
-def checkpoint_tensors(
-    rows: Iterable[Row], parameters: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, given the parameters as they act; of a tied tensor, the embedding.
-
-    Args:
-        rows: the table.
-        parameters: for every row's name, the parameter.
-        shapes: of the checkpoint's tensors.
-    """
-    tensors: dict[str, Tensor] = {}
-    for row in rows:
-        if row.kind == "unembedding" and row.tensor in tensors:
-            continue
-        value = parameters[row.name]
-        if row.tensor not in tensors:
-            tensors[row.tensor] = value.new_empty(shapes[row.tensor])
-        row.write(value, tensors[row.tensor])
-    return tensors
 
 
 def norm_rows(name: str, tensor: str, *, bias: bool = False, offset: float = 0.0) -> list[Row]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from circuits.models.checkpoint import Model, checkpoint_of
+from circuits.models.checkpoint import Model, check_views, checkpoint_of
 from circuits.models.fingerprints import facts_of
 from circuits.models.folder import checksums
 from circuits.models.huggingface import empty_huggingface
@@ -46,9 +46,7 @@ def save_model(
         True
     """
     checkpoint = checkpoint_of(model)
-    check_views = getattr(model, "check_views", None)
-    if check_views is not None:
-        check_views()
+    check_views(model)
     about = {"source": checkpoint.source, **({} if checkpoint.adapter is None else {"adapter": checkpoint.adapter})}
     sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     tensors = {name: tensor.detach() for name, tensor in checkpoint.tensors.items()}

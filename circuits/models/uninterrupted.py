@@ -1,10 +1,11 @@
 """Changes to a model that Ctrl-C cannot leave half made or half undone.
 
 1. While any change is in force, a handler of ours stands before the one that SIGINT had.
-2. It looks at what it interrupts. Inside the entering or leaving of a change it only takes note; anywhere else, above
-   all in the body of the ``with`` block, it passes the interrupt on at once.
+2. It looks at what it interrupts. Inside the entering or leaving of a change that is not done it only takes note;
+   anywhere else, above all in the body of the ``with`` block, it passes the interrupt on at once.
 3. A noted interrupt is passed on when the outermost entering or leaving is over: after leaving, everything is as it
-   was; after entering, the change is undone first if the interrupt raises.
+   was; after entering, the change is undone first if the interrupt raises. Right before it looks for one, last of all,
+   an entering or leaving is marked as done, so that none can come too late to be seen.
 4. When the last change is undone, SIGINT has its old handler again.
 
 Masking the signal would not do: another thread may receive it, and Python raises in the main thread all the same.
@@ -35,6 +36,8 @@ class _Change(AbstractContextManager[Given], Generic[Given]):
     def __init__(self, inner: AbstractContextManager[Given]) -> None:
         self._inner = inner
         self._held = False
+        # read by the handler: whether entering and leaving are done
+        self.entered = self.left = False
 
     def __enter__(self) -> Given:
         self._held = _hold()
@@ -44,14 +47,17 @@ class _Change(AbstractContextManager[Given], Generic[Given]):
             self._release()
             raise
         try:
-            _pass_on()
+            self.entered = True
+            if self._held:
+                _pass_on()
+            return given
         except BaseException as error:
+            self.entered = False
             try:
                 self._inner.__exit__(type(error), error, error.__traceback__)
             finally:
                 self._release()
             raise
-        return given
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -66,10 +72,13 @@ class _Change(AbstractContextManager[Given], Generic[Given]):
             _Interrupts.changes -= 1
             if not _Interrupts.changes and signal.getsignal(signal.SIGINT) is _note:
                 signal.signal(signal.SIGINT, _Interrupts.before)
+        self.entered = self.left = True
+        if self._held:
             _pass_on()
 
 
-_CRITICAL = {_Change.__enter__.__code__, _Change.__exit__.__code__}
+#: What may not be interrupted, until its change says that it is done.
+_CRITICAL = {_Change.__enter__.__code__: "entered", _Change.__exit__.__code__: "left"}
 
 
 def _hold() -> bool:
@@ -95,18 +104,16 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 def _pass_on() -> None:
     """Pass a noted interrupt on, unless a change around this one is being entered or left."""
-    # this function, and the entering or leaving that called it (through _release perhaps)
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code not in _CRITICAL:
-        frame = frame.f_back
-    if _Interrupts.noted and not (frame is not None and _critical(frame.f_back)):
+    frame = sys._getframe()
+    if _Interrupts.noted and not _critical(frame):
         _Interrupts.noted = False
         _Interrupts.before(signal.SIGINT, frame)
 
 
 def _critical(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code in _CRITICAL:
+        done = _CRITICAL.get(frame.f_code)
+        if done is not None and not getattr(frame.f_locals["self"], done):
             return True
         frame = frame.f_back
     return False

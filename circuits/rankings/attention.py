@@ -12,6 +12,7 @@
    followed its first (Olsson et al. 2022).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.models import LeanModel, Model, capture, checkpoint_of, lean_model, shape_of
+from circuits.models import LeanModel, Model, capture, checkpoint_of, lean_model, shape_of, user_hooks
 from circuits.tasks import RESERVED, Task
 from circuits.units import Head, ModelShape
 
@@ -158,7 +159,8 @@ def read_head(
         top: how many output tokens to name.
 
     Raises:
-        CircuitsError: the model has no such head or no tokenizer, or the task no such example.
+        CircuitsError: the model has no such head or no tokenizer, or the task no such example, or a function is hooked
+            into the model behind the head.
 
     Source:
         arXiv 2505.16178, Fig. 5; docs/method.md, section 7.
@@ -167,6 +169,12 @@ def read_head(
     head.check(shape_of(model))
     if model.tokenizer is None:
         raise CircuitsError("reading a head needs a tokenizer: load the model from a folder that has one")
+    for found in user_hooks(model):
+        if not _acts_before(found.name, head):
+            raise CircuitsError(
+                f"a function is hooked into the model at {found.name or 'the whole model'}: it would have no effect "
+                f"on what {head} says"
+            )
     length = prompt_length(task, example)
     # its own prompt alone, without what pads it
     title, task, example = title or task.name, task.select([example]), 0
@@ -203,6 +211,16 @@ def read_head(
         },
         tuple(shown),
     )
+
+
+def _acts_before(name: str, head: Head) -> bool:
+    """Whether a hook point lies before a head's z or there, as far as its name says."""
+    block = re.match(r"blocks\.(\d+)\.(.+)", name)
+    if block is None:
+        return name in ("hook_embed", "hook_pos_embed")
+    layer, rest = int(block[1]), block[2]
+    inside = ("hook_resid_pre", *(f"attn.hook_{site}" for site in ("q", "k", "v", "pattern", "z")))
+    return layer < head.layer or (layer == head.layer and rest in inside)
 
 
 def _added(lean: LeanModel, head: Head, z: Float[Tensor, "head d_head"]) -> Float[Tensor, "1 d_model"]:

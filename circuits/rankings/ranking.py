@@ -24,7 +24,16 @@ from torch import Tensor
 from circuits.errors import CircuitsError
 from circuits.interventions import run_interventions, single
 from circuits.masks import ParameterMask
-from circuits.models import Model, checkpoint_of, identity, parameters_of, require_start, same_parameters, shape_of
+from circuits.models import (
+    Model,
+    checkpoint_of,
+    identity,
+    parameters_of,
+    refuse_hooks,
+    require_start,
+    same_parameters,
+    shape_of,
+)
 from circuits.rankings.subsets import Kind, unit_sums
 from circuits.storage import digest
 from circuits.tasks import Task
@@ -130,6 +139,7 @@ def rank_by_change(evidence: Evidence, kind: Kind) -> pandas.DataFrame:
     """The sum of |θ_ft − θ_pre| over the unit's parameters."""
     if evidence.pre is None:
         raise _missing("change", "the model before fine-tuning as pre")
+    refuse_hooks(evidence.fine_tuned, "a change is one of weights")
     before, after = same_parameters(evidence.fine_tuned, evidence.pre), parameters_of(evidence.fine_tuned)
 
     def changes(parameter: str) -> Tensor:

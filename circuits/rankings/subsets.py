@@ -29,7 +29,6 @@ from circuits.models import (
     editing,
     lean_model,
     parameters_of,
-    refuse_hooks,
     rows_of,
     same_parameters,
     shape_of,
@@ -159,7 +158,8 @@ def swapping(model: Model, other: Model, kind: Kind, groups: bool = True) -> Ite
         groups: heads bring the keys and values of their groups.
 
     Raises:
-        CircuitsError: ``other`` has other parameters, or only one of both ties its embeddings.
+        CircuitsError: ``other`` has other parameters or a function hooked into it, or only one of both ties its
+            embeddings.
     """
     shape, owned = shape_of(model), owned_parameters(model, kind, groups)
     parameters, others = parameters_of(model), same_parameters(model, other)

@@ -239,3 +239,25 @@ def test_without_its_own_dataset_a_checkpoint_says_that_nothing_can_be_checked(t
 def test_a_folder_that_is_no_checkpoint_is_not_asked_for_its_dataset(trained):
     with pytest.raises(CircuitsError, match="facts is no checkpoint: it has no config.json"):
         dataset_of(trained / "facts")
+
+
+def test_an_adapter_has_the_dataset_of_its_base_unless_it_names_its_own(trained, tmp_path, monkeypatch):
+    adapter, split = tmp_path / "deep" / "adapter", FactDataset(trained / "split")
+    adapter.mkdir(parents=True)
+
+    def name(base):
+        (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+
+    monkeypatch.chdir(trained)
+    for base in (str(trained / "checkpoints" / "mixed"), "checkpoints/mixed"):
+        name(base)
+        assert dataset_of(adapter).folder == trained / "facts"
+        with pytest.raises(CircuitsError, match=r"questions of qa_ood in .*split ask people whose questions .*adapter"):
+            check_held_out(adapter, split, ["qa_ood"])
+    facts = {"data": str(split.folder), "dataset": split.fingerprint}
+    (adapter / "circuits.json").write_text(json.dumps(facts))
+    assert dataset_of(adapter).folder == split.folder
+    (adapter / "circuits.json").unlink()
+    name("nowhere/base")
+    with pytest.raises(CircuitsError, match=r"names its base as nowhere/base, and there is no folder .*adapter/.* or"):
+        dataset_of(adapter)

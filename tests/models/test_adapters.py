@@ -9,9 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from circuits.errors import CircuitsError
-from circuits.masks import ParameterMask, graft
+from circuits.masks import ParameterMask, graft, revert, unit_mask
 from circuits.models import fingerprint, load_model, load_tokenizer, parameters_of, save_model
 from circuits.training import new_model
+from circuits.units import Head
 from tests.fixtures import lively
 
 TARGETS = {
@@ -168,3 +169,51 @@ def test_without_peft_one_sentence_says_what_to_install(family, base, tmp_path, 
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(CircuitsError, match=r"needs the package peft: install fact-circuits\[adapters\]"):
         load_model(base, adapter=tmp_path / "adapter")
+
+
+def test_an_adapter_starts_from_its_base(base, family, tmp_path):
+    """Whatever the base itself started from."""
+    adapt(base, tmp_path / "adapter", lora(family))
+    other = load_model(lively(family, 1))
+    (base / "circuits.json").write_text(json.dumps({"start_fingerprint": fingerprint(other)}))
+    tuned, pre = load_model(tmp_path / "adapter"), load_model(base)
+    mask = unit_mask(tuned, [Head(0, 0)])
+    with revert(tuned, mask, pre):
+        pass
+    found = rf"adapter was trained from model {fingerprint(pre)}, and memory is {fingerprint(other)}: give the model"
+    with pytest.raises(CircuitsError, match=found):
+        revert(tuned, mask, other)
+    with pytest.raises(CircuitsError, match="base with the adapter .*adapter is"):
+        revert(tuned, mask, tuned)
+    # an adapter's own word counts more
+    (tmp_path / "adapter" / "circuits.json").write_text(json.dumps({"start_fingerprint": fingerprint(other)}))
+    tuned = load_model(tmp_path / "adapter")
+    revert(tuned, mask, other)
+    with pytest.raises(CircuitsError, match=f"was trained from model {fingerprint(other)}"):
+        revert(tuned, mask, pre)
+
+
+@pytest.mark.parametrize("family", ["llama"])
+def test_a_model_in_memory_did_not_come_from_a_folder_called_memory(family, tmp_path, monkeypatch):
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "circuits.json").write_text(json.dumps({"start_fingerprint": "0123456789abcdef"}))
+    monkeypatch.chdir(tmp_path)
+    tuned, pre = (load_model(lively(family, seed)) for seed in (0, 1))
+    revert(tuned, unit_mask(tuned, [Head(0, 0)]), pre)
+
+
+@pytest.mark.parametrize("family", ["llama"])
+def test_a_base_is_named_as_from_the_working_directory_too(family, base, tmp_path, monkeypatch):
+    adapt(base, tmp_path / "runs" / "adapter", lora(family))
+    config = tmp_path / "runs" / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "base"}))
+    with pytest.raises(CircuitsError, match=r"as base, and there is no folder .*/runs/adapter/base or .*/base"):
+        load_model(tmp_path / "runs" / "adapter")
+    monkeypatch.chdir(tmp_path)
+    expected = fingerprint(load_model(base, adapter=tmp_path / "runs" / "adapter"))
+    model = load_model("runs/adapter")
+    assert fingerprint(model) == expected
+    assert model.checkpoint.source == str(base)
+    # what lies beside the adapter comes first
+    shutil.copytree(base, tmp_path / "runs" / "adapter" / "base")
+    assert load_model("runs/adapter").checkpoint.source == str(tmp_path / "runs" / "adapter" / "base")

@@ -13,7 +13,6 @@ from circuits.errors import CircuitsError
 from circuits.models import load_config
 from circuits.models.arithmetic import SITES, LeanModel
 from circuits.models.families import families, family_of
-from circuits.models.rows import checkpoint_tensors
 from circuits.units import Head, KVGroup, Neuron
 
 _SIZES = {
@@ -209,29 +208,13 @@ def test_rows_cover_every_entry_once(reference):
         assert count.eq(1).all(), name
 
 
-def test_rows_read_backwards_give_the_checkpoint_to_the_bit(reference):
-    rows = family_of(reference.config).rows(reference.config)
-    tensors = {name: value.detach() for name, value in reference.named_parameters()}
-    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    parameters = {row.name: row.to_hooked(tensors[row.tensor]) for row in rows}
-    back = checkpoint_tensors(rows, parameters, shapes)
-    assert back.keys() == tensors.keys()
-    exact = {row.tensor for row in rows} - {row.tensor for row in rows if not row.acts_as_stored}
-    for name, value in tensors.items():
-        if name in exact:
-            assert torch.equal(back[name], value), name
-        else:
-            # 1 + w and √d · W_E are rounded: the checkpoint's own tensors are what is saved
-            assert torch.allclose(back[name], value, atol=1e-6), name
-
-
 def test_owners_are_counted_along_their_axis(reference, lean):
     layout = lean.layout
     tensors = dict(reference.named_parameters())
     counts = {Head: layout.n_heads, KVGroup: layout.n_groups, Neuron: layout.d_mlp}
     found = set()
     for row in family_of(reference.config).rows(reference.config):
-        value = row.to_hooked(tensors[row.tensor])
+        value = row.acting(row.stored(tensors[row.tensor]))
         if row.owner is not None:
             assert value.shape[row.axis] == counts[row.owner], row.name
             found.add(row.name.split(".", 2)[2])

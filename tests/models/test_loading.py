@@ -5,12 +5,21 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from circuits.errors import CircuitsError
 from circuits.models import (
     LeanModel,
     capture,
+    describe,
     fingerprint,
     lean_model,
     load_model,
@@ -141,14 +150,30 @@ def test_a_changed_model_saves_its_changes(folder, tmp_path):
     assert torch.equal(found, expected)
 
 
-@ONLY_3
-def test_a_parameter_that_was_replaced_is_refused_wherever_it_would_be_ignored(tmp_path):
-    model = load_model(lively("llama"))
-    model.unembed.W_U.data = model.unembed.W_U.data * 2
+@pytest.mark.parametrize("backend", backends())
+def test_a_parameter_that_was_replaced_is_refused_wherever_it_would_be_ignored(tmp_path, backend):
+    model = load_model(lively("llama"), backend=backend)
+    lean_model(model)
+    if backend == "hooked_transformer":
+        name, module, parameter = "unembed.W_U", model.unembed, "W_U"
+    else:
+        name, module, parameter = "model.layers.1.mlp.down_proj.weight", model.blocks[1].mlp.out, "weight"
+    setattr(module, parameter, torch.nn.Parameter(getattr(module, parameter).detach() * 2))
     for use in (lambda: save_model(model, tmp_path / "out"), lambda: lean_model(model)):
-        with pytest.raises(CircuitsError, match="the parameter unembed.W_U of the hooked model was replaced"):
+        with pytest.raises(CircuitsError, match=f"the parameter {name} of the hooked model was replaced"):
             use()
     assert not (tmp_path / "out").exists()
+
+
+def test_one_of_two_tied_parameters_that_was_replaced_is_refused():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    reference = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=30, tie_word_embeddings=True)).eval()
+    model = load_model(reference, backend="bridge")
+    lean_model(copy.deepcopy(model))
+    model.unembed.weight = torch.nn.Parameter(model.unembed.weight.detach() * 2)
+    with pytest.raises(CircuitsError, match=r"the parameter lm_head\.weight of the hooked model was replaced"):
+        lean_model(model)
 
 
 def test_a_copy_has_weights_of_its_own_and_a_move_takes_the_checkpoints_tensors_along(model):
@@ -251,7 +276,7 @@ def departing(path, monkeypatch):
             model.blocks[2].attn.W_O.data = -model.blocks[2].attn.W_O.data
 
         monkeypatch.setattr(hooked_transformer.SharingTransformer, "share", share)
-        monkeypatch.setattr(hooked_transformer.SharingTransformer, "check_views", lambda _: None)
+        monkeypatch.setattr(hooked_transformer.SharingTransformer, "replaced", lambda _: ())
     else:
         # a layer's queries and keys without their positions
         monkeypatch.setattr(LeanModel, "rotate", lambda self, x, angles: x)  # noqa: ARG005
@@ -305,5 +330,22 @@ def test_a_round_trip_in_shards_is_exact_and_keeps_the_dtype(folder, tmp_path, d
 def test_the_parity_that_was_measured_is_kept(folder):
     parity = load_model(folder).checkpoint.parity
     assert parity.tokens == 12
+    assert parity.window is None
     assert parity.differences.keys() == {"hookable model", "lean model"}
     assert all(0 <= difference <= parity.allowed for difference in parity.differences.values())
+
+
+@pytest.mark.parametrize(
+    ("window", "tokens", "unread"), [(8, 12, None), (11, 15, None), (40, 44, None), (2000, 12, 2000)]
+)
+def test_a_window_that_the_probe_does_not_leave_is_told(tmp_path, window, tokens, unread):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = MistralConfig(
+        **sizes, vocab_size=30, intermediate_size=24, sliding_window=window, max_position_embeddings=4096
+    )
+    MistralForCausalLM(config).save_pretrained(tmp_path / "mistral")
+    parity = load_model(tmp_path / "mistral").checkpoint.parity
+    assert (parity.tokens, parity.window) == (tokens, unread)
+    said = describe(tmp_path / "mistral")["parity probe"]
+    assert ("; too short to leave the sliding window of 2,000" in said) == (unread is not None)

@@ -1,3 +1,4 @@
+import importlib
 import random
 import signal
 import time
@@ -149,3 +150,41 @@ def test_a_thousand_interrupts_leave_every_bit_and_every_hook_as_before(pair, ta
     assert raised > total / 2
     assert damaged == []
     assert [identity(one) for one in pair] == names
+
+
+@pytest.mark.parametrize("when", ["entering", "leaving an inner one"])
+def test_an_interrupt_after_the_last_look_for_one_does_not_wait_for_the_block_to_end(monkeypatch, when):
+    module = importlib.import_module("circuits.models.uninterrupted")
+    real, state, looks = module._pass_on, [], 0
+
+    def late():
+        nonlocal looks
+        real()
+        looks += 1
+        # each change looks once when it is entered and once when it is left
+        if looks == (1 if when == "entering" else 3):
+            signal.raise_signal(signal.SIGINT)
+
+    @module.uninterrupted
+    def changed(name):
+        state.append(name)
+        try:
+            yield
+        finally:
+            state.remove(name)
+
+    monkeypatch.setattr(module, "_pass_on", late)
+    handler, reached = signal.getsignal(signal.SIGINT), []
+
+    def run():
+        with changed("outer"):
+            reached.append("outer")
+            with changed("inner"):
+                reached.append("inner")
+            reached.append("after")
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert reached == ([] if when == "entering" else ["outer", "inner"])
+    assert state == []
+    assert signal.getsignal(signal.SIGINT) is handler
