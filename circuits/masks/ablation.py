@@ -144,9 +144,9 @@ def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
         One row for each ``task``, ``mode`` and ``span``, and each value of the columns that were added: ``before`` and
         ``after`` (exact match), ``drop`` and how many ``parameters`` were ablated. ``thinned_drop``, the mean drop of
         the mask thinned to as many as its random masks, ``thinned_parameters``, is what compares with them: ``drop``
-        itself where nothing had to be thinned. For the random masks the mean ``random_drop``, the ends ``random_drop_low`` and
-        ``random_drop_high`` of its 95 % interval (within what accuracies allow; NaN where all draws are alike), and how
-        many ``draws`` there were.
+        itself where nothing had to be thinned. For the random masks the mean ``random_drop``, the ends
+        ``random_drop_low`` and ``random_drop_high`` of its 95 % interval (within what accuracies allow; NaN where all
+        draws are alike), and how many ``draws`` there were.
 
         Of every answer also the ends ``drop_low`` and ``drop_high`` of the drop's 95 % interval, and ``excess``: what
         the (thinned) mask costs beyond the mean of its random masks, with ``excess_low`` and ``excess_high``, and

@@ -29,6 +29,7 @@ from circuits.models import (
     editing,
     lean_model,
     parameters_of,
+    refuse_hooks,
     rows_of,
     same_parameters,
     shape_of,
