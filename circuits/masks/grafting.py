@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import CircuitsError
+from circuits.html import html_table
 from circuits.masks.ablation import NAMES_OF_ANSWERS
 from circuits.masks.acting import graft
 from circuits.masks.mask import ParameterMask, covered_parameters, unit_mask
@@ -93,6 +94,17 @@ class Graft:
         return (
             f"Graft({self.size:,} of {self.mask.total:,} parameters, {self.fraction:.3%}, accuracy={self.accuracy:.4f})"
         )
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: size, accuracy, and the score that it was chosen by."""
+        share = self.mask.size / self.mask.total if self.mask.total else 0.0
+        rows = [
+            (self.size, self.mask.total, f"{share:.3%}", f"{float(accuracy):.4f}", score)
+            for accuracy, score in self.curve.loc[
+                self.curve["chosen"].astype(bool), ["exact_match", "score"]
+            ].to_numpy()
+        ]
+        return f"<div>{html_table(rows, ['grafted', 'parameters', 'share', 'accuracy', 'score'])}</div>"
 
     def save(self, folder: str | Path) -> None:
         """Save as ``mask.safetensors``, ``curve.parquet`` and ``answers.parquet`` in a folder."""

@@ -9,6 +9,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import CircuitsError
+from circuits.html import html_facts
 from circuits.masks.packing import Bytes, PackedTensor, PackedTensors, combine, invert, pack
 from circuits.models import Model, checkpoint_of, fingerprint, identity, parameters_of, rows_of, shape_of
 from circuits.storage import digest, provenance, read_tensors, write_tensors
@@ -83,8 +85,22 @@ class ParameterMask:
         wide = wide.loc[list(dict.fromkeys(shown["layer"])), [name for name in COMPONENTS if name in wide]]
         wide.index.name = wide.columns.name = None
         share = self.size / self.total if self.total else 0.0
-        head = f"<b>{self.size:,}</b> of {self.total:,} parameters ({share:.3%}) of model <code>{self.model}</code>"
-        return f"<div>{head}{wide.to_html(border=0)}</div>"
+        of = f"({share:.3%}) of model <code>{escape(self.model)}</code>"
+        head = f"<b>{self.size:,}</b> of {self.total:,} parameters {of}"
+        return f"<div>{head}{wide.to_html(border=0)}{html_facts(self._made_from())}</div>"
+
+    def _made_from(self) -> dict[str, Any]:
+        """What the provenance says of the sets that the mask was made from, each but once."""
+        found: dict[str, Any] = {}
+        for name, value in self.provenance.items():
+            parts = value if isinstance(value, list) else [value]
+            inner = [part for part in parts if isinstance(part, dict) and "task" in part]
+            if inner:
+                found[name] = ", ".join(f"{part['task']}" for part in inner)
+                found |= {key: one for key, one in inner[0].items() if key in ("fraction", "scope", "threshold")}
+            elif name != "trace":
+                found[name] = value
+        return found
 
     def by_layer(self) -> pandas.DataFrame:
         """How the set spreads over the model.

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuits.errors import CircuitsError
+from circuits.html import html_table
 from circuits.models import LeanModel, Model, capture, checkpoint_of, lean_model, shape_of, user_hooks
 from circuits.tasks import RESERVED, Task
 from circuits.units import Head, ModelShape
@@ -115,6 +116,12 @@ class HeadReading:
     answer: tuple[str, float, int]
     scores: dict[str, tuple[float, float]]
     behaviours: tuple[Behaviour, ...]
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: the scores, and the tokens that the head writes."""
+        scores = [(name, found, uniform) for name, (found, uniform) in self.scores.items()]
+        shown = html_table(scores, [f"{self.head} on {self.title}", "attention", "uniform"])
+        return f"<div>{shown}{html_table(self.top_tokens, ['token', 'logit'])}</div>"
 
 
 def prompt_length(task: Task, example: int) -> int:

@@ -9,10 +9,12 @@
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from html import escape
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from pydantic import PlainValidator, TypeAdapter
 from pydantic.dataclasses import dataclass
 
@@ -249,6 +251,20 @@ class SweepPlan:
             return cls(**{str(name): value for name, value in settings.items()})
         except CircuitsError as error:
             raise CircuitsError(f"{path}: {error}") from None
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: the settings that differ from their defaults, as a file of the plan has them."""
+        chosen: dict[str, Any] = {}
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if value == setting.default:
+                continue
+            if isinstance(value, _OfMask):
+                value = {name: one for name, one in vars(value).items() if one is not None}
+            chosen[setting.name] = list(value) if isinstance(value, tuple) else value
+        return (
+            f"<pre>{escape(yaml.safe_dump(chosen, sort_keys=False, default_flow_style=None, allow_unicode=True))}</pre>"
+        )
 
     def unit_names(self) -> tuple[str, ...] | None:
         """The names of the units in the order of the list, ranking or mask; None if the plan names a whole kind.

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuits.errors import CircuitsError
+from circuits.html import html_legend, html_table, html_tokens
 from circuits.storage import digest, read_tensors, write_tensors
 from circuits.tasks.examples import Example, Place, TokenisedExample, as_chat, tokenise
 from circuits.tasks.prompts import RESERVED, Prompt, character_spans, read_prompts
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 #: The companions of a task: other tasks with the same examples in the same order.
 _COMPANIONS = ("foils", "counterfactuals")
+#: Examples that a notebook shows, and tokens of each.
+_SHOWN, _TOKENS_SHOWN = 3, 64
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Task:
         foils: the same prompts with a wrong answer each, if there are any.
         counterfactuals: the changed prompts, if there are any.
         provenance: where the examples come from, and the tokenizer.
+        token_texts: token id → its text, to show tokens without the tokenizer; empty in tasks of earlier versions.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Task:
     foils: "Task | None" = None
     counterfactuals: "Task | None" = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    token_texts: Mapping[int, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_prompts(
@@ -272,7 +277,9 @@ class Task:
                 value = {"value": example.text[left:right], "start": start, "end": end}
                 answers.append({"example": index, "group": index, **about, **value})
         texts = [example.text for example, _ in examples]
-        return cls(name, tokens, attention_mask, pandas.DataFrame(answers), texts, spans, provenance=provenance)
+        table, ids = pandas.DataFrame(answers), tokens[attention_mask].unique().tolist()
+        known = {token: str(tokenizer.decode([token])) for token in ids}
+        return cls(name, tokens, attention_mask, table, texts, spans, provenance=provenance, token_texts=known)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -282,6 +289,23 @@ class Task:
         parts += [f"spans=[{', '.join(self.spans)}]"] if self.spans else []
         parts += [companion for companion in _COMPANIONS if getattr(self, companion) is not None]
         return f"Task({self.name!r}, {', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: counts, and the first examples with their tokens coloured by span."""
+        counts = {"examples": len(self), "answers": len(self.answers), "tokens": int(self.attention_mask.sum())}
+        spans = {**self.spans, "answer": self.answer_mask} if len(self.answers) else dict(self.spans)
+        parts = [html_table([(self.name, *counts.values(), ", ".join(self.companions()))], ["task", *counts, "with"])]
+        for example in range(min(_SHOWN, len(self))):
+            places = self.attention_mask[example].nonzero().flatten().tolist()
+            tokens = [
+                (
+                    self.token_texts.get(token := int(self.tokens[example, place]), str(token)),
+                    [name for name, at in spans.items() if at[example, place]],
+                )
+                for place in places[:_TOKENS_SHOWN]
+            ]
+            parts.append(html_tokens(tokens + [("…", [])] * (len(places) > _TOKENS_SHOWN), list(spans)))
+        return f"<div>{''.join(parts)}{html_legend(list(spans))}</div>"
 
     @property
     def answer_mask(self) -> Bool[Tensor, "example pos"]:
@@ -407,6 +431,7 @@ class Task:
             "answers": self.answers.to_dict("list"),
             "spans": list(self.spans),
             "provenance": self.provenance,
+            "token_texts": {str(token): text for token, text in self.token_texts.items()},
         }
         return tensors, metadata
 
@@ -437,6 +462,7 @@ class Task:
             metadata["texts"],
             {name: tensors[f"{under}spans/{name}"] for name in metadata["spans"]},
             provenance=metadata["provenance"],
+            token_texts={int(token): text for token, text in metadata.get("token_texts", {}).items()},
         )
 
 

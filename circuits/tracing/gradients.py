@@ -33,6 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuits.errors import CircuitsError
+from circuits.html import html_table
 from circuits.models import (
     LeanModel,
     Model,
@@ -54,7 +55,7 @@ from circuits.progress import track
 from circuits.storage import digest, provenance, read_tensors, write_tensors
 from circuits.tasks import Task
 from circuits.tracing.accumulation import STATISTICS, Products, add_embeddings, add_products, add_tied, add_vectors
-from circuits.units import COMPONENTS, Head, Neuron
+from circuits.units import COMPONENTS, Head, Neuron, layer_of
 
 LOSSES: tuple[str, ...] = ("answer", "all")
 PER: tuple[str, ...] = ("example", "batch")
@@ -91,6 +92,19 @@ class GradientTrace:
     def __repr__(self) -> str:
         count = sum(gradient.numel() for gradient in self.gradients.values())
         return f"GradientTrace({self.task!r}, parameters={count:,}, examples={self.examples})"
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: what was traced, and the sum by layer."""
+        by_layer: dict[str, float] = {}
+        for name, gradient in self.gradients.items():
+            layer = layer_of(name)
+            key = "–" if layer is None else str(layer)
+            by_layer[key] = by_layer.get(key, 0.0) + float(gradient.double().sum())
+        total = sum(by_layer.values())
+        rows = [(layer, value, f"{value / total:.1%}" if total else "") for layer, value in by_layer.items()]
+        made = [(self.task, str(self.provenance.get("statistic", "–")), self.examples)]
+        shown = html_table(made, ["trace of", "statistic", "examples"])
+        return f"<div>{shown}{html_table(rows, ['layer', 'sum', 'share'])}</div>"
 
     def units(self, kind: type[Head] | type[Neuron]) -> pandas.DataFrame:
         """The hook-point trace as a table: ``unit``, ``layer``, ``index``, ``gradient_norm`` and so on."""
