@@ -191,9 +191,12 @@ CALLS = {
 WITH_TWO = {
     "Engine": lambda c: Engine(c.model, c.task, [Intervention((OTHER,), "revert")], pre=c.pre).run()[1]["log_prob"],
     "Evidence": lambda c: rank_units(Evidence(c.model, c.pre), Head, ["change"]),
-    "ablate_mask": lambda c: ablate_mask(c.model, c.mask, [c.task], c.pre, draws=1),
+    "ablate_at": lambda c: c.within(
+        ablate_at(c.model, c.mask, c.task, positions=c.task.span("all"), mode="revert", pre=c.pre)
+    ),
+    "ablate_mask": lambda c: ablate_mask(c.model, c.mask, [c.task], pre=c.pre, draws=1),
     **{name: CALLS[name] for name in ("analyse", "compare")},
-    "critical_curve": lambda c: critical_curve(c.ranking, c.model, [c.task], c.pre, mode="revert"),
+    "critical_curve": lambda c: critical_curve(c.ranking, c.model, [c.task], pre=c.pre, mode="revert"),
     **{name: CALLS[name] for name in ("graft", "graft_at", "graft_by_optimisation", "graft_by_score", "revert")},
     "run_interventions": lambda c: run_interventions(c.model, c.task, [Intervention((OTHER,), "revert")], pre=c.pre),
     "sufficient_curve": CALLS["sufficient_curve"],
@@ -349,7 +352,7 @@ def test_a_hook_behind_the_last_layer_is_honoured(case):
 )
 def test_what_a_head_says_is_not_read_past_a_hook_behind_it(case, layer, point, refused):
     def says():
-        return read_head(case.model, OTHER, case.task, 0).top_tokens
+        return read_head(case.model, OTHER, case.task, example=0).top_tokens
 
     clean, point = says(), point if point.startswith("ln_final") else f"blocks.{layer}.{point}"
     with hooked(case.model, {point: lambda x, hook: 0 * x}):  # noqa: ARG005

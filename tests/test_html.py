@@ -119,7 +119,7 @@ def test_a_mask_and_a_graft_show_sizes_and_where_they_come_from():
 
 
 def test_a_reading_shows_scores_and_tokens(model, tasks):
-    reading = read_head(model, "L1H2", tasks["qa_id"], 0, top=2)
+    reading = read_head(model, "L1H2", tasks["qa_id"], example=0, top=2)
     reading = replace(reading, title=NASTY, top_tokens=[(NASTY, 1.0), *reading.top_tokens[1:]])
     read = Read(reading._repr_html_())
     assert read.rows[0] == [f"L1H2 on {NASTY}", "attention", "uniform"]

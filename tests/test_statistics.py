@@ -202,7 +202,7 @@ def test_so_many_answers_tell_the_difference_four_times_in_five():
     pilot = shares(0.25, 0.1)(generator, 1, numpy.arange(400))[0]
     people = numpy.repeat(numpy.arange(400), 5)
     binary = functools.partial(answers_needed, kind="binary_difference")
-    alike = binary(0.15, numpy.repeat(pilot > 0, 5) * 1, numpy.repeat(pilot < 0, 5) * 1, people)
+    alike = binary(0.15, numpy.repeat(pilot > 0, 5) * 1, numpy.repeat(pilot < 0, 5) * 1, groups=people)
     assert alike == pytest.approx(5 * binary(0.15, pilot * 1.0, pilot * 0.0), rel=0.01)
     assert binary(0, [1, 0], [0, 0]) is None
     assert answers_needed(0.5, [0.3, 0.3], [0.1, 0.1], kind="real") is None

@@ -258,7 +258,7 @@ BAD = {
     "adapter without a base": (
         "adapter",
         lambda f: adapter_settings(f, base_model_name_or_path="HuggingFaceTB/SmolLM2-135M"),
-        "which is no folder here",
+        "and there is no folder",
     ),
     "adapter of a base that is gone": (
         "adapter",

@@ -199,7 +199,7 @@ def test_another_start_than_the_one_trained_from_is_refused(few, tmp_path):
     del facts["start_fingerprint"]
     (first / "circuits.json").write_text(json.dumps(facts))
     assert train("mixed", few, tmp_path / "one", "tiny-llama", SMALL) == [first]
-    revert(tuned, mask, wrong)
+    revert(load_model(first), mask, wrong)
 
 
 def test_the_same_seed_gives_the_same_weights_side_by_side_or_alone(few, tmp_path):
