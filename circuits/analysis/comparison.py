@@ -206,7 +206,7 @@ def paired_differences(
         >>> b = a.assign(log_prob=[-0.5] * 7 + [-1.0])
         >>> found = paired_differences(a, b, ["task"])
         >>> found[["answers", "log_prob_difference", "log_prob_p"]].round(3).to_numpy().tolist()
-        [[8, 0.438, 0.016]]
+        [[8.0, 0.438, 0.016]]
     """
     names = [*dict.fromkeys([*keys, *_ANSWER])]
     one, other = (table[table["changed"]] if "changed" in table else table for table in (a, b))

@@ -354,19 +354,27 @@ def graft_figure(table: DataFrame, keep: float | None = None) -> go.Figure:
     return figure
 
 
-def heads_figure(table: DataFrame, value: str, facet: str = "model", *, title: str = "", digits: int = 2) -> go.Figure:
+def heads_figure(
+    table: DataFrame, value: str, facet: str | None = None, *, title: str = "", digits: int = 2
+) -> go.Figure:
     """A number for every head as heat maps of layers × heads, one panel for each value of a column.
 
     Args:
-        table: columns ``layer``, ``index``, ``value`` and ``facet``; one row for each head and panel.
+        table: columns ``layer``, ``index`` and ``value``; one row for each head and panel.
         value: the column that is shown.
-        facet: the column that makes the panels.
+        facet: the column that makes the panels; if not given, the one of ``model``, ``task`` and ``mode`` that tells
+            rows apart, or else the first of them that is there.
         title: what the colour means; the name of the column if not given.
         digits: digits after the point in the cells.
 
     Raises:
         CircuitsError: a column is missing, there are no rows, or a head has several rows in one panel.
     """
+    if facet is None:
+        there = [name for name in ("model", "task", "mode") if name in table]
+        facet = next((name for name in there if table[name].nunique() > 1), next(iter(there), None))
+    if facet is None:
+        table, facet = table.assign(model=""), "model"
     _need(table, "layer", "index", value, facet)
     if table.duplicated([facet, "layer", "index"]).any():
         raise CircuitsError(f"the table has several rows for one head and {facet}: select one mode and task first")

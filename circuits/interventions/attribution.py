@@ -108,7 +108,7 @@ def screen_interventions(
         tokens: how many tokens to compute at once; by default as many as suit the device.
 
     Returns:
-        One row for each intervention, in order: ``units``, ``mode``, ``site``, ``positions``, ``task``, ``answers``
+        One row for each intervention, in order: ``unit``, ``mode``, ``site``, ``positions``, ``task``, ``answers``
         (how many it acts on) and ``estimate``: of the metric's ``…_effect`` in `run_interventions`.
 
     Raises:
@@ -127,7 +127,7 @@ def screen_interventions(
         >>> task = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)).task("qa_id", tokenizer)
         >>> model = load_model(new_model("tiny-llama", tokenizer))
         >>> screen_interventions(model, task, [Intervention((Head(2, 1),))]).columns.tolist()
-        ['units', 'mode', 'site', 'positions', 'task', 'answers', 'estimate']
+        ['unit', 'layer', 'index', 'mode', 'site', 'positions', 'task', 'answers', 'estimate']
     """
     for one in interventions:
         if one.mode == "revert" or one.site == "pattern":

@@ -302,3 +302,14 @@ def test_the_report_opens_offline_and_escapes_text(tmp_path):
     assert "<script src" not in page
     assert "<link" not in page.split("<body>")[0].split("<script>")[0]
     assert page.count("<div class='figure'>") == 1
+
+
+def test_any_table_of_heads_is_drawn_without_a_facet():
+    heads = [{"unit": f"L{layer}H{head}", "layer": layer, "index": head} for layer in range(2) for head in range(2)]
+    table = pandas.DataFrame(heads).assign(size=[1.0, 2.0, 3.0, 4.0])
+    assert heads_figure(table, "size").data[0].z.tolist() == [[1, 2], [3, 4]]
+    modes = pandas.concat([table.assign(task="qa", mode=mode) for mode in ("zero", "mean")])
+    assert [note.text for note in heads_figure(modes, "size").layout.annotations] == ["zero", "mean"]
+    both = pandas.concat([modes.assign(task=task) for task in ("qa", "bio")])
+    with pytest.raises(CircuitsError, match="several rows for one head and task: select one mode and task first"):
+        heads_figure(both, "size")
