@@ -63,6 +63,7 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks.trace
 	@$(BIN)/python -m benchmarks.sweep
 	@$(BIN)/python -m benchmarks.load
+	@$(BIN)/python -m benchmarks.analyse
 
 notebooks: study
 	@$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
