@@ -12,12 +12,12 @@ from circuits.errors import CircuitsError
 from circuits.facts import DatasetSettings, example_of, make_dataset
 from circuits.facts.pools import POOLS
 from circuits.figures import Rectangle, attention_figure, save_figure
-from circuits.interventions import ablate_heads
+from circuits.interventions import ablate_heads, run_interventions, single
 from circuits.metrics import evaluate
-from circuits.models import load_huggingface, load_model, parameters_of
+from circuits.models import load_huggingface, load_model, parameters_of, shape_of
 from circuits.rankings import induction_scores, read_head
 from circuits.sweeps import sweep_heads
-from circuits.tasks import Task
+from circuits.tasks import Task, indirect_objects
 from circuits.tracing import loss_gradients, trace_gradients
 from circuits.units import Head, layout_of
 from tests.fixtures import gradients_of
@@ -193,3 +193,29 @@ def test_a_model_of_another_family_is_loaded_traced_and_ablated(dataset):
         with ablate_heads(model, [head]):
             found = evaluate(model, task)["log_prob"].mean()
         assert table["log_prob"][str(head)] == pytest.approx(found, abs=1e-3)
+
+
+def test_the_heads_that_move_the_name_are_those_of_transformer_lens_own_patching(model):
+    """Every head patched from the counterfactual run: the same numbers, so the same heads."""
+    from transformer_lens import patching
+
+    task = Task.of(indirect_objects(40, 0, model.tokenizer), model.tokenizer, "ioi")
+    length = int(task.answers["start"].mode()[0])
+    task = task.select(task.answers.index[task.answers["start"] == length].tolist()[:6])
+    chosen, foils = task.tokens[:, length], task.foils.tokens[:, length]
+
+    def logit_difference(logits):
+        last = logits[:, -1]
+        return (last.gather(1, chosen[:, None]) - last.gather(1, foils[:, None])).mean()
+
+    with torch.no_grad():
+        _, cache = model.run_with_cache(task.counterfactuals.tokens[:, :length])
+        theirs = patching.get_act_patch_attn_head_out_all_pos(model, task.tokens[:, :length], cache, logit_difference)
+    heads = list(shape_of(model).heads())
+    ours = run_interventions(model, task, single(heads, "patch"), metrics="logit_diff")
+    by_head = torch.tensor(ours["logit_diff"].to_numpy(copy=True)).view(theirs.shape)
+    assert torch.allclose(by_head.float(), theirs, atol=2e-3)
+    order = ours.sort_values("logit_diff_effect", key=abs, ascending=False)
+    clean = float(logit_difference(model(task.tokens[:, :length])))
+    largest = (theirs - clean).abs().flatten().topk(8).indices.tolist()
+    assert order["unit"].tolist()[:8] == [str(heads[place]) for place in largest]
