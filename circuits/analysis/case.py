@@ -18,7 +18,7 @@ class AnalysisSettings:
         fractions: the k that sharing is measured at beside it.
         draws: random masks, permutations and rankings to compare with.
         keep: share of the accuracy that a graft must keep.
-        examples: as many of each task are used for all but traces; all if not given.
+        examples: as many of each task are scored under each intervention; whole models and traces see all of them.
         rest: where all parameters of no ranked unit come from when only the top ones are fine-tuned: ``pre``, or
             ``fine_tuned`` for a model that was trained from scratch.
         neurons: as many neurons with the largest Shared Size are ablated alone.
@@ -30,7 +30,7 @@ class AnalysisSettings:
     fractions: tuple[float, ...] = (0.001, 0.01, 0.1)
     draws: int = 5
     keep: float = 0.95
-    examples: int | None = None
+    examples: int = 16
     rest: str = "pre"
     neurons: int = 20
     drawn: int = 3
@@ -43,7 +43,7 @@ class AnalysisSettings:
                 raise CircuitsError(f"{name} is {value}: it must be more than 0 and at most 1")
         for name, least in {"draws": 2, "examples": 1, "neurons": 0, "drawn": 0}.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value < least:
                 raise CircuitsError(f"{name} is {value}: it must be {least} or more")
 
 
@@ -76,7 +76,7 @@ class Case:
         count = self.settings.examples
         if not self._sampled:
             found = {
-                name: task if count is None or count >= len(task) else task.sample(count, self.settings.seed)
+                name: task if count >= len(task) else task.sample(count, self.settings.seed)
                 for name, task in self.tasks.items()
             }
             self._sampled.update(found)

@@ -73,7 +73,7 @@ ATTENTION = Table("attention")
 #: Curves over more units than this are measured at all of them and at so many halvings: the first ones matter most.
 _ALL_COUNTS, _HALVINGS = 16, 7
 #: Curves are what takes longest: as many examples of each task are scored at each of their points.
-CURVE_EXAMPLES = 16
+CURVE_EXAMPLES = 8
 
 
 def _metrics(task: Task) -> list[str]:
