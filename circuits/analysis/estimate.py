@@ -17,9 +17,9 @@ from circuits.units import Head, Neuron
 
 _PROBED = 4
 #: Forward passes that a per-example gradient, and the run of one head from its layer on, come to.
-_GRADIENT, _FROM_A_LAYER = 6.0, 0.2
+_GRADIENT, _FROM_A_LAYER = 4.0, 0.35
 #: Seconds to select a set of one parameter, and models that the search for a graft tries.
-_SELECT, _TRIED = 2.5e-8, 20
+_SELECT, _TRIED = 1.8e-8, 20
 
 
 def estimate(case: Case, steps: Sequence[Step]) -> Mapping[str, float]:
