@@ -82,7 +82,7 @@ def top_table(tables: Mapping[str, pandas.DataFrame], count: int = _TOP) -> pand
     found = pandas.DataFrame(index=order)
     if "shared_heads" in tables:
         heads = tables["shared_heads"].query("scope == 'global'").set_index("unit")
-        found["shared"] = heads["size"]
+        found["shared"] = heads["size"].map("{:,.0f}".format)
     for name, column in columns.items():
         found[name] = column
     if "attention" in tables:
