@@ -29,7 +29,7 @@ from circuits.cli.options import (
     task_option,
 )
 from circuits.cli.sweep import run_into
-from circuits.cli.terminal import busy, show
+from circuits.cli.terminal import busy, say, show
 from circuits.errors import CircuitsError
 
 if TYPE_CHECKING:
@@ -103,8 +103,9 @@ def patch(
     write_table(out, table, facts(loaded, opened, seed, **settings), csv)
     columns = ["head", "exact_match_effect", "log_prob_effect", "source_exact_match"]
     shown = table.sort_values("log_prob_effect")[[column for column in columns if column in table]]
-    told = ": source_exact_match is how often the other run's answer is given"
-    show(shown, f"{out}{told if 'source_exact_match' in table else ''}")
+    show(shown, str(out))
+    if "source_exact_match" in table:
+        say("source_exact_match: how often the other run's answer is given")
 
 
 def _paired(opened: Opened, name: str, source: Source, seed: int, chat: bool, drop_bad: bool) -> "Task":

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pandas
 import pytest
@@ -59,11 +60,8 @@ def must(*arguments: object) -> str:
 
 
 def test_evaluate_scores_prompts_and_their_foils(place, births):
-    shown = (
-        must("evaluate", place / "model0", "--task", births, "--task", "births2.jsonl", "--out", "s.parquet")
-        if (shutil.copy(births, "births2.jsonl"))
-        else ""
-    )
+    shutil.copy(births, "births2.jsonl")
+    shown = must("evaluate", place / "model0", "--task", births, "--task", "births2.jsonl", "--out", "s.parquet")
     assert "logit_diff" in shown
     table = pandas.read_parquet("s.parquet")
     assert table["task"].tolist() == ["births"] * 6 + ["births2"] * 6
@@ -96,7 +94,7 @@ def test_every_other_command_takes_prompts(place, births):
     assert patched["mode"].tolist() == ["counterfactuals"]
     assert "source_exact_match" in patched
     must("graft", model, "--pre", pre, "--task", births, "--by", "change", "--out", "graft")
-    assert "data" not in json.loads(open("graft/model/circuits.json").read())
+    assert "data" not in json.loads(Path("graft/model/circuits.json").read_text())
     rank = ("--traces", "traces", "--metric", "births_trace", "--metric", "gradient_x_activation")
     must("rank", model, "--pre", pre, "--task", births, *rank, "--out", "ranked", "--examples", 2)
     assert list(pandas.read_parquet("ranked/ranking.parquet")["metric"].unique()) == [rank[3], rank[5]]
