@@ -67,22 +67,6 @@ class SharingBridge(TransformerBridge):
 
     checkpoint: Any
 
-    def check_views(self) -> None:
-        """Raise a `CircuitsError` if a parameter is no longer the checkpoint's tensor."""
-        names, tensors = vars(self)["_names"], self.checkpoint.tensors
-        found = _parameters_of(self)
-        for name in sorted(names.keys() | found.keys()):
-            expected = None if names.get(name) is None else tensors[names[name]]
-            if (
-                name not in names
-                or name not in found
-                or (expected is not None and _place(found[name]) != _place(expected))
-            ):
-                raise CircuitsError(
-                    f"the parameter {name} of the hooked model was replaced: change it in place instead "
-                    "(parameter.data.copy_(…)), so that everything that computes with the model sees it"
-                )
-
     def __deepcopy__(self, memo: dict[int, Any]) -> "SharingBridge":
         from circuits.models.hookable import user_hooks  # which makes bridges
 
@@ -132,21 +116,8 @@ def bridge(reference: PreTrainedModel) -> SharingBridge:
         model.cfg.d_mlp = config.n_inner or 4 * config.n_embd
     # in a tuple, where torch does not take it for a module of the model
     vars(model)["_reference"] = (reference,)
-    owners = {_place(tensor): name for name, tensor in reference.named_parameters()}
-    # what TransformerLens invents is no tensor of the reference's
-    vars(model)["_names"] = {name: owners.get(_place(value)) for name, value in _parameters_of(model).items()}
     model.eval()
     return cast(SharingBridge, model)
-
-
-def _parameters_of(model: Any) -> dict[str, Tensor]:
-    """Every parameter in the tree, tied ones under each of their names, without the names of wrappers."""
-    tree = model.original_model.named_parameters(remove_duplicate=False)
-    return {name.replace("._original_component", ""): value for name, value in tree}
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _read_fused_parts(adapter: Any, config: Any) -> None:

@@ -6,7 +6,7 @@ numbers come from (`lean_model`) reads them where they lie, so that a change in 
 
 import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -56,7 +56,6 @@ class Checkpoint:
         tensors: the checkpoint's tensors, by name; tied embeddings are one. Who changes them, in place, changes the
             model.
         adapter: the folder of the adapter that was merged.
-        start: fingerprint of the base that it was merged into, in float32 alone.
         parity: what was found when the logits were compared.
     """
 
@@ -66,7 +65,6 @@ class Checkpoint:
     layout: Layout = field(repr=False)
     tensors: dict[str, Tensor] = field(repr=False)
     adapter: str | None = None
-    start: str | None = None
     parity: Parity | None = None
 
     @property
@@ -162,8 +160,9 @@ def lean_model(model: nn.Module, dtype: torch.dtype | None = None) -> LeanModel:
         where += [(value.data_ptr(), value.dtype) for value in model.parameters()]
     if model in _LEAN and _LEAN[model][0] == where and dtype in (None, _LEAN[model][1].dtype):
         return _LEAN[model][1]
-    if not isinstance(model, PreTrainedModel):
-        cast(Any, model).check_views()
+    check_views = getattr(model, "check_views", None)
+    if check_views is not None:
+        check_views()
     lean = LeanModel({name: tensor.detach() for name, tensor in tensors.items()}, rows, layout, dtype)
     if all(tensor.dtype == lean.dtype for tensor in tensors.values()):
         _LEAN[model] = where, lean

@@ -17,15 +17,14 @@ from circuits.models.huggingface import load_huggingface
 from circuits.models.uninterrupted import uninterrupted
 from circuits.storage import digest, read_json
 
-#: Settings of a config that are left out of a fingerprint. The families know more of them that do not change what a
-#: model computes; but masks, traces and checkpoints on disk carry fingerprints made with the rest.
-_NOT_FINGERPRINTED = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
+#: Settings of a config that do not change what the model computes.
+_NO_PART_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 
 
 def fingerprint_of(config: PreTrainedConfig, tensors: Mapping[str, Tensor]) -> str:
     """The `fingerprint` of a model with this config and these checkpoint tensors, tied ones once."""
     settings = config.to_diff_dict()
-    shape = {name: value for name, value in settings.items() if name not in _NOT_FINGERPRINTED}
+    shape = {name: value for name, value in settings.items() if name not in _NO_PART_OF_THE_MODEL}
     parts: list[Any] = [json.dumps(shape, sort_keys=True, default=str)]
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
@@ -86,22 +85,19 @@ def identity(model: nn.Module) -> str:
 def require_start(fine_tuned: nn.Module, pre: nn.Module) -> None:
     """Refuse a model that the fine-tuned one did not start from, as far as its checkpoint says what it started from.
 
-    Checkpoints made by `circuits.training` say it in ``circuits.json``, and what an adapter was merged into started
-    from its base; others, and models in half precision, whose values are not those of the checkpoint, are taken on
-    trust.
+    Checkpoints made by `circuits.training` say it in ``circuits.json``; others, and models in half precision, whose
+    values are not those of the checkpoint, are taken on trust.
 
     Raises:
         CircuitsError: the checkpoint names another start.
     """
-    checkpoint, start = checkpoint_of(fine_tuned), checkpoint_of(pre)
-    if any(tensor.dtype != torch.float32 for tensor in start.tensors.values()):
+    source, start = Path(checkpoint_of(fine_tuned).source), checkpoint_of(pre)
+    facts = source / "circuits.json"
+    half = any(tensor.dtype != torch.float32 for tensor in start.tensors.values())
+    if half or not facts.is_file():
         return
-    source, started = checkpoint.source, checkpoint.start
-    if checkpoint.adapter is not None:
-        source = f"{source} with the adapter {checkpoint.adapter}"
-    elif source != "memory" and (Path(source) / "circuits.json").is_file():
-        started = read_json(Path(source) / "circuits.json").get("start_fingerprint")
-    if started is not None and started != (found := identity(pre)):
+    started, found = read_json(facts).get("start_fingerprint"), identity(pre)
+    if started is not None and started != found:
         raise CircuitsError(
             f"{source} was trained from model {started}, and {start.source} is {found}: give the model "
             "it started from, or waive this with check_start=False"

@@ -241,8 +241,7 @@ class UserHook:
     """A function that a user hooked into a model.
 
     Attributes:
-        name: of the hook point, or of the module if torch's own hooks were used; ``every module`` if it acts on all
-            that torch runs.
+        name: of the hook point, or of the module if torch's own hooks were used.
         direction: ``forward`` or ``backward``.
         permanent: it survives ``reset_hooks``.
         function: what is called.
@@ -290,9 +289,6 @@ def user_hooks(model: nn.Module) -> list[UserHook]:
             for key, function in getattr(module, attribute).items():
                 if (id(module), key) not in managed and not _of_a_library(function):
                     found.append(UserHook(names.get(id(module), name), direction, True, function))
-    for direction, attribute in _TORCH_HOOKS:
-        functions = getattr(torch.nn.modules.module, f"_global{attribute}").values()
-        found += [UserHook("every module", direction, True, one) for one in functions if not _of_a_library(one)]
     return found
 
 

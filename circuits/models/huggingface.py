@@ -60,19 +60,6 @@ def model_folder(source: str | Path) -> Path:
     return check_folder(base_of(folder)) if is_adapter(folder) else folder
 
 
-def base_and_adapter(source: str | Path, adapter: str | Path | None) -> tuple[Path, str | Path | None]:
-    """The folder of the model itself, and that of the adapter, if there is one.
-
-    Raises:
-        CircuitsError: two adapters are named, there is no such folder, or the adapter's base is not on this machine.
-    """
-    if is_adapter(check_folder(source)):
-        if adapter is not None:
-            raise CircuitsError(f"{source} is an adapter itself: name the base, and one adapter")
-        adapter = source
-    return model_folder(source), adapter
-
-
 def load_huggingface(
     folder: str | Path, dtype: torch.dtype = torch.float32, adapter: str | Path | None = None
 ) -> PreTrainedModel:
@@ -87,7 +74,11 @@ def load_huggingface(
         CircuitsError: the folder is missing or is no checkpoint, a weight file is damaged or unsafe, a tensor is
             missing, has another shape, is not expected or is not finite, or the adapter does not fit.
     """
-    folder, adapter = base_and_adapter(folder, adapter)
+    if is_adapter(check_folder(folder)):
+        if adapter is not None:
+            raise CircuitsError(f"{folder} is an adapter itself: name the base, and one adapter")
+        adapter = folder
+    folder = model_folder(folder)
     config = load_config(folder)
     weights_of(folder)
     try:

@@ -23,19 +23,17 @@ from circuits.errors import CircuitsError
 from circuits.models.adapters import merge_adapter
 from circuits.models.checkpoint import Checkpoint, Model, lean_model
 from circuits.models.families import family_of
-from circuits.models.fingerprints import fingerprint_of
-from circuits.models.folder import first_line
+from circuits.models.folder import first_line, is_adapter
 from circuits.models.forward import refuse_hooks
 from circuits.models.hookable import hookable, probe
 from circuits.models.huggingface import (
-    base_and_adapter,
     check_finite,
     check_tokenizer,
     has_tokenizer,
     load_huggingface,
     load_tokenizer,
+    model_folder,
 )
-from circuits.models.parity import check_parity
 from circuits.models.quiet import quiet
 
 DTYPES: dict[str, torch.dtype] = {
@@ -94,16 +92,14 @@ def load_model(
             # dynamic rotary angles are those of the longest prompt so far, until a short one comes
             reference(torch.zeros(1, 1, dtype=torch.long, device=reference.device), use_cache=False)
         check_finite(reference, "the model in memory")
+        if adapter is not None:
+            reference = merge_adapter(reference, adapter)
+            check_finite(reference, f"the model in memory with the adapter {adapter}")
     else:
-        base, adapter = base_and_adapter(source, adapter)
-        name, reference = str(base), load_huggingface(base, DTYPES[dtype])
-    start = None
-    if adapter is not None:
-        if reference.dtype == torch.float32:
-            start = fingerprint_of(reference.config, dict(reference.named_parameters()))
-        reference = merge_adapter(reference, adapter, None if name == "memory" else name)
-        about = "the model in memory" if name == "memory" else name
-        check_finite(reference, f"{about} with the adapter {adapter}")
+        reference = load_huggingface(source, DTYPES[dtype], adapter)
+        name = str(model_folder(source))
+        if is_adapter(source):
+            adapter = source
     family = family_of(reference.config)
     if tokenizer is None:
         places = [Path(place) for place in (adapter, name) if place is not None]
@@ -119,12 +115,13 @@ def load_model(
         family.layout(reference.config),
         dict(reference.named_parameters()),
         None if adapter is None else str(adapter),
-        start,
     )
     try:
         lean_model(model)
     except CircuitsError as error:
         raise CircuitsError(f"{name} cannot be loaded: {error}") from None
+    from circuits.models.parity import check_parity  # which builds on this module
+
     model.checkpoint = replace(model.checkpoint, parity=check_parity(model, reference))
     probe(model)
     return model

@@ -1,7 +1,7 @@
 """A model → an ordinary Hugging Face checkpoint: the tensors as they are, in the dtype they were loaded in."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -45,8 +45,10 @@ def save_model(
         >>> fingerprint(load_model(folder)) == fingerprint(model)
         True
     """
-    checkpoint, hookable = checkpoint_of(model), cast(Any, model)
-    hookable.check_views()
+    checkpoint = checkpoint_of(model)
+    check_views = getattr(model, "check_views", None)
+    if check_views is not None:
+        check_views()
     about = {"source": checkpoint.source, **({} if checkpoint.adapter is None else {"adapter": checkpoint.adapter})}
     sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     tensors = {name: tensor.detach() for name, tensor in checkpoint.tensors.items()}
@@ -55,7 +57,7 @@ def save_model(
         owner, _, leaf = name.rpartition(".")
         setattr(target.get_submodule(owner), leaf, torch.nn.Parameter(tensor, requires_grad=False))
     target.tie_weights()
-    tokenizer = hookable.tokenizer
+    tokenizer: Any = model.tokenizer
     with quiet(), atomic_folder(Path(folder)) as temporary:
         target.save_pretrained(temporary, **sharding)
         if tokenizer is not None:
