@@ -62,7 +62,7 @@ def must(*arguments: object) -> str:
 def test_evaluate_scores_prompts_and_their_foils(place, births):
     shutil.copy(births, "births2.jsonl")
     shown = must("evaluate", place / "model0", "--task", births, "--task", "births2.jsonl", "--out", "s.parquet")
-    assert "logit_diff" in shown
+    assert "logit diff" in shown
     table = pandas.read_parquet("s.parquet")
     assert table["task"].tolist() == ["births"] * 6 + ["births2"] * 6
     model = load_model(place / "model0")
