@@ -152,7 +152,7 @@ def analyse(
         The analysis: tables, masks, traces, figures, summary and report.
 
     Raises:
-        CircuitsError: two tasks have one name or the same prompts, a step does not exist, functions are hooked into a
+        CircuitsError: two tasks have one name or the same prompts, one has a name that no file can have, a step does not exist, functions are hooked into a
             model, ``pre`` is not the start, or the folder holds something else.
 
     Example:
@@ -201,6 +201,8 @@ def _by_name(tasks: Task | Sequence[Task]) -> dict[str, Task]:
         raise CircuitsError("there is nothing to analyse: give a task or several")
     found: dict[str, Task] = {}
     for task in listed:
+        if Path(task.name).name != task.name:
+            raise CircuitsError(f"the task {task.name!r} cannot name a file of results: give it another name")
         if task.name in found:
             raise CircuitsError(f"two tasks are called {task.name}: give each a name of its own")
         for other in found.values():

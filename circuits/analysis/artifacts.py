@@ -8,7 +8,7 @@ from typing import Any
 import pandas
 
 from circuits.masks import Graft, ParameterMask
-from circuits.storage import read_json, write_json, write_table
+from circuits.storage import write_table
 from circuits.tracing import GradientTrace
 
 
@@ -51,22 +51,6 @@ class Table(Artifact):
         return pandas.read_parquet(self.path(folder))
 
 
-class Record(Artifact):
-    """A few named numbers."""
-
-    def path(self, folder: Path) -> Path:
-        """Where it lies."""
-        return folder / f"{self.name}.json"
-
-    def save(self, folder: Path, value: Any, facts: Mapping[str, Any]) -> None:  # noqa: ARG002
-        """Write it as JSON."""
-        write_json(self.path(folder), value)
-
-    def load(self, folder: Path) -> Any:
-        """Read what `save` wrote."""
-        return read_json(self.path(folder))
-
-
 class Masks(Artifact):
     """Parameter masks by name."""
 
@@ -95,7 +79,7 @@ class Traces(Artifact):
         """Nothing is left to do: tracing wrote each file, so that it can go on in the middle."""
 
     def load(self, folder: Path) -> dict[str, GradientTrace]:
-        """Read them, in the order of the tasks they are of."""
+        """Read them, in the order of their names."""
         return {file.stem: GradientTrace.load(file) for file in sorted(self.path(folder).glob("*.safetensors"))}
 
 

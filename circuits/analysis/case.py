@@ -6,6 +6,7 @@ from pathlib import Path
 
 from circuits.errors import CircuitsError
 from circuits.models import Model
+from circuits.rankings import RESTS
 from circuits.tasks import Task
 
 
@@ -41,6 +42,8 @@ class AnalysisSettings:
             value = getattr(self, name)
             if not 0 < value <= 1:
                 raise CircuitsError(f"{name} is {value}: it must be more than 0 and at most 1")
+        if self.rest not in RESTS:
+            raise CircuitsError(f"there is no rest {self.rest!r}: choose from {', '.join(RESTS)}")
         for name, least in {"draws": 2, "examples": 1, "neurons": 0, "drawn": 0}.items():
             value = getattr(self, name)
             if value < least:

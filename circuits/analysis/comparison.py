@@ -14,10 +14,12 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy
 import pandas
 
 from circuits.analysis.analysis import Analysis, Tables, analyse
 from circuits.analysis.case import AnalysisSettings
+from circuits.analysis.summary import records
 from circuits.errors import CircuitsError
 from circuits.figures import Section, heads_figure, write_report
 from circuits.models import Model
@@ -147,7 +149,7 @@ def compare(
     for name, table in tables.items():
         write_table(folder / "tables" / f"{name}.parquet", table, facts, csv=True)
     found = Comparison(folder)
-    write_json(folder / "summary.json", {name: _plain(table.head(20)) for name, table in tables.items()})
+    write_json(folder / "summary.json", {name: records(table.head(20)) for name, table in tables.items()})
     _write_page(found)
     return found
 
@@ -222,8 +224,8 @@ def paired_differences(
         for metric in metrics:
             kind: Kind = share if metric.startswith("exact_match") else "real"
             values = [part[f"{metric}_{side}"].to_numpy(float) for side in SIDES]
-            if not any(value.size and value[0] == value[0] for value in values):
-                continue
+            if any(numpy.isnan(value).any() for value in values):
+                continue  # the task has no such metric
             found = paired(values[1], values[0], part["group"].to_numpy(), kind=kind)
             row |= {f"{metric}_{side}": value.mean() for side, value in zip(SIDES, values, strict=True)}
             row |= {
@@ -249,9 +251,9 @@ def _drops(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFrame:
             answers[answers["condition"] == condition].set_index(names)[["exact_match", "log_prob"]].astype(float)
             for condition in ("none", "shared")
         )
-        order = answers[answers["condition"] == "none"].groupby(names, sort=False).cumcount()
         dropped = (before - after).add_suffix("_effect").reset_index()
-        return dropped.assign(start=dropped.groupby(names).cumcount() + int(order.min()))
+        # several answers of an example are told apart by their order
+        return dropped.assign(start=dropped.groupby(names).cumcount())
 
     return paired_differences(drops(a), drops(b), ["scope", "task"], "_effect")
 
@@ -309,11 +311,6 @@ def _smallest_grafts(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFra
     ]
     columns = ["score", "size", "fraction", "exact_match"]
     return chosen[0][columns].add_suffix("_a").join(chosen[1][columns].add_suffix("_b"), how="outer").reset_index()
-
-
-def _plain(table: pandas.DataFrame) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = table.astype(object).where(table.notna(), None).to_dict("records")
-    return [{key: value.item() if hasattr(value, "item") else value for key, value in row.items()} for row in rows]
 
 
 def _figures(tables: Mapping[str, pandas.DataFrame], names: tuple[str, str]) -> "dict[str, go.Figure]":

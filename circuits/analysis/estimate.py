@@ -29,11 +29,12 @@ def estimate(case: Case, steps: Sequence[Step]) -> Mapping[str, float]:
         case: what is analysed; its model is run on a few examples.
         steps: that will be done.
     """
-    shortest = min((task.select(range(min(_PROBED, len(task)))) for task in case.tasks.values()), key=len)
-    evaluate(case.model, shortest)
+    probes = [task.select(range(min(_PROBED, len(task)))) for task in case.tasks.values()]
+    evaluate(case.model, probes[0])  # what is slow the first time alone
     begun = time.monotonic()
-    evaluate(case.model, shortest)
-    forward = (time.monotonic() - begun) / len(shortest)
+    for probe in probes:
+        evaluate(case.model, probe)
+    forward = (time.monotonic() - begun) / sum(map(len, probes))
     settings, shape = case.settings, shape_of(case.model)
     every = sum(len(task) for task in case.tasks.values()) * forward
     scored = sum(len(task) for task in case.scored().values()) * forward

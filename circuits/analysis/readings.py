@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas
 
 from circuits.analysis.case import Case
+from circuits.analysis.figures import effect_of
 from circuits.figures import attention_figure, save_figure
 from circuits.rankings import prompt_length, read_head
 from circuits.units import Head
@@ -21,7 +22,7 @@ def chosen_heads(tables: Mapping[str, pandas.DataFrame], count: int) -> dict[str
     for name, why in (("patches", "patched"), ("sweep", "ablated")):
         if name in tables:
             table = tables[name]
-            metric = "logit_diff_effect" if "logit_diff_effect" in table else "log_prob_effect"
+            metric = effect_of(table)
             rows = table.assign(size=table[metric].abs()).sort_values("size", ascending=False, kind="stable")
             reasons = [f"changes {row.task} by {getattr(row, metric):+.2f} when {why}" for row in rows.itertuples()]
             orders.append(list(zip(rows["unit"], reasons, strict=True)))

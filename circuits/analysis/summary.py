@@ -27,28 +27,28 @@ def summary_of(
     """
     found: dict[str, Any] = {**facts, "left_out": dict(left_out), "seconds": dict(seconds)}
     if "accuracy" in tables:
-        found["tasks_scored"] = _records(tables["accuracy"])
+        found["tasks_scored"] = records(tables["accuracy"])
     if "shared" in tables:
-        found["shared"] = _records(tables["shared"])
+        found["shared"] = records(tables["shared"])
     if "ablation" in tables:
         parts = tables["ablation"].groupby("scope", sort=False)
         found["ablation"] = [
-            row for scope, part in parts for row in _records(ablation_summary(part).assign(scope=scope))
+            row for scope, part in parts for row in records(ablation_summary(part).assign(scope=scope))
         ]
     if "grafts" in tables and len(tables["grafts"]):
         chosen = tables["grafts"][tables["grafts"]["chosen"].astype(bool)]
-        found["grafts"] = _records(chosen.sort_values("size", kind="stable").drop_duplicates("task"))
+        found["grafts"] = records(chosen.sort_values("size", kind="stable").drop_duplicates("task"))
     for name in ("sweep", "neurons", "patches"):
         if name in tables:
             table = tables[name]
             order = table[effect_of(table)].abs().sort_values(ascending=False, kind="stable").index
-            found[f"top_{name}"] = _records(table.loc[order].head(_TOP))
+            found[f"top_{name}"] = records(table.loc[order].head(_TOP))
     if "ranking_summary" in tables:
-        found["rankings"] = _records(tables["ranking_summary"])
+        found["rankings"] = records(tables["ranking_summary"])
     return found
 
 
-def _records(table: pandas.DataFrame) -> list[dict[str, Any]]:
+def records(table: pandas.DataFrame) -> list[dict[str, Any]]:
     """Rows as JSON has them, without what is missing."""
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     return [{key: value.item() if hasattr(value, "item") else value for key, value in row.items()} for row in rows]

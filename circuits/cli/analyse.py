@@ -6,22 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuits.cli.inputs import check_folder, load, open_tasks
-from circuits.cli.options import Data, Device, Dtype, Model, Seed
+from circuits.cli.options import Chat, Data, Device, DropBad, Dtype, Model, Seed, task_option
 from circuits.cli.settings import options_of
 from circuits.cli.terminal import resumable, say, show
 
 if TYPE_CHECKING:
     from circuits.analysis import Analysis
 
-Tasks = Annotated[
-    list[str],
-    typer.Option(
-        "--task",
-        "--tasks",
-        help="A file of prompts, a ready source (ioi, greater_than, repeated) or a split of the people; several times.",
-        show_default=False,
-    ),
-]
+Tasks = Annotated[list[str], task_option("What the model is asked", "May be repeated.")]
 Start = Annotated[
     Path | None,
     typer.Option(
@@ -32,11 +24,12 @@ Only = Annotated[
     list[str] | None, typer.Option(help="Only this step and those it needs; several times.", show_default=False)
 ]
 Skip = Annotated[list[str] | None, typer.Option(help="Not this step; several times.", show_default=False)]
-Chat = Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")]
-DropBad = Annotated[bool, typer.Option("--drop-bad", help="Go on without the lines that cannot be used.")]
+analysis_options = options_of(
+    "analysis.case.AnalysisSettings", "fraction", "draws", "keep", "examples", "rest", "neurons", "drawn"
+)
 
 
-@options_of("analysis.case.AnalysisSettings", "fraction", "draws", "keep", "examples", "rest", "neurons", "drawn")
+@analysis_options
 def analyse(
     model: Model,
     task: Tasks,

@@ -5,14 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from circuits.cli.analyse import Chat, DropBad, Only, Skip, Start, Tasks
+from circuits.cli.analyse import Only, Skip, Start, Tasks, analysis_options
 from circuits.cli.inputs import check_folder, load, open_tasks
-from circuits.cli.options import Data, Device, Dtype, Model, Seed
-from circuits.cli.settings import options_of
+from circuits.cli.options import Chat, Data, Device, DropBad, Dtype, Model, Seed
 from circuits.cli.terminal import resumable, say, show
 
 
-@options_of("analysis.case.AnalysisSettings", "fraction", "draws", "keep", "examples", "rest", "neurons", "drawn")
+@analysis_options
 def compare(
     model: Model,
     other: Annotated[Path, typer.Argument(help="The other one.", show_default=False)],

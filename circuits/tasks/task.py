@@ -113,12 +113,13 @@ class Task:
             raise CircuitsError("the prompts are one text: give a list of texts, even of one")
         for what, values in columns.items():
             if values is not None and (isinstance(values, str) or len(values) != len(prompts)):
-                given = "one text" if isinstance(values, str) else f"{len(values)}"
+                count = "one text" if isinstance(values, str) else f"{len(values)}"
                 raise CircuitsError(
-                    f"there are {len(prompts)} prompts, but {given} as {what}: give one for each prompt"
+                    f"there are {len(prompts)} prompts, but {count} as {what}: give one for each prompt"
                 )
+        given: dict[str, list[Any]] = {what: list(values) for what, values in columns.items() if values is not None}
         rows = [
-            Prompt(prompt, where=f"prompt {index}", **{key: value[index] for key, value in columns.items() if value})  # type: ignore[arg-type]
+            Prompt(prompt, where=f"prompt {index}", **{what: values[index] for what, values in given.items()})
             for index, prompt in enumerate(prompts)
         ]
         return cls.of(rows, tokenizer, name, chat=chat)

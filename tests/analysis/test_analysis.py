@@ -173,10 +173,14 @@ def test_what_cannot_be_analysed_is_refused(both, tmp_path, unchecked):
         Analysis(tmp_path)
     with pytest.raises(CircuitsError, match="keep is 2: it must be more than 0 and at most 1"):
         AnalysisSettings(keep=2)
+    with pytest.raises(CircuitsError, match="there is no rest 'base': choose from fine_tuned, pre"):
+        AnalysisSettings(rest="base")
+    with pytest.raises(CircuitsError, match="the task 'a/b' cannot name a file of results"):
+        analyse(model, Task(**{**bio.__dict__, "name": "a/b"}), out=tmp_path / "a")
 
 
-def test_a_killed_trace_goes_on_where_it_was(both, people, tmp_path, monkeypatch):
-    """A step that dies leaves nothing that is taken for its result."""
+def test_what_has_no_record_is_made_again_whatever_lies_there(both, people, tmp_path):
+    """A step that died before its record was written leaves nothing that is taken for its result."""
     model, pre, tasks = both
     shutil.copytree(people.folder, tmp_path / "out")
     for name in ("trace", "share", "ablate", "neurons", "rank"):

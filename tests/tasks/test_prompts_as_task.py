@@ -2,6 +2,7 @@
 
 import json
 
+import pandas
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -111,6 +112,13 @@ def test_prompts_are_groups_of_their_own_unless_said_otherwise(words):
     assert together.answers["group"].tolist() == ["a", "a", "b"]
 
 
+def test_columns_of_a_table_are_taken_as_they_are(words):
+    columns = {"prompt": [CLEAN, CHANGED], "answer": [" Mary", " John"], "foil": [" John", " Mary"]}
+    table = pandas.DataFrame(columns, index=[7, 3])
+    task = Task.from_prompts(table["prompt"], table["answer"], words, foils=table["foil"])
+    assert task.foils.answers["value"].tolist() == ["John", "Mary"]
+
+
 def test_a_file_is_the_same_task_as_its_prompts(words, tmp_path):
     file = tmp_path / "ioi.jsonl"
     file.write_text(json.dumps({**IO, "spans": SPANS, "template": "store"}) + "\n")
@@ -188,6 +196,6 @@ def test_own_prompts_are_scored_like_any_others(words, task):
         assert row.log_prob == pytest.approx(float(logits[task.tokens[example, row.start]].detach()), abs=1e-4)
 
 
-def test_people_are_paired_by_a_subject_and_other_tasks_by_counterfactuals(task):
+def test_prompts_in_words_of_their_own_have_nobody_to_be_paired_with(task):
     with pytest.raises(CircuitsError, match="nobody else is asked in the words of"):
         pair_people(task)
