@@ -152,8 +152,8 @@ def analyse(
         The analysis: tables, masks, traces, figures, summary and report.
 
     Raises:
-        CircuitsError: two tasks have one name or the same prompts, one has a name that no file can have, a step does not exist, functions are hooked into a
-            model, ``pre`` is not the start, or the folder holds something else.
+        CircuitsError: two tasks have one name or the same prompts, a task's name cannot be a file's, a step does not
+            exist, functions are hooked into a model, ``pre`` is not the start, or the folder holds something else.
 
     Example:
         >>> import tempfile
