@@ -64,6 +64,7 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks.sweep
 	@$(BIN)/python -m benchmarks.load
 	@$(BIN)/python -m benchmarks.analyse
+	@$(BIN)/python -m benchmarks.consistency
 
 notebooks: study
 	@$(BIN)/jupyter-execute --inplace notebooks/*.ipynb

@@ -5,7 +5,7 @@
    through it: to each tensor's uses, and to the stream before it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -85,11 +85,9 @@ def _back_through(
     return sides, gradients[0]
 
 
-def _keep(uses: dict[str, Use]):  # type: ignore[no-untyped-def]
+def _keep(uses: dict[str, Use]) -> Callable[[Use], None]:
     def keep(use: Use) -> None:
         uses[use.tensor] = use
 
     return keep
 
-
-__all__: Sequence[str] = ("counted_tokens", "sides_by_layer")

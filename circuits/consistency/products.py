@@ -54,20 +54,10 @@ class Block:
         if len(shape) == 1:
             first, second = torch.arange(shape[0]), torch.zeros(shape[0], dtype=torch.long)
         else:
-            first, second = (index.contiguous() for index in torch.meshgrid(*map(torch.arange, shape), indexing="ij"))
-        if row.inputs_first:
-            first, second = second, first
-        if len(shape) == 1:
-            first, second = torch.arange(shape[0]), torch.zeros(shape[0], dtype=torch.long)
+            first, second = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
+            first, second = (second, first) if row.inputs_first else (first, second)
         places = row.stored(first), row.stored(second)
-        by_unit = [
-            index.movedim(row.axis, 0).flatten(1)
-            if units and index.dim() > 1
-            else index[:, None]
-            if units
-            else index.flatten()[None]
-            for index in places
-        ]
+        by_unit = [index.movedim(row.axis if units else 0, 0).reshape(index.shape[row.axis] if units else 1, -1) for index in places]
         rows, columns = (torch.stack([one.unique() for one in index]) for index in by_unit)
         return cls(row, rows, columns, places)
 
@@ -128,7 +118,7 @@ def _formed(side: Sides, rows: Tensor, columns: Tensor) -> Float[Tensor, "unit e
     if len(rows) == 1:
         entries = side.written[..., rows[0]].transpose(1, 2) @ side.read[..., columns[0]]
         return entries.flatten(1)[None]
-    if rows.shape[1] * columns.shape[1] and bool((columns == columns[:1]).all()):
+    if bool((columns == columns[:1]).all()):
         entries = side.written[..., rows.flatten()].transpose(1, 2) @ side.read[..., columns[0]]
         return entries.unflatten(1, rows.shape).transpose(0, 1).flatten(2)
     entries = side.written[..., rows[0]].transpose(1, 2) @ side.read[..., columns.flatten()]
@@ -137,7 +127,7 @@ def _formed(side: Sides, rows: Tensor, columns: Tensor) -> Float[Tensor, "unit e
 
 def _sketched(side: Sides, rows: Tensor, columns: Tensor, signs: tuple[Tensor, Tensor]) -> Float[Tensor, "example k"]:
     written, read = side.written[..., rows] @ signs[0][rows], side.read[..., columns] @ signs[1][columns]
-    found: Tensor = (written * read).sum(1) / written.shape[-1] ** 0.5
+    found: Tensor = (written * read).sum(1) / signs[0].shape[1] ** 0.5
     return found
 
 
