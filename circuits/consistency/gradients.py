@@ -100,28 +100,27 @@ class GradientConsistency:
         rows = []
         for number, part in enumerate(parts.to_dict("records")):
             values, known = cosines[number].double(), ~cosines[number].isnan()
-            left_out = {}
+            left_out: dict[str, numpy.ndarray] = {}
+            means: dict[str, float] = {}
             for code, kind in enumerate(KINDS):
                 chosen = (self.kinds == code) & known
                 if not chosen.any():
                     continue
                 found, pseudo = values[chosen], self._jackknifed(values, chosen)
                 left_out[kind] = pseudo
-                mean, low, high = _interval(pseudo, level)
-                quantiles = torch.quantile(
-                    found[:: max(1, len(found) // 1_000_000)], torch.tensor([0.05, 0.5, 0.95]).double()
-                ).tolist()
-                above = (
-                    _interval(left_out["matched"] - pseudo, level)
-                    if kind != "matched" and "matched" in left_out
-                    else (numpy.nan,) * 3
-                )
+                means[kind] = float(found.mean())
+                some = found[:: max(1, len(found) // 1_000_000)]
+                quantiles = torch.quantile(some, torch.tensor([0.05, 0.5, 0.95]).double()).tolist()
+                above = [numpy.nan] * 3
+                if kind != "matched" and "matched" in means:
+                    above = [means["matched"] - means[kind], *_interval(left_out["matched"] - pseudo, level)]
+                mean = [means[kind], *_interval(pseudo, level)]
                 rows.append(
                     {
                         **part,
                         "kind": kind,
                         "pairs": len(found),
-                        **dict(zip(("mean", "low", "high"), (mean, low, high), strict=True)),
+                        **dict(zip(("mean", "low", "high"), mean, strict=True)),
                         **dict(zip(("q05", "median", "q95"), quantiles, strict=True)),
                         **dict(zip(("matched_above", "above_low", "above_high"), above, strict=True)),
                     }
@@ -146,15 +145,18 @@ class GradientConsistency:
             sums.append((float(table.sum()), touched))
         (total, by_group), (count, in_group) = sums
         mean, part = total / count, in_group > 0
+        # nothing is left where a group is in every pair: then no spread is known
         left = (total - by_group) / (count - in_group)
-        kept = torch.where(part & (count > in_group), len(names) * mean - (len(names) - 1) * left, mean)
+        kept = torch.where(part, len(names) * mean - (len(names) - 1) * left, mean)
         pseudo: numpy.ndarray = (kept - kept.mean() + mean).numpy()
         return pseudo
 
 
-def _interval(values: numpy.ndarray, level: float) -> tuple[float, float, float]:
+def _interval(values: numpy.ndarray, level: float) -> tuple[float, float]:
+    if not numpy.isfinite(values).all():
+        return numpy.nan, numpy.nan
     low, high = intervals(values, kind="real", level=level)
-    return float(values.mean()), float(low), float(high)
+    return float(low), float(high)
 
 
 def pair_kinds(task: Task, other: Task) -> Int[Tensor, "example other"]:

@@ -133,7 +133,7 @@ def by_hand(values, groups, name):
 
 
 def test_pairs_and_means_say_what_is_matched(untouched, tasks):
-    qa = tasks["qa_id"].select(range(12))
+    qa = tasks["qa_id"].select(range(0, 36, 3))
     found = gradient_consistency(untouched, qa, pair_formats(qa, tasks["bio"]), by=["all", "head"])
     pairs, means = found.pairs(), found.means().set_index("kind")
     assert len(pairs) == 144
