@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from circuits.consistency.during_training import ConsistencyCallback
     from circuits.consistency.gradients import (
         BY,
         KINDS,
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 _LATER = {
     "BY": "gradients",
     "KINDS": "gradients",
-    "ConsistencyCallback": "during_training",
     "GradientConsistency": "gradients",
     "gradient_consistency": "gradients",
     "gradient_consistency_along": "gradients",
@@ -25,7 +23,6 @@ _LATER = {
 __all__ = [
     "BY",
     "KINDS",
-    "ConsistencyCallback",
     "GradientConsistency",
     "gradient_consistency",
     "gradient_consistency_along",

@@ -90,4 +90,3 @@ def _keep(uses: dict[str, Use]) -> Callable[[Use], None]:
         uses[use.tensor] = use
 
     return keep
-

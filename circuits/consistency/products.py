@@ -57,7 +57,10 @@ class Block:
             first, second = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
             first, second = (second, first) if row.inputs_first else (first, second)
         places = row.stored(first), row.stored(second)
-        by_unit = [index.movedim(row.axis if units else 0, 0).reshape(index.shape[row.axis] if units else 1, -1) for index in places]
+        by_unit = [
+            index.movedim(row.axis if units else 0, 0).reshape(index.shape[row.axis] if units else 1, -1)
+            for index in places
+        ]
         rows, columns = (torch.stack([one.unique() for one in index]) for index in by_unit)
         return cls(row, rows, columns, places)
 

@@ -57,9 +57,7 @@ def of_unit(model, unit):
 def of(model, component=("attention", "mlp"), layer=None):
     rows = rows_of(model)
     return lambda name, value: (
-        [value.flatten()]
-        if rows[name].component in component and layer in (None, rows[name].layer)
-        else []
+        [value.flatten()] if rows[name].component in component and layer in (None, rows[name].layer) else []
     )
 
 
@@ -153,7 +151,7 @@ def test_pairs_and_means_say_what_is_matched(untouched, tasks):
     names = list(dict.fromkeys(groups))
     pseudo = found._jackknifed(found.cosines["all"][0].double(), found.kinds == 3)
     error = numpy.std(pseudo) / (len(names) - 1) ** 0.5
-    assert error == pytest.approx(by_hand(some["cosine"], touched, names) , rel=1e-5)
+    assert error == pytest.approx(by_hand(some["cosine"], touched, names), rel=1e-5)
     assert len(found.pairs("head", ["matched"])) == 12 * len(found.parts["head"])
 
 
@@ -180,7 +178,9 @@ def gradient_consistency_of_noise(sides):
 
 
 def test_checkpoints_become_steps_of_one_table(model, pre, pair):
-    table = gradient_consistency_along({0: pre, 50: model}, *pair, by=["all", "layer"], mask=unit_mask(model, [Head(1, 1)]))
+    table = gradient_consistency_along(
+        {0: pre, 50: model}, *pair, by=["all", "layer"], mask=unit_mask(model, [Head(1, 1)])
+    )
     assert table["step"].unique().tolist() == [0, 50]
     single = gradient_consistency(model, *pair, by=["all"]).means()
     found = table[(table["step"] == 50) & (table["by"] == "all")]
