@@ -234,6 +234,8 @@ def gradient_consistency(
         loss: over ``answer`` tokens or ``all`` tokens.
         batch_size: examples in one pass; it changes speed and memory, not the result.
         projection: estimate from so many random numbers of each gradient, which is quicker for thousands of examples.
+            With 1,024, on an untrained model of the study's shape, 95 % of the cosines over all parameters lay within
+            0.03 of the exact ones, and all of them within 0.08 (``python -m benchmarks.consistency``).
         seed: of these.
 
     Raises:

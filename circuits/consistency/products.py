@@ -3,8 +3,8 @@
 1. A weight's gradient of one example is Σ over positions of ∂L/∂y ⊗ x (`Sides`); a bias's has x = 1.
 2. The entries of a head, group or neuron are a block: some of the rows, some of the columns (`Block`).
 3. Where positions are many, the entries are formed, a bounded number at a time, and one matrix product of
-   ``[example, entry]`` with ``[other, entry]`` gives all pairs. Where they are few, ⟨x₁ ⊗ g₁, x₂ ⊗ g₂⟩ = ⟨x₁, x₂⟩⟨g₁, g₂⟩
-   is summed over pairs of positions. Both are exact; the cheaper one is taken.
+   ``[example, entry]`` with ``[other, entry]`` gives all pairs. Where they are few,
+   ⟨x₁ ⊗ g₁, x₂ ⊗ g₂⟩ = ⟨x₁, x₂⟩⟨g₁, g₂⟩ is summed over pairs of positions. Both are exact; the cheaper one is taken.
 4. As an option both are replaced by k random numbers for each gradient, Σ over positions of (R g) ⊙ (R′ x) / √k with
    random signs R and R′: their inner products have the right mean.
 """
@@ -123,9 +123,11 @@ def _formed(side: Sides, rows: Tensor, columns: Tensor) -> Float[Tensor, "unit e
         return entries.flatten(1)[None]
     if bool((columns == columns[:1]).all()):
         entries = side.written[..., rows.flatten()].transpose(1, 2) @ side.read[..., columns[0]]
-        return entries.unflatten(1, rows.shape).transpose(0, 1).flatten(2)
+        by_row: Tensor = entries.unflatten(1, rows.shape).transpose(0, 1).flatten(2)
+        return by_row
     entries = side.written[..., rows[0]].transpose(1, 2) @ side.read[..., columns.flatten()]
-    return entries.unflatten(2, columns.shape).permute(2, 0, 1, 3).flatten(2)
+    by_column: Tensor = entries.unflatten(2, columns.shape).permute(2, 0, 1, 3).flatten(2)
+    return by_column
 
 
 def _sketched(side: Sides, rows: Tensor, columns: Tensor, signs: tuple[Tensor, Tensor]) -> Float[Tensor, "example k"]:
