@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from circuits.errors import CircuitsError
-from circuits.interventions.forward import Attention, Forward, Queries, Visitor
+from circuits.interventions.attention import Attention, Queries
+from circuits.interventions.forward import Forward, Visitor
 from circuits.interventions.intervention import Intervention
 from circuits.interventions.values import Matched, Means
 from circuits.models import LeanModel, Site
