@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy
 import pandas
+from jaxtyping import Float
 
 from circuits.interventions.engine import Engine
 from circuits.interventions.intervention import Intervention
@@ -23,6 +24,9 @@ from circuits.units import Component
 
 #: What names an intervention in a table.
 NAMES_OF_INTERVENTIONS: tuple[str, ...] = ("unit", "layer", "index", "mode", "site", "positions", "task")
+
+#: Endings of the columns of a metric, and of those that it has if its effects can be tested.
+_MEASURED, _TESTED = ("", "_effect", "_effect_low", "_effect_high"), ("_effect_p", "_effect_q")
 
 
 def run_interventions(
@@ -126,8 +130,8 @@ def means_table(engine: Engine, clean: dict[str, numpy.ndarray], found: dict[str
     numbers = numpy.zeros(count, dtype=int)
     columns = {
         f"{name}{ending}": numpy.full(count, numpy.nan)
-        for name in found
-        for ending in ("", "_effect", "_effect_low", "_effect_high", "_effect_p")
+        for name, metric in engine.metrics.items()
+        for ending in (*_MEASURED, *(_TESTED if is_signed(metric) else ()))
     }
     for (positions, mode), members in engine.groups().items():
         changed = engine.changed(positions, mode)
@@ -137,24 +141,11 @@ def means_table(engine: Engine, clean: dict[str, numpy.ndarray], found: dict[str
         own = None if groups is None else groups[changed]
         for name, values in found.items():
             chosen = values[members][:, changed]
-            effects = chosen - clean[name][changed]
-            kind = effect_kind(engine.metrics[name])
-            low, high = intervals(effects, own, kind=kind)
-            p_values = paired_p_values(effects, own, kind=kind) if is_signed(engine.metrics[name]) else None
-            measured = (chosen.mean(1), effects.mean(1), low, high, p_values)
-            for ending, column in zip(
-                ("", "_effect", "_effect_low", "_effect_high", "_effect_p"), measured, strict=True
-            ):
-                if column is not None:
-                    columns[f"{name}{ending}"][members] = column
+            measured = _measured(chosen, chosen - clean[name][changed], own, engine.metrics[name])
+            for ending, column in measured.items():
+                columns[f"{name}{ending}"][members] = column
     table = describe(engine.interventions).assign(task=engine.task.name, answers=numbers)
-    for name, column in columns.items():
-        if name.endswith("_effect_p") and not is_signed(engine.metrics[name.removesuffix("_effect_p")]):
-            continue
-        table[name] = column
-        if name.endswith("_effect_p"):
-            table[f"{name[:-2]}_q"] = column
-    return with_corrections(table)
+    return with_corrections(table.assign(**columns))
 
 
 def effects_table(answers: pandas.DataFrame) -> pandas.DataFrame:
@@ -187,19 +178,23 @@ def effects_table(answers: pandas.DataFrame) -> pandas.DataFrame:
             if len(chosen) == 0 or chosen[f"{name}_effect"].isna().all():
                 continue
             effects = chosen[f"{name}_effect"].to_numpy(float)
-            metric = NAMED_METRICS.get(name, log_prob)
-            kind = effect_kind(metric)
-            low, high = intervals(effects, groups, kind=kind)
-            row |= {
-                name: chosen[name].mean(),
-                f"{name}_effect": effects.mean(),
-                f"{name}_effect_low": float(low),
-                f"{name}_effect_high": float(high),
-            }
-            if is_signed(metric):
-                row[f"{name}_effect_p"] = float(paired_p_values(effects, groups, kind=kind))
+            measured = _measured(chosen[name].to_numpy(float), effects, groups, NAMED_METRICS.get(name, log_prob))
+            row |= {f"{name}{ending}": float(number) for ending, number in measured.items()}
         rows.append(row)
     return with_corrections(pandas.DataFrame(rows))
+
+
+def _measured(
+    values: Float[numpy.ndarray, "*row answer"],
+    effects: Float[numpy.ndarray, "*row answer"],
+    groups: numpy.ndarray | None,
+    metric: Metric,
+) -> dict[str, Any]:
+    """What a table says of a metric in each row, by the ending of the column's name."""
+    kind = effect_kind(metric)
+    numbers = (values.mean(-1), effects.mean(-1), *intervals(effects, groups, kind=kind))
+    tested = {"_effect_p": paired_p_values(effects, groups, kind=kind)} if is_signed(metric) else {}
+    return dict(zip(_MEASURED, numbers, strict=True)) | tested
 
 
 def with_corrections(table: pandas.DataFrame) -> pandas.DataFrame:
