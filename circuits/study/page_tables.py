@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas
 
-from circuits.figures.charts import LABELS
+from circuits.figures import LABELS
 from circuits.figures.rankings import RANKING_LABELS
 from circuits.study.claims import SCOPE_LABELS, formatted
 

@@ -6,17 +6,19 @@ from typing import Any
 import pandas
 import plotly.graph_objects as go
 
-from circuits.figures.charts import (
+from circuits.figures import (
     LABELS,
+    Section,
     ablation_figure,
     accuracy_figure,
+    agreement_figure,
     curves_figure,
     graft_figure,
     heads_figure,
+    ranking_curves_figure,
     sharing_figure,
+    write_report,
 )
-from circuits.figures.rankings import agreement_figure, ranking_curves_figure
-from circuits.figures.report import Section, write_report
 from circuits.study.claims import claims_table, findings
 from circuits.study.page_tables import (
     SHOWN_SPLITS,

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from circuits.errors import CircuitsError
 from circuits.facts import word_tokenizer
 from circuits.models import arithmetic, lean_model, load_model, parameters_of
+from circuits.models import layer as layer_module
 from circuits.models.hookable import backends
 from circuits.tasks import Task
 from circuits.tracing import (
@@ -109,13 +110,14 @@ def test_of_any_family_a_trace_equals_a_loop_of_backward_passes_through_the_hook
 
 
 def test_what_a_batch_was_computed_with_is_freed(model, bio, monkeypatch):
-    written, tell = [], arithmetic._tell
+    written, tell = [], layer_module.tell
 
     def told(rows, taps, read, output):
         written.append(weakref.ref(output))
         tell(rows, taps, read, output)
 
-    monkeypatch.setattr(arithmetic, "_tell", told)
+    for module in (arithmetic, layer_module):
+        monkeypatch.setattr(module, "tell", told)
     gc.collect()
     gc.disable()
     try:
