@@ -29,6 +29,10 @@ with quiet():
     from transformer_lens.components import Embed, RMSNorm
 
 
+#: How many positions a new model has rotary angles for.
+_POSITIONS = 64
+
+
 class RepresentationError(CircuitsError):
     """HookedTransformer lacks what the model computes."""
 
@@ -198,10 +202,14 @@ def hooked_transformer(reference: PreTrainedModel, rows: list[Row], layout: Layo
     Raises:
         RepresentationError: something in its layout or among its tensors.
     """
+    settings = _settings(layout)
+    if not layout.learned_positions:
+        # each layer makes a table of angles for as many positions, and a longer one when it is needed
+        settings["n_ctx"] = min(layout.n_ctx, _POSITIONS)
     with quiet():
         model = SharingTransformer(
             HookedTransformerConfig(
-                **_settings(layout),
+                **settings,
                 dtype=reference.dtype,
                 device=str(reference.device),
                 original_architecture=type(reference).__name__,
@@ -209,6 +217,7 @@ def hooked_transformer(reference: PreTrainedModel, rows: list[Row], layout: Layo
                 init_weights=False,
             )
         )
+    model.cfg.n_ctx = layout.n_ctx
     if any(row.offset for row in rows):
         for module in list(model.modules()):
             if type(module) is RMSNorm:

@@ -395,7 +395,7 @@ def test_run_with_hooks_and_the_cache_take_the_names(untouched):
 
 
 def test_every_hook_point_is_probed(model, monkeypatch):
-    probe(model)
+    probe(model, TOKENS)
     for site in ("q", "pattern", "z", "pre", "mlp_out"):
         name = hook_points(model, 1)[site]
         point = model.hook_dict[name]
@@ -403,8 +403,8 @@ def test_every_hook_point_is_probed(model, monkeypatch):
             # the function runs, and what it returns is dropped
             patch.setattr(point, "add_hook", _dropping(point.add_hook))
             with pytest.raises(CircuitsError, match=f"a change at the hook point {name} does not reach the logits"):
-                probe(model)
-    probe(model)
+                probe(model, TOKENS)
+    probe(model, TOKENS)
     assert user_hooks(model) == []
     assert all(parameter.grad is None for parameter in model.parameters())
 
