@@ -187,7 +187,8 @@ def _points_of(layer: int, has: Mapping[str, Any]) -> dict[str, str]:
 def probe(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> tuple[list[Tensor], Tensor]:
     """Check that a change at each hook point we name reaches the logits, by one forward and one backward pass.
 
-    Zero times fixed noise is added at every hook point; the gradient at that zero is zero itself if nothing happens.
+    A function at every hook point puts a copy in the activation's place. The gradients of a random combination of the
+    logits at that copy are zero if nothing happens when it changes.
 
     Args:
         model: made with `hookable`.
@@ -201,45 +202,39 @@ def probe(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> tuple[list[Tens
         CircuitsError: at one of them nothing happens.
     """
     hooked: Any = model
-    generator = torch.Generator().manual_seed(0)
-    noises: dict[torch.Size, Tensor] = {}
-    streams: list[Tensor] = []
     # the bridge works its names out whenever it is asked for them
     points: dict[str, Any] = hooked.hook_dict
     layers = [_points_of(layer, points) for layer in range(int(hooked.cfg.n_layers))]
-    steps = {name: torch.zeros((), device=tokens.device, requires_grad=True) for of in layers for name in of.values()}
+    names = [name for of in layers for name in of.values()]
+    copies: dict[str, Tensor] = {}
 
-    def nudge(activation: Tensor, hook: Any, step: Tensor, kept: list[Tensor] | None) -> Tensor:  # noqa: ARG001
-        if activation.shape not in noises:
-            noises[activation.shape] = torch.randn(activation.shape, generator=generator).to(activation)
-        if kept is not None:
-            kept.append(activation.detach())
-        return activation + (step * noises[activation.shape]).to(activation.dtype)
+    def replace(activation: Tensor, hook: Any, name: str) -> Tensor:  # noqa: ARG001
+        copies[name] = activation.clone() if activation.requires_grad else activation.clone().requires_grad_()
+        return copies[name]
 
     added = []
     try:
-        for of in layers:
-            for site, name in of.items():
-                kept = streams if site == "resid_pre" else None
-                points[name].add_hook(partial(nudge, step=steps[name], kept=kept))
-                added.append(points[name])
+        for name in names:
+            points[name].add_hook(partial(replace, name=name))
+            added.append(points[name])
         with torch.enable_grad(), quiet():
             logits = hooked(tokens)
-            toward = torch.randn(logits.shape, generator=generator).to(logits)
-            gradients = torch.autograd.grad((logits * toward).float().sum(), list(steps.values()), allow_unused=True)
+            toward = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+            gradients = torch.autograd.grad((logits * toward).float().sum(), list(copies.values()), allow_unused=True)
     finally:
         for point in added:
             point.fwd_hooks.pop().hook.remove()
         if hasattr(model, "original_model"):
             with torch.no_grad():
                 hooked(tokens[:1, :1])  # the bridge keeps what it computed last, and a graph in it could not be copied
-    for name, gradient in zip(steps, gradients, strict=True):
-        if gradient is None or float(gradient) == 0:
+    reached = {name for name, gradient in zip(copies, gradients, strict=True) if gradient is not None and gradient.any()}
+    for name in names:
+        if name not in reached:
             raise CircuitsError(
                 f"a change at the hook point {name} does not reach the logits with the installed TransformerLens: "
                 f"what is done there would be ignored"
             )
-    return streams, logits.detach()
+    return [copies[of["resid_pre"]].detach() for of in layers], logits.detach()
 
 
 @dataclass(frozen=True)
