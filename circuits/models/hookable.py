@@ -227,9 +227,10 @@ def probe(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> tuple[list[Tens
         if hasattr(model, "original_model"):
             with torch.no_grad():
                 hooked(tokens[:1, :1])  # the bridge keeps what it computed last, and a graph in it could not be copied
-    reached = {name for name, gradient in zip(copies, gradients, strict=True) if gradient is not None and gradient.any()}
+    found = dict(zip(copies, gradients, strict=True))
     for name in names:
-        if name not in reached:
+        gradient = found.get(name)
+        if gradient is None or not gradient.any():
             raise CircuitsError(
                 f"a change at the hook point {name} does not reach the logits with the installed TransformerLens: "
                 f"what is done there would be ignored"

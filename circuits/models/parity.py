@@ -7,7 +7,8 @@
    positions must agree with the reference: in float32 to 1e-4, or to 1e-5 of the largest logit where that is more.
 3. The hookable model's run on twelve tokens is also the one that shows that a change at each hook point reaches the
    logits (`circuits.models.hookable.probe`); on more tokens it runs once more, without gradients.
-4. Where logits do not agree, the residual streams are compared, and the path and the first layer that departs are named.
+4. Where logits do not agree, the residual streams are compared, and the path and the first layer that departs are
+   named.
 """
 
 from collections.abc import Callable

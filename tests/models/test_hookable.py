@@ -409,6 +409,30 @@ def test_every_hook_point_is_probed(model, monkeypatch):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_the_probe_gives_what_the_model_computes_and_needs_no_parameter_that_learns(model):
+    model.requires_grad_(False)
+    points = [hook_points(model, layer)["resid_pre"] for layer in range(model.cfg.n_layers)]
+    with torch.no_grad():
+        _, cache = model.run_with_cache(TOKENS, names_filter=points)
+    streams, logits = probe(model, TOKENS)
+    assert torch.equal(logits, logits_of(model))
+    assert not logits.requires_grad
+    assert len(streams) == len(points)
+    assert all(torch.equal(stream, cache[point]) for stream, point in zip(streams, points, strict=True))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_prompt_beyond_the_angles_that_a_new_model_has_is_computed_right(name, backend):
+    config = copy.deepcopy(CONFIGS[name])
+    config.max_position_embeddings = 300
+    reference = AutoModelForCausalLM.from_config(config).eval()
+    model = hookable(reference, backend=backend)
+    assert model.cfg.n_ctx == 300
+    for length in (65, 300, 20):
+        tokens = torch.randint(61, (1, length), generator=torch.Generator().manual_seed(length))
+        assert near(logits_of(model, tokens), logits_of(reference, tokens))
+
+
 def _dropping(add):
     def dropping(function, *args, **kwargs):
         def ignored(activation, hook):
