@@ -29,10 +29,6 @@ with quiet():
     from transformer_lens.components import Embed, RMSNorm
 
 
-#: How many positions a new model has rotary angles for.
-_POSITIONS = 64
-
-
 class RepresentationError(CircuitsError):
     """HookedTransformer lacks what the model computes."""
 
@@ -196,6 +192,18 @@ def _settings(layout: Layout) -> dict[str, Any]:
     return settings if layout.learned_positions else settings | _rotary(layout)
 
 
+def _share_angles(model: SharingTransformer) -> None:
+    """Give layers whose angles are the same one table of them, of the length that TransformerLens begins with."""
+    first: dict[str, Any] = {}
+    for block in model.blocks:
+        attention: Any = block.attn
+        if attention.attn_type not in first:
+            attention._extend_rotary_embeddings(min(model.cfg.n_ctx, attention.ROTARY_INITIAL_CACHE_SIZE))
+            first[attention.attn_type] = attention
+        attention.rotary_sin = first[attention.attn_type].rotary_sin
+        attention.rotary_cos = first[attention.attn_type].rotary_cos
+
+
 def hooked_transformer(reference: PreTrainedModel, rows: list[Row], layout: Layout) -> SharingTransformer:
     """A `HookedTransformer` whose parameters are views of a Hugging Face model's, unprocessed.
 
@@ -204,8 +212,8 @@ def hooked_transformer(reference: PreTrainedModel, rows: list[Row], layout: Layo
     """
     settings = _settings(layout)
     if not layout.learned_positions:
-        # each layer makes a table of angles for as many positions, and a longer one when it is needed
-        settings["n_ctx"] = min(layout.n_ctx, _POSITIONS)
+        # each layer would make a table of angles of its own: see below
+        settings["n_ctx"] = 1
     with quiet():
         model = SharingTransformer(
             HookedTransformerConfig(
@@ -218,6 +226,8 @@ def hooked_transformer(reference: PreTrainedModel, rows: list[Row], layout: Layo
             )
         )
     model.cfg.n_ctx = layout.n_ctx
+    if not layout.learned_positions:
+        _share_angles(model)
     if any(row.offset for row in rows):
         for module in list(model.modules()):
             if type(module) is RMSNorm:

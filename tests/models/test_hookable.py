@@ -421,16 +421,21 @@ def test_the_probe_gives_what_the_model_computes_and_needs_no_parameter_that_lea
     assert all(torch.equal(stream, cache[point]) for stream, point in zip(streams, points, strict=True))
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_a_prompt_beyond_the_angles_that_a_new_model_has_is_computed_right(name, backend):
+@pytest.mark.skipif("hooked_transformer" not in backends(), reason="the tables are HookedTransformer's")
+@pytest.mark.parametrize(("name", "kinds"), [("llama", 1), ("llama-yarn", 1), ("neox", 1), ("gemma3", 2)])
+def test_layers_with_the_same_angles_have_one_table_which_grows(name, kinds):
     config = copy.deepcopy(CONFIGS[name])
-    config.max_position_embeddings = 300
-    reference = AutoModelForCausalLM.from_config(config).eval()
-    model = hookable(reference, backend=backend)
-    assert model.cfg.n_ctx == 300
-    for length in (65, 300, 20):
-        tokens = torch.randint(61, (1, length), generator=torch.Generator().manual_seed(length))
-        assert near(logits_of(model, tokens), logits_of(reference, tokens))
+    config.max_position_embeddings = 3000
+    model = hookable(AutoModelForCausalLM.from_config(config), backend="hooked_transformer")
+    assert model.cfg.n_ctx == 3000
+    assert len({block.attn.rotary_sin.data_ptr() for block in model.blocks}) == kinds
+    for length, kept in ((14, 2048), (2100, 3000)):
+        logits_of(model, torch.zeros(1, length, dtype=torch.long))
+        for block in model.blocks:
+            attention, cfg = block.attn, model.cfg
+            own = attention.calculate_sin_cos_rotary(cfg.rotary_dim, kept, attention._rotary_base(), cfg.dtype)
+            assert torch.equal(attention.rotary_sin, own[0])
+            assert torch.equal(attention.rotary_cos, own[1])
 
 
 def _dropping(add):
