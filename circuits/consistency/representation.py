@@ -230,7 +230,8 @@ def _read(
     for start in range(0, len(order), batch_size):
         batch = slice(start, start + batch_size)
         kept = capture(model, task.select(order[batch].tolist()).tokens, wanted)
-        for (layer, site), activation in kept.items():
+        for layer, site in wanted:
+            activation = kept[layer, site]
             for span, where in places.items():
                 at = where[batch].clamp(min=0).to(activation.device)
                 read = activation[torch.arange(len(at), device=at.device), at].float().cpu()
@@ -275,14 +276,14 @@ class _Pairs:
                 cosines.append(own if kind == "matched" else (cosine * among).sum(1) / count)
                 hits.append(own > cosine.masked_fill(~among, -2).amax(1) + _TIE)
                 counts.append(count)
-            count = torch.cat(counts).numpy()
             values = {"cosine": torch.cat(cosines), "retrieved": torch.cat(hits).double()}
             numbers = {name: value.numpy() if known else numpy.nan for name, value in values.items()}
+            rivals = torch.cat(counts).numpy()
             about = self.facts.rename(columns={"example_0": "example", "example_1": "other_example"})
             about = about[[name for name in ("group", "attribute", "example", "other_example") if name in about]]
-            # before the rows without rivals go: their mean is of nothing
-            found = about.assign(kind=kind, **numbers, chance=1 / (1 + count))
-            tables.append(found[count > 0] if kind != "matched" else found)
+            found = about.assign(kind=kind, **numbers, chance=1 / (1 + rivals))
+            # a mean over no rivals is 0 / 0
+            tables.append(found[rivals > 0] if kind != "matched" else found)
         return pandas.concat(tables, ignore_index=True)
 
     def means(self, x: Float[Tensor, "pair width"], y: Float[Tensor, "pair other_width"]) -> pandas.DataFrame:
@@ -291,13 +292,10 @@ class _Pairs:
         for kind in self.kinds:
             pairs = each[each["kind"] == kind]
             row: dict[str, Any] = {"kind": kind}
-            for name, values, bounds in (
-                ("cosine", "cosine", "bounded_difference"),
-                ("retrieval", "retrieved", "share"),
-            ):
-                row |= _mean(name, pairs[values].to_numpy(), pairs["group"].to_numpy(), bounds)
-                if name == "cosine":
-                    row["cka"] = self._cka(kind, x, y)
+            groups = pairs["group"].to_numpy()
+            row |= _mean("cosine", pairs["cosine"].to_numpy(), groups, "bounded_difference")
+            row["cka"] = self._cka(kind, x, y)
+            row |= _mean("retrieval", pairs["retrieved"].to_numpy(), groups, "share")
             rows.append(row | {"chance": pairs["chance"].mean(), "pairs": len(pairs)})
         return pandas.DataFrame(rows)
 

@@ -243,25 +243,24 @@ def _replaced(
     for span, inside in track(parts.items(), f"replace spans of {asked.name}", len(parts), "span"):
         pairs = torch.tensor(list(_donors(asked, inside, draws, generator, span == CONTEXT)), dtype=torch.long)
         ours, theirs = pairs.view(-1, 2).T
-        lost = numpy.zeros(len(asked))
+        count, lost = torch.bincount(ours, minlength=len(asked)), torch.zeros(len(asked)).double()
         if len(pairs):
             tokens, replaced = asked.tokens[ours], asked.select(ours)
             # both have as many tokens there, in the order of the text
             tokens[inside[ours]] = asked.tokens[theirs][inside[theirs]]
             replaced = replace(replaced, tokens=tokens[:, : replaced.tokens.shape[1]])
             after = evaluate(model, replaced, batch_size)["log_prob"].to_numpy()
-            lost = numpy.bincount(ours, log_prob[ours] - after, len(asked))
-        count = torch.bincount(ours, minlength=len(asked)).numpy()
-        empty = ~inside.any(1).numpy()
-        effects.append(numpy.where(empty, 0.0, lost / numpy.where(count > 0, count, numpy.nan)))
+            lost.index_add_(0, ours, torch.as_tensor(log_prob[ours.numpy()] - after))
+        # nothing rests on no tokens; what has no donor is 0 / 0
+        effects.append(torch.where(inside.any(1), lost / count, 0.0))
         counts.append(count)
-    return numpy.stack(effects), numpy.stack(counts)
+    return torch.stack(effects).numpy(), torch.stack(counts).numpy()
 
 
 def _donors(
     asked: Task, inside: Bool[Tensor, "answer pos"], draws: int, generator: torch.Generator, alike: bool
 ) -> Iterator[tuple[int, int]]:
-    """Pairs of an answer and one whose tokens replace its own; the same ones, if ``alike``, where there are no others."""
+    """Pairs of an answer and one whose tokens replace its own; if ``alike`` the same ones, for want of others."""
     answers = asked.answers
     several = "attribute" in answers and answers["attribute"].nunique() > 1
     names = ["group", "value", *(["attribute"] if several else [])]
