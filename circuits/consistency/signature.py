@@ -16,14 +16,14 @@
    method, over groups. Answers of which a span is not known are left out of all.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy
 import pandas
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from circuits.errors import CircuitsError
@@ -97,6 +97,7 @@ def input_signature(
     for name, value in (("draws", draws), ("steps", steps)):
         if value < 1:
             raise CircuitsError(f"the number of {name} is {value}: 1 is the least")
+    _check_columns(by, [*task.answers, "place"])
     integrate = None if method == "replacement" else _captum(model)
     asked = _one_answer_each(task)
     parts = _parts(asked, task, list(dict.fromkeys(spans)), local)
@@ -110,7 +111,7 @@ def input_signature(
         columns = {"effect": found, "delta": numpy.broadcast_to(delta, found.shape)}
     answers = asked.answers.assign(example=task.answers["example"].to_numpy(), log_prob=log_prob)
     if "place" not in answers:
-        answers["place"] = answers.groupby("example").cumcount()
+        answers["place"] = answers.groupby("example")["start"].rank().astype(int) - 1
     table = pandas.concat(
         [
             answers.assign(
@@ -136,8 +137,8 @@ def signature_means(answers: pandas.DataFrame, by: Sequence[str] = ()) -> pandas
     Returns:
         One row for each span, of each value of ``by``: mean ``effect`` in nats, ``share`` of the sum of all spans'
         effects (negative where a span speaks against the answers; NaN where they add up to nothing), both with
-        intervals over groups; the number of ``answers`` of which all spans are known, and of those ``left_out``, how
-        many for want of a donor for this span (``without_donor``); of integrated gradients the mean size of ``delta``.
+        intervals over groups; the number of ``answers`` of which all spans are known, of those ``left_out``, and of
+        answers ``without_donor`` for this span; of integrated gradients the mean size of ``delta``.
 
     Raises:
         CircuitsError: there is no such column, an answer has several rows for one span, or of no answer all spans are
@@ -150,11 +151,20 @@ def signature_means(answers: pandas.DataFrame, by: Sequence[str] = ()) -> pandas
         >>> signature_means(answers)[["span", "effect", "share"]].to_numpy().tolist()
         [['subject', 3.0, 0.75], ['context', 1.0, 0.25]]
     """
-    for name in by:
-        if name not in answers:
-            raise CircuitsError(f"the answers say no {name!r}: take rows apart by columns of theirs")
+    _check_columns(by, answers)
     tables = [part for _, part in answers.groupby(list(by), sort=False, dropna=False)] if by else [answers]
-    return pandas.concat([_means(part, list(by)) for part in tables], ignore_index=True)
+    found = pandas.concat([_means(part, list(by)) for part in tables], ignore_index=True)
+    if not found["answers"].any():
+        known = answers.groupby("span", sort=False)["effect"].count()
+        missing = ", ".join(known.index[known == 0]) or "one span or another"
+        raise CircuitsError(f"no answer has donors for all spans, not for {missing}: give more examples")
+    return found
+
+
+def _check_columns(by: Sequence[str], columns: Iterable[str]) -> None:
+    for name in by:
+        if name not in columns:
+            raise CircuitsError(f"the answers say no {name!r}: take rows apart by columns of theirs")
 
 
 def _means(answers: pandas.DataFrame, by: list[str]) -> pandas.DataFrame:
@@ -170,26 +180,14 @@ def _means(answers: pandas.DataFrame, by: list[str]) -> pandas.DataFrame:
     effects = numpy.stack([part["effect"].to_numpy() for part in parts])
     known = ~numpy.isnan(effects).any(0)
     about = dict(zip(by, parts[0][by].iloc[0], strict=True)) if by else {}
-    if not known.any():
-        where = f" of {', '.join(map(str, about.values()))}" if by else ""
-        missing = ", ".join(map(str, numpy.array(spans)[numpy.isnan(effects).all(1)])) or "one span or another"
-        raise CircuitsError(f"no answer{where} has donors for all spans, not for {missing}: give more examples")
-    groups, chosen = parts[0]["group"].to_numpy()[known], effects[:, known]
-    total = chosen.sum(0)
-    share = chosen.mean(1) / total.mean() if abs(total.mean()) > 0 else numpy.full(len(spans), numpy.nan)
-    low, high = intervals(chosen, groups, kind="real")
-    off = (chosen - share[:, None] * total) / total.mean() if abs(total.mean()) > 0 else chosen * numpy.nan
-    share_low, share_high = share + numpy.stack(intervals(numpy.nan_to_num(off), groups, kind="real"))
+    columns = dict.fromkeys(_MEASURED, numpy.full(len(spans), numpy.nan))
+    if known.any():
+        columns |= _measured(effects[:, known], parts[0]["group"].to_numpy()[known])
     rows = []
     for row, (span, part) in enumerate(zip(spans, parts, strict=True)):
         found = about | {
             "span": span,
-            "effect": chosen[row].mean(),
-            "effect_low": low[row],
-            "effect_high": high[row],
-            "share": share[row],
-            "share_low": share_low[row],
-            "share_high": share_high[row],
+            **{name: values[row] for name, values in columns.items()},
             "answers": int(known.sum()),
             "left_out": int((~known).sum()),
         }
@@ -199,6 +197,23 @@ def _means(answers: pandas.DataFrame, by: list[str]) -> pandas.DataFrame:
             found["without_donor"] = int(numpy.isnan(effects[row]).sum())
         rows.append(found)
     return pandas.DataFrame(rows)
+
+
+_MEASURED = ("effect", "effect_low", "effect_high", "share", "share_low", "share_high")
+
+
+def _measured(
+    effects: Float[numpy.ndarray, "span answer"], groups: Shaped[numpy.ndarray, " answer"]
+) -> dict[str, Float[numpy.ndarray, " span"]]:
+    """Of each span mean and share, with their intervals."""
+    mean, total = effects.mean(1), effects.sum(0)
+    found = [mean, *intervals(effects, groups, kind="real")]
+    if total.mean() != 0:
+        share = mean / total.mean()
+        # how far each answer is off the ratio, to first order
+        off = (effects - share[:, None] * total) / total.mean()
+        found += [share, *(share + end for end in intervals(off, groups, kind="real"))]
+    return dict(zip(_MEASURED, found, strict=False))
 
 
 def _one_answer_each(task: Task) -> Task:

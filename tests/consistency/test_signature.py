@@ -235,6 +235,10 @@ def test_what_has_no_donor_is_left_out_and_counted(untouched, tokenizer):
     assert table["left_out"].tolist() == [1, 1, 1]
     assert table["without_donor"].to_dict() == {"subject": 0, "relation": 1, "context": 0}
     assert table.loc["subject", "effect"] == pytest.approx(each[(each["span"] == "subject")]["effect"][:2].mean())
+    by_group = signature_means(each, by=["group"]).set_index(["group", "span"])
+    assert by_group.loc["Priscilla", "answers"].tolist() == [0, 0, 0]
+    assert by_group.loc["Priscilla", "share"].isna().all()
+    assert by_group.loc["Sabrina", "share"].sum() == pytest.approx(1)
     with pytest.raises(CircuitsError, match="no answer has donors for all spans, not for relation: give more examples"):
         input_signature(untouched, task.select([1, 2]))
 
@@ -290,6 +294,7 @@ def test_what_cannot_be_done_is_refused(untouched, bio, monkeypatch):
         ({"spans": ["context"]}, "the span 'context' is that of all other tokens: give this one another name"),
         ({"draws": 0}, "the number of draws is 0: 1 is the least"),
         ({"steps": 0}, "the number of steps is 0: 1 is the least"),
+        ({"by": ["colour"]}, "the answers say no 'colour': take rows apart by columns of theirs"),
     ):
         with pytest.raises(CircuitsError, match=message):
             input_signature(untouched, bio, **options)
