@@ -4,13 +4,14 @@ from circuits.analysis.analysis import Analysis, analyse
 from circuits.analysis.case import AnalysisSettings
 from circuits.analysis.comparison import Comparison, compare, paired_differences
 from circuits.analysis.steps import STEPS
-from circuits.analysis.summary import top_table
+from circuits.analysis.summary import accuracies, top_table
 
 __all__ = [
     "STEPS",
     "Analysis",
     "AnalysisSettings",
     "Comparison",
+    "accuracies",
     "analyse",
     "compare",
     "paired_differences",
