@@ -1,6 +1,6 @@
 """One model on its tasks, and two models compared: steps that resume, tables, figures and a page."""
 
-from circuits.analysis.analysis import Analysis, analyse
+from circuits.analysis.analysis import Analysis, Tables, analyse
 from circuits.analysis.case import AnalysisSettings
 from circuits.analysis.comparison import Comparison, compare, paired_differences
 from circuits.analysis.steps import STEPS
@@ -11,6 +11,7 @@ __all__ = [
     "Analysis",
     "AnalysisSettings",
     "Comparison",
+    "Tables",
     "accuracies",
     "analyse",
     "compare",

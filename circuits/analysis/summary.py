@@ -8,7 +8,7 @@ import pandas
 from circuits.analysis.figures import by_mode, effect_of
 from circuits.masks import ablation_summary
 from circuits.metrics import METRICS
-from circuits.statistics import intervals
+from circuits.statistics import Kind, intervals
 
 _TOP = 12
 
@@ -39,7 +39,7 @@ def accuracies(answers: pandas.DataFrame, by: Sequence[str] = ("task",)) -> pand
         for metric in (*METRICS, "logit_diff"):
             if metric in part and part[metric].notna().all():
                 values = part[metric].to_numpy(float)
-                kind = "share" if metric in ("exact_match", "first_token") else "real"
+                kind: Kind = "share" if metric in ("exact_match", "first_token") else "real"
                 low, high = intervals(values, part["group"].to_numpy(), kind=kind)
                 row |= {metric: values.mean(), f"{metric}_low": float(low), f"{metric}_high": float(high)}
         rows.append(row)
