@@ -214,10 +214,10 @@ def sources_of(case: Case) -> dict[str, tuple[Task, Task]]:
     for name, task in scored.items():
         if task.counterfactuals is not None:
             found[name] = (task.counterfactuals, task)
-    for source_name, source in case.tasks.items():
+    for source in case.of("trace"):  # what is held out of the shared set is a target alone
         for name, task in scored.items():
-            if source_name != name and (pair := pair_groups(task, source)) is not None:
-                found[f"{name} from {source_name}"] = pair
+            if source != name and (pair := pair_groups(task, case.tasks[source])) is not None:
+                found[f"{name} from {source}"] = pair
     return found
 
 
