@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas
 
-from circuits.analysis.artifacts import Grafts, Masks, Table, Traces
+from circuits.analysis.artifacts import Grafts, Masks, Table, Traces, TracesOnDisk
 from circuits.analysis.case import Case
 from circuits.analysis.running import step
 from circuits.analysis.summary import accuracies
@@ -241,13 +241,13 @@ def patch(case: Case) -> tuple[pandas.DataFrame, pandas.DataFrame]:
 
 
 @step(RANKED, CURVES, CURVE_ANSWERS, AREAS, SUMMARY, AGREEMENT, needs=[TRACES, MASKS])
-def rank(case: Case, traces: Mapping[str, GradientTrace], masks: dict[str, ParameterMask]) -> tuple[Any, ...]:
+def rank(case: Case, traces: TracesOnDisk, masks: dict[str, ParameterMask]) -> tuple[Any, ...]:
     """Rank heads and neurons, and test whether the top ones are needed and enough."""
     settings = case.settings
     draws, seed, ties = settings.draws, settings.seed, settings.ties
     tasks = list(case.of("rank").values())
     # in the order of the tasks, for the last trace gives gradient × activation
-    ordered = {name: traces[name] for name in case.of("trace")}
+    ordered = traces.of(case.of("trace"))
     made = GRAFTS.load(case.folder).get(tasks[0].name) if "graft_size" in settings.rankings else None
     evidence = Evidence(
         case.model, case.pre, ordered, masks["global"], None if made is None else made.mask, task=tasks[0], seed=seed

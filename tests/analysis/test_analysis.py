@@ -259,8 +259,8 @@ def test_what_cannot_be_analysed_is_refused(both, tmp_path, unchecked):
         AnalysisSettings(examples_by_step={"trace": 0})
     with pytest.raises(CircuitsError, match="there is no step 'tracing': choose from evaluate, trace"):
         analyse(model, bio, out=tmp_path / "a", settings=AnalysisSettings(examples_by_step={"tracing": 1}))
+    settings = AnalysisSettings(tasks_by_step={"trace": ("bio", "qa")})
     with pytest.raises(CircuitsError, match="the step trace is to be done on 'qa': choose from bio, qa_id"):
-        settings = AnalysisSettings(tasks_by_step={"trace": ("bio", "qa")})
         analyse(model, [bio, qa], out=tmp_path / "a", settings=settings)
     with pytest.raises(CircuitsError, match="the task 'a/b' cannot name a file of results"):
         analyse(model, Task(**{**bio.__dict__, "name": "a/b"}), out=tmp_path / "a")

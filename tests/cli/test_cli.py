@@ -777,7 +777,7 @@ def test_a_study_starts_from_a_pretrained_checkpoint(pretrained, tmp_path, monke
     start = fingerprint(load_model(pretrained / "pythia"))
     assert plan["model_fingerprint"] == start == fingerprint(load_model(tmp_path / "study" / "checkpoints" / "pre"))
     assert fingerprint(load_model(tmp_path / "study" / "checkpoints" / "mixed")) != start
-    tables = {path.stem: pandas.read_parquet(path) for path in (tmp_path / "study" / "tables").iterdir()}
+    tables = {path.stem: pandas.read_parquet(path) for path in (tmp_path / "study" / "tables").glob("*.parquet")}
     assert set(tables["accuracy"]["answers"]) == {10}
     assert tables["curves"].groupby("model")["step"].agg(list).tolist() == [[3, 6]] * 4
     # another checkpoint under the same name

@@ -145,9 +145,9 @@ def test_influenced_sets_stand_for_their_traces(traces):
         assert one.provenance == other.provenance
         found, expected = sharing(sets, draws=2, seed=3), sharing(traces, 0.1, 2, seed=3, scope=scope)
         assert found == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
-    for sets, fraction in (([*sets], 0.1), ([traces[0], sets[1]], None)):
+    for given, fraction in ((sets, 0.1), ([traces[0], sets[1]], None)):
         with pytest.raises(CircuitsError, match="influenced sets were chosen by a fraction already: give them alone"):
-            shared_parameters(sets, fraction)
+            shared_parameters(given, fraction)
     with pytest.raises(CircuitsError, match="two of the traces are of the same examples"):
         shared_parameters([sets[0], sets[0]])
 
