@@ -22,7 +22,7 @@ import pandas
 
 from circuits.analysis.artifacts import Grafts, Masks, Table, Traces, TracesOnDisk
 from circuits.analysis.case import Case
-from circuits.analysis.running import step
+from circuits.analysis.running import give_back, step
 from circuits.analysis.summary import accuracies
 from circuits.interventions import effects_table, pair_groups, run_interventions, single
 from circuits.masks import (
@@ -106,6 +106,7 @@ def trace(case: Case) -> tuple[Mapping[str, GradientTrace], pandas.DataFrame]:
         found = trace_gradients(case.model, task, out=TRACES.path(case.folder) / f"{name}.safetensors")
         heads.append(found.units(Head).assign(task=name))
         del found  # as large as the model, and the next one is made beside it
+        give_back()
     return TRACES.load(case.folder), pandas.concat(heads, ignore_index=True)
 
 
@@ -124,6 +125,7 @@ def share(case: Case, traces: Mapping[str, GradientTrace]) -> tuple[Any, ...]:
         for (scope, fraction), each in sets.items():
             each.append(influenced_parameters(found, fraction, scope))
         del found  # one trace in memory at a time
+        give_back()
     curve = pandas.DataFrame(
         {"scope": scope, "fraction": fraction, **sharing(each, draws=settings.draws, seed=settings.seed)}
         for (scope, fraction), each in track(sets.items(), "sharing curve", len(sets), "set")
