@@ -4,8 +4,9 @@ Run with ``python -m benchmarks.load``. Each loading happens in a process of its
 taken in turns, on one thread (two wait for each other on a busy machine), with the files in the page cache; the least
 seconds of several turns count.
 
-- time over transformers: all of `load_model` (files judged, weights, hooked model, tokenizer, both forward passes of
-  the parity check) against ``from_pretrained`` of the model and the tokenizer, which maps the weights and reads none;
+- time over transformers: all of `load_model` (files judged, weights, hooked model, tokenizer, the parity check's three
+  forward passes, the backward pass of the hook points' probe) against ``from_pretrained`` of the model and the
+  tokenizer, which maps the weights and reads none;
 - peak over weights: the most memory the process ever held, less what it held after its imports, over the bytes of the
   weights in the file (tied ones once).
 """

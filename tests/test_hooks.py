@@ -17,6 +17,12 @@ from torch.nn.modules.module import (
 )
 
 from circuits.analysis import analyse, compare
+from circuits.consistency import (
+    gradient_consistency,
+    gradient_consistency_along,
+    input_signature,
+    representation_consistency,
+)
 from circuits.errors import CircuitsError
 from circuits.interventions import (
     Engine,
@@ -104,6 +110,7 @@ class Case:
         self.model, self.pre, self.tmp = model, pre, tmp_path
         self.task = tasks["qa_id"].select(range(6))
         self.bio = tasks["bio"].select(range(6))
+        self.people, self.biographies = tasks["qa_id"], tasks["bio"].select(range(0, 179, 3))
         self.source = pair_people(self.task, among=tasks["qa_id"])
         self.mask = unit_mask(model, [OTHER])
         self.answered = said_by(pre, self.task)
@@ -158,8 +165,11 @@ CALLS = {
     ),
     "graft_by_optimisation": lambda c: graft_by_optimisation(c.model, c.pre, c.answered, keep=0.3, steps=1).curve,
     "graft_by_score": lambda c: graft_by_score(c.model, c.pre, c.answered, score="gradient_x_change", keep=0.3).curve,
+    "gradient_consistency": lambda c: gradient_consistency(c.model, c.people, c.biographies).cosines["all"],
+    "gradient_consistency_along": lambda c: gradient_consistency_along([c.model], c.people, c.biographies)["mean"],
     "hooked": lambda c: c.within(hooked(c.model, {hook_name(c.model, (3, "z")): lambda z, hook: 0 * z})),  # noqa: ARG005
     "induction_scores": lambda c: induction_scores(c.model),
+    "input_signature": lambda c: input_signature(c.model, c.people, per_answer=True)[["log_prob", "effect"]],
     "logits_at": lambda c: logits_at(c.model, c.task.tokens, torch.tensor([[0, 3], [1, 2]])),
     "loss_gradients": lambda c: loss_gradients(c.model, c.task)["blocks.0.attn.W_Q"],
     "mean": lambda c: c.within(mean(c.model, c.mask)),
@@ -175,6 +185,7 @@ CALLS = {
     ),
     "read_head": lambda c: read_head(c.model, OTHER, c.task, example=0).pattern,
     "replace_heads": lambda c: c.within(replace_heads(c.model, {OTHER: torch.zeros(1)})),
+    "representation_consistency": lambda c: representation_consistency(c.model, c.biographies, c.people)["cosine"],
     "revert": lambda c: c.within(revert(c.model, c.mask, c.pre)),
     "run_interventions": lambda c: run_interventions(c.model, c.task, [Intervention((OTHER,))]),
     "screen_interventions": lambda c: screen_interventions(c.model, c.task, [Intervention((OTHER,))]),

@@ -1,16 +1,18 @@
 """One model on its tasks, and two models compared: steps that resume, tables, figures and a page."""
 
-from circuits.analysis.analysis import Analysis, analyse
+from circuits.analysis.analysis import Analysis, Tables, analyse
 from circuits.analysis.case import AnalysisSettings
 from circuits.analysis.comparison import Comparison, compare, paired_differences
 from circuits.analysis.steps import STEPS
-from circuits.analysis.summary import top_table
+from circuits.analysis.summary import accuracies, top_table
 
 __all__ = [
     "STEPS",
     "Analysis",
     "AnalysisSettings",
     "Comparison",
+    "Tables",
+    "accuracies",
     "analyse",
     "compare",
     "paired_differences",

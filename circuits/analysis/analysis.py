@@ -92,7 +92,7 @@ class Analysis:
         return made_by.MASKS.load(self.folder)
 
     @property
-    def traces(self) -> dict[str, GradientTrace]:
+    def traces(self) -> Mapping[str, GradientTrace]:
         """The gradient trace of each task."""
         return made_by.TRACES.load(self.folder)
 
@@ -152,8 +152,9 @@ def analyse(
         The analysis: tables, masks, traces, figures, summary and report.
 
     Raises:
-        CircuitsError: two tasks have one name or the same prompts, a task's name cannot be a file's, a step does not
-            exist, functions are hooked into a model, ``pre`` is not the start, or the folder holds something else.
+        CircuitsError: two tasks have one name or the same prompts, a task's name cannot be a file's, a step or a task
+            that is named does not exist, functions are hooked into a model, ``pre`` is not the start, or the folder
+            holds something else.
 
     Example:
         >>> import tempfile
@@ -171,6 +172,7 @@ def analyse(
     settings = settings or AnalysisSettings()
     case = Case(model, _by_name(tasks), pre, settings, Path(out))
     chosen = choose(made_by.STEPS, only, skip)
+    _check_names(case)
     for one in (model, pre):
         if one is not None:
             refuse_hooks(one)
@@ -193,6 +195,16 @@ def analyse(
     write_json(case.folder / "summary.json", summary_of(analysis.tables, facts, left_out, seconds(case.folder)))
     write_page(analysis.report, analysis.summary, analysis.tables, analysis.figures)
     return analysis
+
+
+def _check_names(case: Case) -> None:
+    """Refuse settings that name steps or tasks that are not there."""
+    by_step = case.settings.tasks_by_step
+    choose(made_by.STEPS, [*by_step, *case.settings.examples_by_step], None)
+    for step, names in by_step.items():
+        for name in names:
+            if name not in case.tasks:
+                raise CircuitsError(f"the step {step} is to be done on {name!r}: choose from {', '.join(case.tasks)}")
 
 
 def _by_name(tasks: Task | Sequence[Task]) -> dict[str, Task]:

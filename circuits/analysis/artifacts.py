@@ -1,6 +1,6 @@
 """What steps leave in a folder for each other: an artifact knows its file, and how it is saved and loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,32 @@ class Traces(Artifact):
     def save(self, folder: Path, value: Mapping[str, GradientTrace], facts: Mapping[str, Any]) -> None:
         """Nothing is left to do: tracing wrote each file, so that it can go on in the middle."""
 
-    def load(self, folder: Path) -> dict[str, GradientTrace]:
-        """Read them, in the order of their names."""
-        return {file.stem: GradientTrace.load(file) for file in sorted(self.path(folder).glob("*.safetensors"))}
+    def load(self, folder: Path) -> "TracesOnDisk":
+        """Give them by task, in the order of their names; each is as large as the model, and read when asked for."""
+        return TracesOnDisk({file.stem: file for file in sorted(self.path(folder).glob("*.safetensors"))})
+
+
+class TracesOnDisk(Mapping[str, GradientTrace]):
+    """Gradient traces by task, each read whenever it is asked for."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = files
+
+    def of(self, tasks: Iterable[str]) -> "TracesOnDisk":
+        """Those of these tasks, in their order."""
+        return TracesOnDisk({name: self._files[name] for name in tasks})
+
+    def __getitem__(self, name: str) -> GradientTrace:
+        return GradientTrace.load(self._files[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 class Grafts(Artifact):

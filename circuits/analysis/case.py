@@ -1,13 +1,19 @@
 """What is analysed: a model, its tasks, the model before fine-tuning if there is one, and how it is done."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from circuits.errors import CircuitsError
+from circuits.interventions import ABLATIONS
 from circuits.models import Model
-from circuits.rankings import RESTS
+from circuits.rankings import RANKINGS, RESTS
 from circuits.tasks import Task
+
+#: Steps that look at all examples of their tasks, where no number is asked for.
+_ON_ALL = ("evaluate", "trace", "graft")
+#: Curves are what takes longest: as many examples of each task are scored at each of their points.
+_ON_CURVES = 8
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,16 @@ class AnalysisSettings:
         neurons: as many neurons with the largest Shared Size are ablated alone.
         drawn: as many heads have their attention drawn.
         seed: of every draw.
+        modes: how each head is ablated alone.
+        rankings: of `circuits.rankings.RANKINGS`, beside those by the traces and at random. ``graft_size`` and
+            ``ablation``, of heads alone, are those of the first task that curves are scored on.
+        ties: orders in which units that a ranking scores alike are drawn.
+        halvings: curves over more than 32 units are measured at all of them and at so many halvings, at every doubling
+            from 1 if None.
+        tenths: and at every tenth of them, with halvings below the first alone.
+        tasks_by_step: step → names of the tasks that it is done on, where these are not all. With the step ``trace`` it
+            says which tasks the shared set is of; those held out of it are scored all the same.
+        examples_by_step: step → as many examples of each task, in place of what ``examples`` says.
     """
 
     fraction: float = 0.01
@@ -36,18 +52,32 @@ class AnalysisSettings:
     neurons: int = 20
     drawn: int = 3
     seed: int = 0
+    modes: tuple[str, ...] = ("zero",)
+    rankings: tuple[str, ...] = ("shared_size", "change", "gradient_x_activation")
+    ties: int = 1
+    halvings: int | None = 6
+    tenths: bool = False
+    tasks_by_step: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    examples_by_step: Mapping[str, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("fraction", "keep"):
             value = getattr(self, name)
             if not 0 < value <= 1:
                 raise CircuitsError(f"{name} is {value}: it must be more than 0 and at most 1")
-        if self.rest not in RESTS:
-            raise CircuitsError(f"there is no rest {self.rest!r}: choose from {', '.join(RESTS)}")
-        for name, least in {"draws": 2, "examples": 1, "neurons": 0, "drawn": 0}.items():
-            value = getattr(self, name)
-            if value < least:
-                raise CircuitsError(f"{name} is {value}: it must be {least} or more")
+        for name, known in {"rest": RESTS, "modes": ABLATIONS, "rankings": (*RANKINGS,)}.items():
+            chosen = getattr(self, name)
+            for one in (chosen,) if isinstance(chosen, str) else chosen:
+                if one not in known:
+                    raise CircuitsError(f"there is no {name.removesuffix('s')} {one!r}: choose from {', '.join(known)}")
+        if not self.modes:
+            raise CircuitsError(f"there are no modes to ablate heads by: choose from {', '.join(ABLATIONS)}")
+        least = {"draws": 2, "examples": 1, "neurons": 0, "drawn": 0, "ties": 1, "halvings": 1}
+        counts = {name: getattr(self, name) for name in least}
+        counts |= {f"the number of examples for {step}": count for step, count in self.examples_by_step.items()}
+        for name, value in counts.items():
+            if value is not None and value < least.get(name, 1):
+                raise CircuitsError(f"{name} is {value}: it must be {least.get(name, 1)} or more")
 
 
 @dataclass(frozen=True)
@@ -67,20 +97,22 @@ class Case:
     pre: Model | None
     settings: AnalysisSettings
     folder: Path
-    _sampled: dict[str, Task] = field(default_factory=dict)
 
     @property
     def mode(self) -> str:
         """What ablated weights become: as they were before fine-tuning, or zero where that is not known."""
         return "zero" if self.pre is None else "revert"
 
-    def scored(self) -> dict[str, Task]:
-        """The examples that are scored, by task."""
-        count = self.settings.examples
-        if not self._sampled:
-            found = {
-                name: task if count >= len(task) else task.sample(count, self.settings.seed)
-                for name, task in self.tasks.items()
-            }
-            self._sampled.update(found)
-        return self._sampled
+    def of(self, step: str) -> dict[str, Task]:
+        """The tasks that a step is done on, with the examples that it looks at."""
+        settings = self.settings
+        usual = None if step in _ON_ALL else settings.examples
+        if step == "rank":
+            usual = min(settings.examples, _ON_CURVES)
+        count = settings.examples_by_step.get(step, usual)
+        names = settings.tasks_by_step.get(step, [*self.tasks])
+        return {
+            name: task if count is None or count >= len(task) else task.sample(count, settings.seed)
+            for name, task in self.tasks.items()
+            if name in names
+        }

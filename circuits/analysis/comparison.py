@@ -19,6 +19,7 @@ import pandas
 
 from circuits.analysis.analysis import Analysis, Tables, analyse
 from circuits.analysis.case import AnalysisSettings
+from circuits.analysis.figures import by_mode
 from circuits.analysis.summary import records
 from circuits.errors import CircuitsError
 from circuits.figures import Section, heads_figure, write_report
@@ -319,7 +320,7 @@ def _figures(tables: Mapping[str, pandas.DataFrame], names: tuple[str, str]) -> 
     for name in ("sweep", "patches"):
         if name in tables:
             table = tables[name]
-            figures[name] = heads_figure(table, _largest(table), facet="task", title=less)
+            figures[name] = heads_figure(by_mode(table), _largest(table), facet="task", title=less)
     if "heads" in tables:
         heads = tables["heads"]
         panels = [
@@ -362,7 +363,7 @@ def _write_page(found: Comparison) -> None:
                 f"The change that each head makes in {one}, in {other}, and the difference, the largest first. "
                 f"{told} of {len(table)} differences are told from none (5 %, Benjamini–Hochberg)."
             )
-            shown = _shown(table.head(12), ["task", "unit"], found.names, "_effect", [metric])
+            shown = _shown(by_mode(table.head(12)), ["task", "unit"], found.names, "_effect", [metric])
             sections.append(Section(title, [text], shown, figures.get(name)))
     if "areas" in tables:
         text = (

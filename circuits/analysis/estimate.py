@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 
 from circuits.analysis.case import Case
 from circuits.analysis.running import Step
-from circuits.analysis.steps import CURVE_EXAMPLES, counts_of, sources_of
+from circuits.analysis.steps import sources_of
 from circuits.masks import SCOPES, SCORES, covered_parameters
 from circuits.metrics import evaluate
 from circuits.models import shape_of
+from circuits.rankings import default_counts
 from circuits.units import Head, Neuron
 
 _PROBED = 4
@@ -36,26 +37,30 @@ def estimate(case: Case, steps: Sequence[Step]) -> Mapping[str, float]:
         evaluate(case.model, probe)
     forward = (time.monotonic() - begun) / sum(map(len, probes))
     settings, shape = case.settings, shape_of(case.model)
-    every = sum(len(task) for task in case.tasks.values()) * forward
-    scored = sum(len(task) for task in case.scored().values()) * forward
+
+    def passes(step: str) -> float:
+        return sum(map(len, case.of(step).values())) * forward
+
     heads = Head.count(shape) * shape.n_layers
     parameters = sum(value.numel() for value in covered_parameters(case.model).values())
-    sets = (1 + settings.draws) * (len(SCOPES) + len(settings.fractions))
+    sets = (1 + settings.draws) * len(SCOPES) * len({settings.fraction, *settings.fractions})
     curves = 1 if case.pre is None else 2
-    rankings = 3 + len(case.tasks) + settings.draws
-    points = sum(len(counts_of(kind.count(shape) * shape.n_layers)) for kind in (Head, Neuron))
-    examples = sum(min(len(task), CURVE_EXAMPLES) for task in case.scored().values())
+    rankings = len(settings.rankings) + len(case.of("trace")) + settings.draws
+    points = sum(
+        len(default_counts(kind.count(shape) * shape.n_layers, halvings=settings.halvings, tenths=settings.tenths))
+        for kind in (Head, Neuron)
+    )
     found = {
-        "evaluate": every,
-        "trace": _GRADIENT * every,
+        "evaluate": passes("evaluate"),
+        "trace": _GRADIENT * passes("trace"),
         "share": sets * parameters * _SELECT,
-        "ablate": len(SCOPES) * (2 + settings.draws) * scored,
-        "graft": 0.0 if case.pre is None else len(SCORES) * _TRIED * every,
-        "sweep": _FROM_A_LAYER * heads * scored,
-        "neurons": _FROM_A_LAYER * settings.neurons * scored,
+        "ablate": len(SCOPES) * (2 + settings.draws) * passes("ablate"),
+        "graft": 0.0 if case.pre is None else len(SCORES) * _TRIED * passes("graft"),
+        "sweep": _FROM_A_LAYER * heads * len(settings.modes) * passes("sweep"),
+        "neurons": _FROM_A_LAYER * settings.neurons * passes("neurons"),
         "patch": _FROM_A_LAYER * heads * sum(len(target) for _, target in sources_of(case).values()) * forward,
-        "rank": curves * rankings * points * examples * forward,
-        "attend": scored,
+        "rank": curves * rankings * points * passes("rank"),
+        "attend": passes("attend"),
     }
     return {step.name: found[step.name] for step in steps if step.lacking(case) is None}
 

@@ -16,6 +16,11 @@ def effect_of(table: pandas.DataFrame) -> str:
     return "logit_diff_effect" if full else "log_prob_effect"
 
 
+def by_mode(table: pandas.DataFrame) -> pandas.DataFrame:
+    """A table of interventions whose ``task`` also says how, where there are several modes."""
+    return table if table["mode"].nunique() < 2 else table.assign(task=table["task"] + ", " + table["mode"])
+
+
 def figures_of(tables: Mapping[str, pandas.DataFrame], model: str = "model") -> dict[str, go.Figure]:
     """The figures by name; those whose tables are not there are left out.
 
@@ -25,7 +30,8 @@ def figures_of(tables: Mapping[str, pandas.DataFrame], model: str = "model") -> 
     """
     figures: dict[str, go.Figure] = {}
     if "sharing_curve" in tables:
-        figures["sharing"] = sharing_figure(tables["sharing_curve"].assign(model=model))
+        curves = tables["sharing_curve"]
+        figures["sharing"] = sharing_figure(curves[curves["scope"] == "global"].assign(model=model))
     if "shared_heads" in tables:
         heads = tables["shared_heads"]
         named = heads.assign(
@@ -42,7 +48,7 @@ def figures_of(tables: Mapping[str, pandas.DataFrame], model: str = "model") -> 
         if name in tables:
             table = tables[name]
             effect = effect_of(table)
-            figures[name] = heads_figure(table, effect, facet="task", title=_CHANGE[effect])
+            figures[name] = heads_figure(by_mode(table), effect, facet="task", title=_CHANGE[effect])
     if "ranking_curves" in tables:
         for (kind, condition), part in tables["ranking_curves"].groupby(["kind", "condition"], sort=False):
             figures[f"{condition}_{kind}s"] = ranking_curves_figure(part, units=f"{kind}s")

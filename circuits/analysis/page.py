@@ -139,11 +139,14 @@ def _grafts(summary: Mapping[str, Any]) -> Sequence[Section]:
             "parameters": f"{row['size']:,}",
             "of all": _percent(row["fraction"]),
             "taken by": row["score"].replace("_", " "),
-            "exact match": _percent(row["exact_match"]),
+            **{f"exact match on {task}": _percent(value) for task, value in row["on"].items()},
         }
         for row in summary.get("grafts", ())
     ]
-    text = "The fewest fine-tuned parameters that were found to keep a task in the model before fine-tuning."
+    text = (
+        "The fewest fine-tuned parameters that were found to keep a task in the model before fine-tuning, and what "
+        "that model then answers."
+    )
     return [Section("What is enough of the fine-tuning", [text], pandas.DataFrame(rows))] if rows else []
 
 

@@ -45,7 +45,7 @@ def draw_heads(case: Case, tables: Mapping[str, pandas.DataFrame]) -> list[Path]
     if case.model.tokenizer is None:
         return []
     prompts = []
-    for name, task in case.scored().items():
+    for name, task in case.of("attend").items():
         short = [example for example in range(len(task)) if prompt_length(task, example) <= _LONGEST]
         if task.spans and short:
             prompts.append((name, task, short[0]))

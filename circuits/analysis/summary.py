@@ -1,14 +1,49 @@
 """What an analysis comes to, in a few numbers and in one table of heads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas
 
-from circuits.analysis.figures import effect_of
+from circuits.analysis.figures import by_mode, effect_of
 from circuits.masks import ablation_summary
+from circuits.metrics import METRICS
+from circuits.statistics import Kind, intervals
 
 _TOP = 12
+
+
+def accuracies(answers: pandas.DataFrame, by: Sequence[str] = ("task",)) -> pandas.DataFrame:
+    """Means of every metric over the answers of each task, with their 95 % intervals.
+
+    Args:
+        answers: one row for each answer, from `circuits.metrics.evaluate`, or several of these joined, with the columns
+            that tell them apart.
+        by: those columns.
+
+    Returns:
+        One row for each of their values: ``answers``, how many, and for each metric that all of them have its mean and
+        the ends of its interval, in which answers of one ``group`` count together.
+
+    Source:
+        docs/method.md, section 9.
+
+    Example:
+        >>> answers = pandas.DataFrame({"task": "qa", "group": range(8), "exact_match": [True] * 6 + [False] * 2})
+        >>> accuracies(answers).round(2).to_dict("records")
+        [{'task': 'qa', 'answers': 8, 'exact_match': 0.75, 'exact_match_low': 0.41, 'exact_match_high': 0.93}]
+    """
+    rows = []
+    for key, part in answers.groupby([*by], sort=False):
+        row: dict[str, Any] = dict(zip(by, key, strict=True)) | {"answers": len(part)}
+        for metric in (*METRICS, "logit_diff"):
+            if metric in part and part[metric].notna().all():
+                values = part[metric].to_numpy(float)
+                kind: Kind = "share" if metric in ("exact_match", "first_token") else "real"
+                low, high = intervals(values, part["group"].to_numpy(), kind=kind)
+                row |= {metric: values.mean(), f"{metric}_low": float(low), f"{metric}_high": float(high)}
+        rows.append(row)
+    return pandas.DataFrame(rows)
 
 
 def summary_of(
@@ -37,7 +72,12 @@ def summary_of(
         ]
     if "grafts" in tables and len(tables["grafts"]):
         chosen = tables["grafts"][tables["grafts"]["chosen"].astype(bool)]
-        found["grafts"] = records(chosen.sort_values("size", kind="stable").drop_duplicates("task"))
+        best = chosen.sort_values("size", kind="stable").drop_duplicates("task")
+        kept = tables["graft_accuracy"].pivot(index=["graft", "score"], columns="task", values="exact_match")
+        of = best[["task", "score"]].itertuples(index=False)
+        found["grafts"] = [
+            row | {"on": kept.loc[key].to_dict()} for row, key in zip(records(best), map(tuple, of), strict=True)
+        ]
     for name in ("sweep", "neurons", "patches"):
         if name in tables:
             table = tables[name]
@@ -74,7 +114,7 @@ def top_table(tables: Mapping[str, pandas.DataFrame], count: int = _TOP) -> pand
             continue
         table = tables[name]
         effect = effect_of(table)
-        for task, part in table.groupby("task", sort=False):
+        for task, part in by_mode(table).groupby("task", sort=False):
             rows = part.set_index("unit")
             columns[f"{label}: {task}"] = rows.apply(lambda row, effect=effect: _interval(row, effect), axis=1)
             sizes.append(rows[effect].abs() / (rows[effect].abs().max() or 1.0))

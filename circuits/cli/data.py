@@ -10,7 +10,7 @@ from circuits.cli.terminal import busy, say
 
 
 @options_of(
-    "facts.facts.DatasetSettings",
+    "facts.settings.DatasetSettings",
     *("people", "qa_id_fraction", "biographies", "wordings", "order", "mention", "row", "seed"),
 )
 def data(

@@ -2,15 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from circuits.cli.options import Csv, Family
+from circuits.cli.options import Family
+from circuits.cli.settings import options_of
 from circuits.cli.terminal import busy, resumable, say
 from circuits.errors import CircuitsError
 
 
+@options_of("study.settings.StudySettings", "fraction", "keep", "draws")
 def study(
     out: Annotated[Path, typer.Option(help="Folder for everything the study makes.")] = Path("runs/study"),
     model: Annotated[
@@ -33,7 +35,6 @@ def study(
             show_default=False,
         ),
     ] = None,
-    fraction: Annotated[float, typer.Option(help="k: top fraction of parameters in each influenced set.")] = 0.01,
     rank_examples: Annotated[
         int | None,
         typer.Option(
@@ -42,13 +43,12 @@ def study(
             show_default=False,
         ),
     ] = None,
-    draws: Annotated[int, typer.Option(help="Random masks, permutations and rankings.", min=2)] = 5,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw; default: 0.", show_default=False)] = None,
     seeds: Annotated[
         str | None,
         typer.Option(help="Several seeds, such as 0,1,2: a study in OUT/seed-0 …, and a summary.", show_default=False),
     ] = None,
-    csv: Csv = False,
+    **settings: Any,
 ) -> None:
     """Run the paper's study end to end, for one seed or several. Started again, it goes on where it was."""
     if seed is not None and seeds is not None:
@@ -61,28 +61,22 @@ def study(
 
     first = seed or 0
     usual = StudySettings() if model is None else PRETRAINED_STUDY
-    settings = replace(
+    chosen = replace(
         usual,
         family=None if family is None else family.value,
         model=None if model is None else str(model),
         seed=first,
         data=replace(usual.data, people=usual.data.people if people is None else people, seed=first),
         optimisation=replace(usual.optimisation, steps=usual.optimisation.steps if steps is None else steps),
-        fraction=fraction,
         rank_examples=usual.rank_examples if rank_examples is None else rank_examples,
-        draws=draws,
+        **settings,
     )
     # models this small are as fast on one thread, and two are many times slower when anything else runs; fading
     # weights would slow them down too
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     with resumable():
-        summary = run_study(out, settings, say) if several is None else run_studies(out, several, settings, say)
-    if csv:
-        import pandas
-
-        for path in sorted(out.glob("tables/*.parquet" if several is None else "seed-*/tables/*.parquet")):
-            pandas.read_parquet(path).to_csv(path.with_suffix(".csv"), index=False)
+        summary = run_study(out, chosen, say) if several is None else run_studies(out, several, chosen, say)
     for arm in ("mixed", "two_stage", "two_stage_gentle"):
         scores = {name: score if several is None else score["mean"] for name, score in summary["accuracy"][arm].items()}
         say(f"{arm}: BIO {scores['bio']:.1%}, QA-ID {scores['qa_id']:.1%}, QA-OOD {scores['qa_ood']:.1%}")

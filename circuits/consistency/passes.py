@@ -11,22 +11,9 @@ import torch
 from torch import Tensor
 
 from circuits.consistency.products import Sides
-from circuits.errors import CircuitsError
 from circuits.models import LeanModel, Use
 from circuits.tasks import Task
-from circuits.tracing import LOSSES
-
-
-def counted_tokens(task: Task, loss: str) -> Tensor:
-    """Which tokens carry the loss: at least one of each example."""
-    if loss not in LOSSES:
-        raise CircuitsError(f"there is no loss {loss!r}: choose from {', '.join(LOSSES)}")
-    counted = (task.answer_mask if loss == "answer" else task.attention_mask).clone()
-    counted[:, 0] = False
-    if not counted.any(1).all():
-        example = int((~counted.any(1)).nonzero()[0])
-        raise CircuitsError(f"example {example} of the task {task.name} has no token that carries the loss")
-    return counted
+from circuits.tracing.losses import counted_tokens
 
 
 def sides_by_layer(lean: LeanModel, task: Task, loss: str, batch_size: int) -> Iterator[tuple[int, dict[str, Sides]]]:

@@ -1,15 +1,6 @@
 """Made-up people → biographies and questions: one source of tasks."""
 
-from circuits.facts.facts import (
-    FAMILIAR,
-    SPLITS,
-    DatasetSettings,
-    FactDataset,
-    check_held_out,
-    dataset_of,
-    example_of,
-    make_dataset,
-)
+from circuits.facts.dataset import SPLITS, FactDataset, make_dataset
 from circuits.facts.opening import (
     check_task_name,
     check_task_names,
@@ -19,7 +10,10 @@ from circuits.facts.opening import (
     task_name,
 )
 from circuits.facts.people import Person, make_people
+from circuits.facts.rows import example_of
+from circuits.facts.settings import FAMILIAR, DatasetSettings
 from circuits.facts.tokenizer import word_tokenizer
+from circuits.facts.training_data import check_held_out, dataset_of
 from circuits.facts.wordings import ATTRIBUTES, BIOGRAPHY, QUESTIONS, Sentence, fill
 
 __all__ = [

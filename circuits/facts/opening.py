@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from circuits.errors import CircuitsError
-from circuits.facts.facts import SPLITS, FactDataset, dataset_of
+from circuits.facts.dataset import SPLITS, FactDataset
+from circuits.facts.training_data import dataset_of
 from circuits.tasks import SOURCES, Task
 
 if TYPE_CHECKING:

@@ -1,19 +1,14 @@
 """Plotly figures from result tables; the attention study; pages of them."""
 
+from circuits.figures.accuracy import accuracy_figure, curves_figure
 from circuits.figures.attention import Rectangle, attention_figure, found_rectangles
-from circuits.figures.charts import (
-    LABELS,
-    ablation_figure,
-    accuracy_figure,
-    curves_figure,
-    graft_figure,
-    heads_figure,
-    sharing_figure,
-)
 from circuits.figures.difference import difference_figure, write_difference
+from circuits.figures.heads import heads_figure
+from circuits.figures.masks import ablation_figure, graft_figure, sharing_figure
 from circuits.figures.rankings import agreement_figure, ranking_curves_figure
 from circuits.figures.report import Section, write_report
 from circuits.figures.saving import FORMATS, save_figure
+from circuits.figures.style import LABELS
 
 __all__ = [
     "FORMATS",

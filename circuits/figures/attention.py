@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from circuits.errors import CircuitsError
-from circuits.figures.charts import number
+from circuits.figures.style import number
 from circuits.rankings import BEHAVIOURS, Behaviour, HeadReading
 
 #: Of behaviours, in the order of the spans of a task.

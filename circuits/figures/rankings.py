@@ -8,7 +8,7 @@ from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
 from circuits.errors import CircuitsError
-from circuits.figures.charts import LABELS, number
+from circuits.figures.style import LABELS, need, number
 from circuits.statistics import mean_interval
 
 #: What rankings are called in figures.
@@ -62,10 +62,7 @@ def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "
     Source:
         arXiv 2505.16178, Fig. 4a and 4b.
     """
-    needed = ("condition", "metric", "draw", "n", "exact_match", "fine_tuned", "pre", facet)
-    missing = [column for column in needed if column not in curves.columns]
-    if missing or curves.empty:
-        raise CircuitsError(f"the table has no {missing[0] if missing else 'rows'}: it has {', '.join(curves.columns)}")
+    need(curves, "condition", "metric", "draw", "n", "exact_match", "fine_tuned", "pre", facet)
     if curves["condition"].nunique() > 1:
         raise CircuitsError(f"a figure shows one condition, not {' and '.join(curves['condition'].unique())}")
     if curves.duplicated([facet, "metric", "draw", "n"]).any():

@@ -1,8 +1,8 @@
 """Acting on activations: ablation and patching, by hooks one at a time, and by the fast exact engine."""
 
 from circuits.interventions.attribution import screen_interventions
-from circuits.interventions.effects import effects_table
-from circuits.interventions.engine import Engine, run_interventions
+from circuits.interventions.effects import effects_table, run_interventions
+from circuits.interventions.engine import Engine
 from circuits.interventions.heads import (
     ABLATIONS,
     ablate_heads,

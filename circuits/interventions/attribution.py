@@ -19,8 +19,11 @@ import torch
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.interventions.engine import Engine, Prompts, describe, sites_of
-from circuits.interventions.forward import CleanRun, Forward, Queries, Visitor
+from circuits.interventions.attention import Queries
+from circuits.interventions.changes import sites_of
+from circuits.interventions.effects import describe
+from circuits.interventions.engine import Engine, Prompts
+from circuits.interventions.forward import CleanRun, Forward, Visitor
 from circuits.interventions.intervention import Intervention
 from circuits.interventions.memory import in_halves
 from circuits.metrics import Metric

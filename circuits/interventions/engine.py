@@ -4,7 +4,7 @@
    (``forward.py``), and so is the run that values are patched from (``values.py``).
 2. Interventions that act at the same positions with the same kind of values are run together.
 3. They are ordered by the lowest layer they change; as many as fit the token budget form one tensor, to which each
-   joins at its layer, with its changes written in.
+   joins at its layer, with its changes written in (``changes.py``).
 4. Only positions that predict answer tokens are unembedded, and metrics are taken from their logits.
 5. If memory does not suffice, the number of rows is halved, and at one row the batch of prompts (``memory.py``).
 """
@@ -16,225 +16,37 @@ from functools import cached_property
 from typing import Any
 
 import numpy
-import pandas
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from circuits.errors import CircuitsError
-from circuits.interventions.effects import with_corrections
-from circuits.interventions.forward import Attention, CleanRun, Forward, Queries, Visitor
+from circuits.interventions.changes import Changes, Context, sites_of
+from circuits.interventions.forward import CleanRun, Forward
 from circuits.interventions.intervention import Intervention
 from circuits.interventions.memory import arithmetic, in_halves, out_of_memory, token_budget
 from circuits.interventions.pairing import matching_positions
 from circuits.interventions.tokens import TokenTree, changed_tokens, check_positions
 from circuits.interventions.values import SHARED_MODES, Matched, Means, other_examples, same_positions
-from circuits.metrics import NAMED_METRICS, AnswerTokens, Metric, effect_kind, is_signed, kl, metric_of
+from circuits.metrics import NAMED_METRICS, AnswerTokens, Metric, kl, metric_of
 from circuits.models import (
-    LeanModel,
     Model,
     Site,
     checkpoint_of,
-    facts_of,
     lean_model,
     refuse_hooks,
     require_start,
     shape_of,
 )
 from circuits.progress import bar
-from circuits.statistics import intervals, paired_p_values
-from circuits.storage import provenance
 from circuits.tasks import Task
-from circuits.units import AnyUnit, Component, Head, KVGroup, Neuron
+from circuits.units import AnyUnit, Component
 
 #: Logits in memory at once: as many as an allocator gives out of memory it already has.
 _LOGITS = 1 << 23
 
 #: Sites that come before a layer's attention, or in it.
 _EARLY = ("resid_pre", "q", "k", "v", "pattern")
-
-#: Tables of values kept ready.
-_KEPT = 8
-
-
-def sites_of(intervention: Intervention, grouped: bool) -> list[tuple[Site, AnyUnit]]:
-    """Where an intervention acts: layer and activation, for each unit.
-
-    Raises:
-        CircuitsError: a head's keys or values belong to its group.
-    """
-    found: list[tuple[Site, AnyUnit]] = []
-    for unit in intervention.units:
-        if intervention.mode == "revert":
-            names = _reverted(unit, grouped)
-        elif isinstance(unit, Component):
-            names = (unit.name,)
-        elif isinstance(unit, Neuron):
-            names = ("post",)
-        elif isinstance(unit, KVGroup):
-            names = ("k", "v") if intervention.site in (None, "kv") else (str(intervention.site),)
-        else:
-            names = (intervention.site or "z",)
-            if grouped and names[0] in ("k", "v"):
-                raise CircuitsError(
-                    f"{unit} has no {names[0]} of its own in this model: act on its key/value group instead"
-                )
-        found += [((unit.layer, name), unit) for name in names]
-    return found
-
-
-def _reverted(unit: AnyUnit, grouped: bool) -> tuple[str, ...]:
-    """The activations that a unit's own weights write; what it adds to the stream, before a post-norm."""
-    if isinstance(unit, Head):
-        return ("q", "o") if grouped else ("q", "k", "v", "o")
-    return ("k", "v") if isinstance(unit, KVGroup) else ("post", "down")
-
-
-class Context:
-    """One tree of prompts, and the values that interventions of one mode put in.
-
-    Args:
-        forward: of the tree.
-        mode: of the interventions.
-        means: for the mean modes.
-        matched: for ``patch`` and ``resample``.
-        pre: for ``revert``: the model before fine-tuning.
-    """
-
-    def __init__(
-        self,
-        forward: Forward,
-        mode: str,
-        means: Means | None = None,
-        matched: Matched | None = None,
-        pre: LeanModel | None = None,
-    ) -> None:
-        self.forward, self.mode = forward, mode
-        self._lean, self._means, self._matched, self._pre = forward.lean, means, matched, pre
-        self._changed = forward.tree.changed.to(self._lean.device)
-        self._matching = None if matched is None else matched.at(forward.tree).to(self._lean.device)
-        self._positions = forward.tree.positions.to(self._lean.device)
-        self._nodes: Tensor | None = None
-        self._where: dict[int, tuple[Tensor, Tensor]] = {}
-        self._tables: dict[tuple[Site, int], Tensor] = {}
-
-    @property
-    def changed(self) -> Int[Tensor, " changed"]:
-        """The nodes that are changed."""
-        if self._nodes is None:
-            self._nodes = self._changed.nonzero().flatten()
-        return self._nodes
-
-    def where(self, queries: Queries | None) -> tuple[Int[Tensor, " changed"], Int[Tensor, " changed"]]:
-        """Where the changed nodes stand among the queries (or all active nodes), and which nodes they are."""
-        key = 0 if queries is None else id(queries)
-        if key not in self._where:
-            nodes = self.forward.active if queries is None else queries.nodes
-            chosen = self._changed[nodes].nonzero().flatten()
-            self._where[key] = (chosen, nodes[chosen])
-        return self._where[key]
-
-    def value(self, site: Site, nodes: Int[Tensor, " changed"], unit: AnyUnit) -> Tensor:
-        """What goes to a unit's activation at these nodes: ``[changed or 1, ...]``, or a zero."""
-        table = self.table(site, nodes)
-        return table if isinstance(unit, Component) or table.dim() == 0 else table[:, unit.index]
-
-    def table(self, site: Site, nodes: Int[Tensor, " changed"]) -> Tensor:
-        """What goes to a whole activation at these nodes: ``[changed or 1, ...]``, or a zero."""
-        if self.mode == "zero":
-            return torch.zeros((), dtype=self._lean.dtype, device=self._lean.device)
-        key = (site, id(nodes))
-        if key not in self._tables:
-            # rows go through a layer together: tables of layers long past are not used again
-            if len(self._tables) >= _KEPT:
-                self._tables.pop(next(iter(self._tables)))
-            if self._matched is not None:
-                assert self._matching is not None
-                found = self._matched.found[site][self._matching[nodes]]
-            else:
-                assert self._means is not None
-                pooled = self.mode == "mean"
-                found = self._means.pooled(site) if pooled else self._means.by_position(site, self._positions[nodes])
-            self._tables[key] = found.to(self._lean.dtype)
-        return self._tables[key]
-
-    def revert(self, site: Site, x: Tensor, source: Tensor, where: Tensor, unit: AnyUnit) -> None:
-        """Let the weights before fine-tuning compute one unit's part of an activation of one row, in place.
-
-        Args:
-            site: layer and activation.
-            x: the activation of the row, ``[node, ...]``.
-            source: what it is computed from: the normalised stream, z, or the neurons.
-            where: which of the nodes.
-            unit: the unit.
-        """
-        assert self._pre is not None
-        assert not isinstance(unit, Component)
-        layer, name = site
-        before, now, index = self._pre.layers[layer], self._lean.layers[layer], unit.index
-        alone = slice(index, index + 1)
-        if name in ("q", "k", "v"):
-            weight = {"q": before.q, "k": before.k, "v": before.v}[name]
-            x[where, index] = weight.part(alone)(source[where])
-        elif name == "o":
-            features = slice(index * self._lean.d_head, (index + 1) * self._lean.d_head)
-            x[where] += source[where, index] @ (before.o.weight[:, features] - now.o.weight[:, features]).T
-        elif name == "post":
-            x[where, index] = before.neurons(source[where], alone)[:, 0]
-        else:
-            x[where] += source[where, index, None] * (before.down.weight[:, index] - now.down.weight[:, index])
-
-
-class Changes(Visitor):
-    """Writes the changes of a batch of interventions into the activations.
-
-    Args:
-        rows: the interventions, one for each row of the activations.
-        context: the values they put in.
-        grouped: whether several heads share keys and values.
-    """
-
-    def __init__(self, rows: Sequence[Intervention], context: Context, grouped: bool) -> None:
-        self._context = context
-        self._at: dict[Site, list[tuple[int, AnyUnit]]] = {}
-        for row, intervention in enumerate(rows):
-            for site, unit in sites_of(intervention, grouped):
-                self._at.setdefault(site, []).append((row, unit))
-
-    def __call__(self, site: Site, x: Tensor, queries: Queries | None, source: Tensor | None) -> Tensor:
-        """Change the rows whose units write this activation."""
-        if site not in self._at:
-            return x
-        where, nodes = self._context.where(queries)
-        if len(nodes) == 0:
-            return x
-        for row, unit in self._at[site]:
-            if self._context.mode == "revert":
-                assert source is not None
-                self._context.revert(site, x[row], source[row], where, unit)
-            elif isinstance(unit, Component):
-                x[row, where] = self._context.value(site, nodes, unit)
-            else:
-                x[row, where, unit.index] = self._context.value(site, nodes, unit)
-        return x
-
-    def attention(self, layer: int, z: Tensor, attention: Attention) -> Tensor:
-        """Change z of the rows whose heads get another pattern."""
-        site = (layer, "pattern")
-        where, nodes = self._context.where(attention.queries)
-        if site not in self._at or len(nodes) == 0:
-            return z
-        back = attention.queries.back[where]
-        for row, unit in self._at[site]:
-            assert isinstance(unit, Head)
-            pattern = attention.pattern(row, unit.index)
-            flat = pattern.flatten(0, 1)
-            value = self._context.value(site, nodes, unit)
-            # a reference may be shorter or longer than the prompts; padding by a negative number cuts
-            flat[back] = functional.pad(value, (0, flat.shape[-1] - value.shape[-1])) if value.dim() else value
-            z[row, :, unit.index] = attention.mixed(row, unit.index, flat.view_as(pattern))
-        return z
 
 
 class Prompts:
@@ -531,155 +343,3 @@ class Engine:
                     )
                 parts[name].append(values.double().cpu().numpy())
         return {name: numpy.concatenate(values) for name, values in parts.items()}
-
-
-def run_interventions(
-    model: Model,
-    task: Task,
-    interventions: Sequence[Intervention],
-    *,
-    source: Task | None = None,
-    reference: Task | None = None,
-    pre: Model | None = None,
-    metrics: str | Metric | Sequence[str | Metric] = ("exact_match", "log_prob"),
-    seed: int = 0,
-    per_answer: bool = False,
-    tokens: int | None = None,
-    check_start: bool = True,
-) -> pandas.DataFrame:
-    """Run each intervention over a task, and measure what it does to the answers.
-
-    Args:
-        model: loaded with `circuits.load_model`.
-        task: the prompts and their answers; padding may stand on either side.
-        interventions: what to change, each in a run of its own.
-        source: for ``patch``: the run to take values from, paired with the task by `pair_people` or `pair_formats`; the
-            task's counterfactuals if not given. Where the task has no foils, its answers are those of ``logit_diff``.
-        reference: for ``mean``, ``mean_by_position`` and ``resample``: where values come from; the task if not given.
-        pre: for ``revert``: the model before fine-tuning.
-        metrics: names (``exact_match``, ``first_token``, ``log_prob``, ``logit_diff``, ``source_exact_match``,
-            ``kl``), or functions of the answer logits and `circuits.metrics.AnswerTokens`; one or several.
-        seed: of resampling.
-        per_answer: one row for each intervention and answer instead of means.
-        tokens: how many tokens to compute at once, by default as many as suit the device; changes speed and memory,
-            the result only by rounding.
-        check_start: refuse a ``pre`` to revert to if the checkpoint of ``model`` says that it was trained from another
-            model.
-
-    Returns:
-        One row for each intervention, in order: ``unit`` (several joined by ``+``; of single units also ``layer`` and
-        ``index``), ``mode``, ``site``, ``positions``, ``task``, ``answers``:
-        how many answers it acts on, because their prompts have such a position before the answer ends (and, for
-        ``patch``, a match in the source). Over these, for each metric: its mean, ``…_effect`` (mean difference from the
-        model without intervention), ``…_effect_low`` and ``…_effect_high`` (its 95 % interval), ``…_effect_p`` (of a
-        paired test that there is none) and ``…_effect_q`` (the same, corrected by Benjamini–Hochberg for the rows of
-        the table); NaN where no answer is acted on. Answers of one group (a person, say) are taken together in
-        intervals and tests. With ``per_answer``, one row for each intervention and answer: the
-        columns of ``task.answers``, ``changed`` (whether it acts on this one), and each metric with its ``…_effect``.
-        Provenance is in ``attrs``.
-
-    Raises:
-        CircuitsError: a unit, site, position or metric does not exist; what a mode or metric needs is missing;
-            ``pre`` is not the start; a reference is too short or has no other example; a metric does not give one
-            number for each answer; memory does not suffice for one example.
-
-    Source:
-        docs/method.md, sections 6 and 9.
-
-    Example:
-        >>> from circuits import Head, Task, load_model
-        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
-        >>> from circuits.training import new_model
-        >>> import tempfile
-        >>> tokenizer = word_tokenizer()
-        >>> task = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4)).task("qa_id", tokenizer)
-        >>> model = load_model(new_model("tiny-llama", tokenizer))
-        >>> table = run_interventions(model, task, [Intervention((Head(2, 1),)), Intervention((Head(3, 0),), "mean")])
-        >>> table[["unit", "mode", "answers"]].values.tolist()
-        [['L2H1', 'zero', 12], ['L3H0', 'mean', 12]]
-    """
-    engine = Engine(model, task, interventions, source, reference, pre, metrics, seed, tokens, check_start=check_start)
-    clean, found = engine.run()
-    table = answers_table(engine, clean, found) if per_answer else means_table(engine, clean, found)
-    table.attrs = provenance(
-        **facts_of(model),
-        task=task.provenance,
-        seed=seed,
-        arithmetic=str(engine.lean.dtype).removeprefix("torch."),
-    )
-    return table
-
-
-def answers_table(engine: Engine, clean: dict[str, numpy.ndarray], found: dict[str, numpy.ndarray]) -> pandas.DataFrame:
-    """What `Engine.run` found, one row for each intervention and answer."""
-    answers, count = engine.task.answers, len(engine.interventions)
-    rows = describe(engine.interventions)
-    rows = rows.loc[rows.index.repeat(len(answers))].reset_index(drop=True)
-    repeated = pandas.concat([answers] * count, ignore_index=True)
-    table = pandas.concat([rows.assign(task=engine.task.name), repeated], axis=1)
-    changed = numpy.empty((count, len(answers)), dtype=bool)
-    for (positions, mode), members in engine.groups().items():
-        changed[members] = engine.changed(positions, mode)
-    table["changed"] = changed.ravel()
-    for name, values in found.items():
-        table[name] = values.ravel()
-        table[f"{name}_effect"] = (values - clean[name]).ravel()
-    return table
-
-
-def means_table(engine: Engine, clean: dict[str, numpy.ndarray], found: dict[str, numpy.ndarray]) -> pandas.DataFrame:
-    """What `Engine.run` found, one row for each intervention: means over the answers that it acts on."""
-    answers, count = engine.task.answers, len(engine.interventions)
-    groups = answers["group"].to_numpy() if "group" in answers else None
-    numbers = numpy.zeros(count, dtype=int)
-    columns = {
-        f"{name}{ending}": numpy.full(count, numpy.nan)
-        for name in found
-        for ending in ("", "_effect", "_effect_low", "_effect_high", "_effect_p")
-    }
-    for (positions, mode), members in engine.groups().items():
-        changed = engine.changed(positions, mode)
-        numbers[members] = changed.sum()
-        if not changed.any():
-            continue
-        own = None if groups is None else groups[changed]
-        for name, values in found.items():
-            chosen = values[members][:, changed]
-            effects = chosen - clean[name][changed]
-            kind = effect_kind(engine.metrics[name])
-            low, high = intervals(effects, own, kind=kind)
-            p_values = paired_p_values(effects, own, kind=kind) if is_signed(engine.metrics[name]) else None
-            measured = (chosen.mean(1), effects.mean(1), low, high, p_values)
-            for ending, column in zip(
-                ("", "_effect", "_effect_low", "_effect_high", "_effect_p"), measured, strict=True
-            ):
-                if column is not None:
-                    columns[f"{name}{ending}"][members] = column
-    table = describe(engine.interventions).assign(task=engine.task.name, answers=numbers)
-    for name, column in columns.items():
-        if name.endswith("_effect_p") and not is_signed(engine.metrics[name.removesuffix("_effect_p")]):
-            continue
-        table[name] = column
-        if name.endswith("_effect_p"):
-            table[f"{name[:-2]}_q"] = column
-    return with_corrections(table)
-
-
-def describe(interventions: Sequence[Intervention]) -> pandas.DataFrame:
-    """A table of interventions: ``unit`` (several joined by ``+``), ``mode``, ``site``, ``positions``.
-
-    Where each is of one unit also ``layer``, and ``index`` unless some are whole activations of a layer.
-    """
-    units = [one.units[0] for one in interventions]
-    alone = all(len(one.units) == 1 for one in interventions)
-    indices = [unit.index for unit in units if not isinstance(unit, Component)]
-    return pandas.DataFrame(
-        {
-            "unit": ["+".join(map(str, one.units)) for one in interventions],
-            **({"layer": [unit.layer for unit in units]} if alone else {}),
-            **({"index": indices} if alone and len(indices) == len(units) else {}),
-            "mode": [one.mode for one in interventions],
-            "site": [one.site or "" for one in interventions],
-            "positions": [str(one.positions) for one in interventions],
-        }
-    )

@@ -132,7 +132,7 @@ def _above(trace: GradientTrace, threshold: float) -> PackedTensors:
 
 
 def shared_parameters(
-    traces: Sequence[GradientTrace],
+    traces: Sequence[GradientTrace | ParameterMask],
     fraction: float | None = None,
     scope: str = "global",
     *,
@@ -143,14 +143,15 @@ def shared_parameters(
     Other combinations are written with the influenced sets themselves: ``a | b``, ``a - b``, ``~a``.
 
     Args:
-        traces: two or more, of the same model.
-        fraction: as in `influenced_parameters`.
-        scope: as in `influenced_parameters`.
-        threshold: as in `influenced_parameters`.
+        traces: two or more, of the same model; or the influenced sets of as many, made by `influenced_parameters` from
+            one trace after another where memory does not hold all of them.
+        fraction: as in `influenced_parameters`; not given with influenced sets.
+        scope: as in `influenced_parameters`; of no account with influenced sets.
+        threshold: as in `influenced_parameters`; not given with influenced sets.
 
     Raises:
-        CircuitsError: fewer than two traces, one given twice, traces of different models or made in different ways, or
-            as `influenced_parameters`.
+        CircuitsError: fewer than two traces, one given twice, traces of different models or made in different ways, a
+            fraction or threshold beside influenced sets, or as `influenced_parameters`.
 
     Source:
         arXiv 2505.16178, Definition 3.1.
@@ -165,17 +166,30 @@ def shared_parameters(
 
 
 def _influenced(
-    traces: Sequence[GradientTrace], fraction: float | None, scope: str, threshold: float | None
+    traces: Sequence[GradientTrace | ParameterMask], fraction: float | None, scope: str, threshold: float | None
 ) -> list[ParameterMask]:
     if len(traces) < 2:
         raise CircuitsError(f"sharing takes two tasks or more: {len(traces)} trace was given")
-    models = [trace.provenance.get("model") for trace in traces]
+    models = [_made(trace).get("model") for trace in traces]
     if len(set(models)) > 1:
         raise CircuitsError(f"the traces are of different models, {', '.join(map(str, models))}: trace one model")
     for place, trace in enumerate(traces):
         for other in traces[:place]:
             _check_pair(other, trace)
-    return [influenced_parameters(trace, fraction, scope, threshold=threshold) for trace in traces]
+    given = [trace for trace in traces if isinstance(trace, ParameterMask)]
+    if given and (len(given) < len(traces) or fraction is not None or threshold is not None):
+        raise CircuitsError("influenced sets were chosen by a fraction already: give them alone, or give traces")
+    return given or [
+        influenced_parameters(trace, fraction, scope, threshold=threshold)
+        for trace in traces
+        if isinstance(trace, GradientTrace)
+    ]
+
+
+def _made(trace: GradientTrace | ParameterMask) -> dict[str, Any]:
+    """How a trace was made, or the one that an influenced set was chosen from."""
+    made: dict[str, Any] = trace.provenance
+    return made.get("trace", {"model": trace.model}) if isinstance(trace, ParameterMask) else made
 
 
 def _intersection(sets: Sequence[ParameterMask]) -> ParameterMask:
@@ -187,26 +201,30 @@ def _intersection(sets: Sequence[ParameterMask]) -> ParameterMask:
 _SETTINGS = ("statistic", "loss", "per", "batch_size", "components", "checkpoints", "steps")
 
 
-def _check_pair(one: GradientTrace, other: GradientTrace) -> None:
+def _check_pair(one: GradientTrace | ParameterMask, other: GradientTrace | ParameterMask) -> None:
     """Refuse two traces of the same examples, or made in different ways, as far as their provenance says."""
-    examples = one.provenance.get("examples")
-    if one is other or (examples is not None and examples == other.provenance.get("examples")):
-        names = " and ".join(dict.fromkeys((one.task, other.task)))
+    (ours, first, covered), (theirs, second, others) = (
+        (_made(trace), trace.provenance.get("task"), trace.packed)
+        if isinstance(trace, ParameterMask)
+        else (_made(trace), trace.task, trace.gradients)
+        for trace in (one, other)
+    )
+    if one is other or (ours.get("examples") is not None and ours.get("examples") == theirs.get("examples")):
+        names = " and ".join(dict.fromkeys((str(first), str(second))))
         raise CircuitsError(f"two of the traces are of the same examples, of {names}: sharing takes different tasks")
     for name in _SETTINGS:
-        ours, theirs = one.provenance.get(name), other.provenance.get(name)
-        if ours != theirs:
+        if ours.get(name) != theirs.get(name):
             raise CircuitsError(
-                f"the traces of {one.task} and {other.task} were made with different {name}, {ours} and {theirs}: "
-                "trace both alike"
+                f"the traces of {first} and {second} were made with different {name}, {ours.get(name)} and "
+                f"{theirs.get(name)}: trace both alike"
             )
-    if one.gradients.keys() != other.gradients.keys():
-        only = sorted(one.gradients.keys() ^ other.gradients.keys())[0]
-        raise CircuitsError(f"of the traces of {one.task} and {other.task} only one covers {only}: trace both alike")
+    if covered.keys() != others.keys():
+        only = sorted(covered.keys() ^ others.keys())[0]
+        raise CircuitsError(f"of the traces of {first} and {second} only one covers {only}: trace both alike")
 
 
 def sharing(
-    traces: Sequence[GradientTrace],
+    traces: Sequence[GradientTrace | ParameterMask],
     fraction: float | None = None,
     draws: int = 5,
     *,
@@ -217,7 +235,7 @@ def sharing(
     """How large and how centralised the shared set is, against chance and against the permuted control.
 
     Args:
-        traces: two or more, of the same model.
+        traces: two or more, of the same model, or their influenced sets, as in `shared_parameters`.
         fraction: as in `influenced_parameters`.
         draws: permutations of the control, and random sets.
         seed: of both.

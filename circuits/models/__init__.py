@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from circuits.models.adapters import merge_adapter
-from circuits.models.arithmetic import SITES, LeanLayer, LeanModel, Linear, Norm, Site, Taps, Use, Visits
+from circuits.models.arithmetic import SITES, LeanModel, Site, Visits
 from circuits.models.checkpoint import (
     Checkpoint,
     Model,
@@ -34,6 +34,7 @@ from circuits.models.folder import checksums
 from circuits.models.forward import answer_logits, capture, logits_at, refuse_hooks
 from circuits.models.hookable import hook_name, hook_points, hooked, user_hooks
 from circuits.models.huggingface import load_config, load_huggingface, load_tokenizer, same_tokenizer
+from circuits.models.layer import LeanLayer, Linear, Norm, Taps, Use
 from circuits.models.layout import Layout
 from circuits.models.positional import positional_parameters, positional_weights
 from circuits.models.quiet import quiet

@@ -15,7 +15,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from circuits.errors import CircuitsError
@@ -183,49 +184,58 @@ def _points_of(layer: int, has: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
-def probe(model: nn.Module) -> None:
-    """Check that a change at each hook point we name reaches the logits.
+def probe(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> tuple[list[Tensor], Tensor]:
+    """Check that a change at each hook point we name reaches the logits, by one forward and one backward pass.
 
-    A multiple of fixed noise is added at every hook point; the gradient at that multiple is zero if nothing happens.
+    A function at every hook point puts a copy in the activation's place. The gradients of a random combination of the
+    logits at that copy are zero if nothing happens when it changes.
 
     Args:
         model: made with `hookable`.
+        tokens: what it reads.
+
+    Returns:
+        What this run computed, which is what the model computes without any function: the stream before each layer,
+        and the logits.
 
     Raises:
         CircuitsError: at one of them nothing happens.
     """
     hooked: Any = model
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(int(hooked.cfg.d_vocab), (1, 4), generator=generator).to(hooked.cfg.device)
     # the bridge works its names out whenever it is asked for them
     points: dict[str, Any] = hooked.hook_dict
-    named = [name for layer in range(int(hooked.cfg.n_layers)) for name in _points_of(layer, points).values()]
-    steps = {name: torch.zeros((), device=tokens.device, requires_grad=True) for name in named}
+    layers = [_points_of(layer, points) for layer in range(int(hooked.cfg.n_layers))]
+    names = [name for of in layers for name in of.values()]
+    copies: dict[str, Tensor] = {}
 
-    def nudge(activation: torch.Tensor, hook: Any, step: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
-        noise = torch.randn(activation.shape, generator=generator).to(activation)
-        return activation + (step * noise).to(activation.dtype)
+    def replace(activation: Tensor, hook: Any, name: str) -> Tensor:  # noqa: ARG001
+        copies[name] = activation.clone() if activation.requires_grad else activation.clone().requires_grad_()
+        return copies[name]
 
     added = []
     try:
-        for name, step in steps.items():
-            points[name].add_hook(partial(nudge, step=step))
+        for name in names:
+            points[name].add_hook(partial(replace, name=name))
             added.append(points[name])
-        with torch.enable_grad():
+        with torch.enable_grad(), quiet():
             logits = hooked(tokens)
-            toward = torch.randn(logits.shape, generator=generator).to(logits)
-            gradients = torch.autograd.grad((logits * toward).float().sum(), list(steps.values()), allow_unused=True)
+            toward = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+            gradients = torch.autograd.grad((logits * toward).float().sum(), list(copies.values()), allow_unused=True)
     finally:
         for point in added:
             point.fwd_hooks.pop().hook.remove()
-        with torch.no_grad():
-            hooked(tokens)  # the bridge keeps what it computed last, and a graph in it could not be copied
-    for name, gradient in zip(steps, gradients, strict=True):
-        if gradient is None or float(gradient) == 0:
+        if hasattr(model, "original_model"):
+            with torch.no_grad():
+                hooked(tokens[:1, :1])  # the bridge keeps what it computed last, and a graph in it could not be copied
+    found = dict(zip(copies, gradients, strict=True))
+    for name in names:
+        gradient = found.get(name)
+        if gradient is None or not gradient.any():
             raise CircuitsError(
                 f"a change at the hook point {name} does not reach the logits with the installed TransformerLens: "
                 f"what is done there would be ignored"
             )
+    return [copies[of["resid_pre"]].detach() for of in layers], logits.detach()
 
 
 @dataclass(frozen=True)

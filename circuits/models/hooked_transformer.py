@@ -192,16 +192,32 @@ def _settings(layout: Layout) -> dict[str, Any]:
     return settings if layout.learned_positions else settings | _rotary(layout)
 
 
+def _share_angles(model: SharingTransformer) -> None:
+    """Give layers whose angles are the same one table of them, of the length that TransformerLens begins with."""
+    first: dict[str, Any] = {}
+    for block in model.blocks:
+        attention: Any = block.attn
+        if attention.attn_type not in first:
+            attention._extend_rotary_embeddings(min(model.cfg.n_ctx, attention.ROTARY_INITIAL_CACHE_SIZE))
+            first[attention.attn_type] = attention
+        attention.rotary_sin = first[attention.attn_type].rotary_sin
+        attention.rotary_cos = first[attention.attn_type].rotary_cos
+
+
 def hooked_transformer(reference: PreTrainedModel, rows: list[Row], layout: Layout) -> SharingTransformer:
     """A `HookedTransformer` whose parameters are views of a Hugging Face model's, unprocessed.
 
     Raises:
         RepresentationError: something in its layout or among its tensors.
     """
+    settings = _settings(layout)
+    if not layout.learned_positions:
+        # each layer would make a table of angles of its own: see below
+        settings["n_ctx"] = 1
     with quiet():
         model = SharingTransformer(
             HookedTransformerConfig(
-                **_settings(layout),
+                **settings,
                 dtype=reference.dtype,
                 device=str(reference.device),
                 original_architecture=type(reference).__name__,
@@ -209,6 +225,9 @@ def hooked_transformer(reference: PreTrainedModel, rows: list[Row], layout: Layo
                 init_weights=False,
             )
         )
+    model.cfg.n_ctx = layout.n_ctx
+    if not layout.learned_positions:
+        _share_angles(model)
     if any(row.offset for row in rows):
         for module in list(model.modules()):
             if type(module) is RMSNorm:

@@ -26,7 +26,7 @@ from circuits.models.checkpoint import IN_MEMORY, Checkpoint, Model, lean_model
 from circuits.models.families import family_of
 from circuits.models.folder import first_line
 from circuits.models.forward import refuse_hooks
-from circuits.models.hookable import hookable, probe
+from circuits.models.hookable import hookable
 from circuits.models.huggingface import (
     check_finite,
     check_tokenizer,
@@ -125,7 +125,6 @@ def load_model(
     from circuits.models.parity import check_parity  # which builds on this module
 
     model.checkpoint = replace(model.checkpoint, parity=check_parity(model, reference))
-    probe(model)
     return model
 
 

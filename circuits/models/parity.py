@@ -2,11 +2,13 @@
 
 1. The Hugging Face model that was read is the reference. Two paths compute with its tensors: the lean model (all our
    numbers) and the hookable model (what a user explores with).
-2. All read the same random tokens: twice twelve, or once a few more than the shortest sliding window if that is no
-   longer than the model's own context and a thousand; the result names the window that is not left. The logits of the
-   last twelve positions must agree with the reference: in float32 to 1e-4, or to 1e-5 of the largest logit where that
-   is more.
-3. Where they do not, the residual streams are compared, and the path and the first layer that departs are named.
+2. All read the same random tokens: twelve, or a few more than the shortest sliding window if that is no longer than the
+   model's own context and a thousand; the result names the window that is not left. The logits of the last twelve
+   positions must agree with the reference: in float32 to 1e-4, or to 1e-5 of the largest logit where that is more.
+3. The hookable model's run on twelve tokens is also the one that shows that a change at each hook point reaches the
+   logits (`circuits.models.hookable.probe`); on more tokens it runs once more, without gradients.
+4. Where logits do not agree, the residual streams are compared, and the path and the first layer that departs are
+   named.
 """
 
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from transformers import PreTrainedModel
 
 from circuits.errors import CircuitsError
 from circuits.models.checkpoint import Parity, checkpoint_of, lean_model
-from circuits.models.hookable import hook_name
+from circuits.models.hookable import hook_name, probe
 from circuits.models.layout import Layout
 from circuits.models.quiet import quiet
 
@@ -37,16 +39,20 @@ _Run = tuple[list[Tensor], Tensor]
 
 @torch.no_grad()
 def check_parity(model: nn.Module, reference: PreTrainedModel) -> Parity:
-    """How far every path is from the logits of the reference; too far raises a `CircuitsError`."""
+    """How far every path is from the logits of the reference.
+
+    Raises:
+        CircuitsError: a path is too far, or a change at a hook point has no effect.
+    """
     layout = checkpoint_of(model).layout
     length = _length(layout)
-    shape = (2 if length == _SHORT else 1, length)
-    tokens = torch.randint(layout.d_vocab, shape, generator=torch.Generator().manual_seed(0))
-    expected_streams, expected = _huggingface(reference, tokens.to(reference.device))
+    tokens = torch.randint(layout.d_vocab, (1, length), generator=torch.Generator().manual_seed(0))
+    tokens = tokens.to(reference.device)
+    expected_streams, expected = _huggingface(reference, tokens)
     allowed = max(1e-4, _TOLERANCE[reference.dtype] * float(expected.abs().max()))
     differences = {}
     for name, path in _PATHS.items():
-        streams, logits = path(model, tokens.to(reference.device))
+        streams, logits = path(model, tokens)
         difference = differences[name] = float((logits - expected).abs().max())
         if difference <= allowed:
             continue
@@ -81,6 +87,9 @@ def _huggingface(model: PreTrainedModel, tokens: Int[Tensor, "batch pos"]) -> _R
 
 
 def _hookable(model: nn.Module, tokens: Int[Tensor, "batch pos"]) -> _Run:
+    run = probe(model, tokens[:, -_SHORT:])
+    if tokens.shape[1] <= _SHORT:
+        return run
     either: Any = model
     names = [hook_name(model, (layer, "resid_pre")) for layer in range(checkpoint_of(model).layout.n_layers)]
     streams: list[Tensor] = []

@@ -42,7 +42,7 @@ RESTS: tuple[str, ...] = ("fine_tuned", "pre")
 _ALL_COUNTS, _SEGMENTS = 32, 10
 
 
-def default_counts(units: int, *, halvings: int | None = None) -> list[int]:
+def default_counts(units: int, *, halvings: int | None = None, tenths: bool = True) -> list[int]:
     """The numbers of units a curve is measured at: all up to 32 units; else every tenth, and doublings below the first.
 
     So no piece of the axis between two points is longer than a tenth of it, and the first units, which a good ranking
@@ -51,20 +51,25 @@ def default_counts(units: int, *, halvings: int | None = None) -> list[int]:
     Args:
         units: how many are ranked.
         halvings: in place of the doublings from 1, so many halvings of all units, those below a tenth: fewer points.
+        tenths: without them all doublings or halvings are there: still fewer points, and most of them near 0.
 
     Example:
         >>> default_counts(4), default_counts(100)
         ([0, 1, 2, 3, 4], [0, 1, 2, 4, 8, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100])
         >>> default_counts(270, halvings=5)
         [0, 8, 17, 27, 54, 81, 108, 135, 162, 189, 216, 243, 270]
+        >>> default_counts(270, halvings=3, tenths=False)
+        [0, 34, 68, 135, 270]
     """
     if units <= _ALL_COUNTS:
         return list(range(units + 1))
-    tenths = [round(units * part / _SEGMENTS) for part in range(_SEGMENTS + 1)]
-    first = (2**power for power in range(units.bit_length()))
+    first = [2**power for power in range(units.bit_length())]
     if halvings is not None:
-        first = (round(units / 2**power) for power in range(1, halvings + 1))
-    return sorted({*tenths, *(count for count in first if count < tenths[1])})
+        first = [round(units / 2**power) for power in range(1, halvings + 1)]
+    if not tenths:
+        return sorted({0, *first, units})
+    parts = [round(units * part / _SEGMENTS) for part in range(_SEGMENTS + 1)]
+    return sorted({*parts, *(count for count in first if count < parts[1])})
 
 
 def sufficient_curve(

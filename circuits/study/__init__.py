@@ -4,18 +4,15 @@
 2. train: mixed, two-stage, and two-stage with a small second rate, from the same starting weights: those of a new
    small model, or of a pretrained checkpoint.
 3. evaluate: exact match of every model on every split.
-4. trace: gradients of BIO and QA-ID at θ_mixed and θ_two-stage.
-5. share: shared parameters, Shared Size, and their controls.
-6. ablate: revert the shared parameters to θ_pre, against random ones.
-7. graft: the fewest fine-tuned parameters that keep QA-ID, by score.
-8. rank: heads and neurons by Shared Size and its rivals; are the top ones enough, and are they needed?
-9. sweep: ablate every head.
-10. patch: every head from the BIO run of the same person, and from another person's run.
-11. attend: score every head's attention, and draw the attention figures.
-12. report: ``summary.json`` and ``report.html``.
+4. compare: `circuits.analysis.compare` of θ_mixed and θ_two-stage, with the model before training: gradients of BIO and
+   QA-ID, what they share, reverting it, the fewest fine-tuned parameters that keep QA-ID, every head ablated, and
+   patched from the BIO run; rankings of heads and neurons, and whether their top ones are enough, and needed.
+5. patch_people: every head from another person's run.
+6. attend: every head's attention in both formats.
+7. report: ``summary.json`` and ``report.html``, with the paper's claims.
 
-Each step writes its results and then ``steps/NAME.json``; a study that is started again goes on after the last of
-these. Several seeds are several studies, and a summary of theirs.
+A study that is started again goes on after the last step that it finished, also within `compare`. Several seeds are
+several studies, and a summary of theirs.
 """
 
 from circuits.study.claims import findings

@@ -1,69 +1,70 @@
 """The folder of a study: what it holds, and what its steps share."""
 
-import json
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas
 
-from circuits.errors import CircuitsError
+from circuits.analysis import STEPS, Tables
+from circuits.analysis.artifacts import Table
+from circuits.analysis.comparison import SIDES
+from circuits.analysis.running import done
 from circuits.facts import SPLITS, FactDataset
-from circuits.masks import ParameterMask
 from circuits.models import Model, facts_of, fingerprint, load_model
-from circuits.rankings import BEHAVIOURS
-from circuits.storage import flatten, read_json, write_json, write_table
+from circuits.storage import claim, read_json
 from circuits.study.settings import StudySettings
 from circuits.tasks import Task
-from circuits.tracing import GradientTrace
-from circuits.units import Head
 
 #: The models that are compared, and all that are evaluated.
 COMPARED = ("mixed", "two_stage")
 EVALUATED = ("pre", "stage_1", "mixed", "two_stage", "two_stage_gentle")
-TRACED = ("bio", "qa_id")
+#: Tables of an analysis that no page shows: those with one row for each unit and answer.
+_LONG = ("sweep_answers", "patch_answers", "ranking_answers")
 
 
-class StudyFolder:
-    """What a study has written so far.
+class Study:
+    """A study in a folder, as its steps see it.
 
     Args:
         out: the folder.
         settings: of the study.
+        say: called with a line when a step of an analysis begins.
     """
 
-    def __init__(self, out: Path, settings: StudySettings) -> None:
-        self.out, self.settings = out, settings
-        self.checkpoints, self.tables, self.figures = out / "checkpoints", out / "tables", out / "figures"
+    def __init__(self, out: Path, settings: StudySettings, say: Callable[[str], None] | None = None) -> None:
+        self.out, self.settings, self.say = out, settings, say
+        self.checkpoints, self.figures, self.comparison = (
+            out / name for name in ("checkpoints", "figures", "comparison")
+        )
+        self.arms = {name: self.comparison / side for name, side in zip(COMPARED, SIDES, strict=True)}
         self._models: dict[str, Model] = {}
 
     def claim(self) -> None:
         """Write down what this study is, or check that the folder's study is the same."""
-        plan = self.out / "plan.json"
-        wanted = json.loads(json.dumps(asdict(self.settings)))
+        wanted = asdict(self.settings)
         if self.settings.model is not None:
             wanted["model_fingerprint"] = fingerprint(load_model(self.settings.model))
-        if not plan.is_file():
-            if self.out.exists() and any(not path.name.startswith(".") for path in self.out.iterdir()):
-                raise CircuitsError(f"{self.out} holds something that is no study: choose another folder")
-            write_json(plan, wanted)
-            return
-        # a setting that the plan does not know of had its default
-        found = flatten(json.loads(json.dumps(asdict(StudySettings())))) | flatten(read_json(plan))
-        for name, value in flatten(wanted).items():
-            before = found.get(name)
-            if before != value:
-                raise CircuitsError(
-                    f"{self.out} holds a study with {name} {before}, not {value}: choose another folder or delete it"
-                )
+        claim(self.out / "plan.json", wanted, "a study")
 
-    def check_answers(self) -> None:
-        """Refuse what an earlier version evaluated: it kept no answers to compare models by."""
-        if not (self.tables / "answers.parquet").is_file():
-            raise CircuitsError(
-                f"{self.out} was evaluated by an earlier version, which kept no answers: delete all of its steps but "
-                "data.json and train.json, and run the study again"
-            )
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What `claim` wrote."""
+        plan: dict[str, Any] = read_json(self.out / "plan.json")
+        return plan
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Where the results of steps come from."""
+        models = {name: facts_of(self.model(name)) for name in EVALUATED}
+        return {
+            "dataset": self.dataset.fingerprint,
+            "models": models,
+            "settings": self.plan,
+            "seed": self.settings.seed,
+        }
 
     @property
     def start(self) -> str:
@@ -92,56 +93,29 @@ class StudyFolder:
         """So many examples of a split; all if no number is given."""
         return self.tasks[split] if count is None else self.tasks[split].sample(count, self.settings.seed)
 
-    def traces(self, name: str) -> list[GradientTrace]:
-        """A model's traces of both tasks."""
-        return [GradientTrace.load(self.out / "traces" / name / f"{split}.safetensors") for split in TRACED]
+    def missing(self) -> list[str]:
+        """The steps of the analyses that one arm or the other is still to do."""
+        skipped = ("neurons", "attend")
+        steps = [one for one in STEPS if one.name not in skipped]
+        return [one.name for one in steps if not all(done(folder, one) for folder in self.arms.values())]
 
-    def mask_file(self, name: str, scope: str) -> Path:
-        """Where a model's shared parameters lie."""
-        return self.out / "masks" / f"{name}{'' if scope == 'global' else f'-{scope}'}.safetensors"
+    def tables(self) -> dict[str, pandas.DataFrame]:
+        """The study's own tables by name, and those of both arms with the column ``model``, as far as they are done."""
+        found = dict(Tables(self.out / "tables"))
+        missing = self.missing()
+        arms = {model: Tables(folder / "tables") for model, folder in self.arms.items()}
+        for name in (
+            made.name for one in STEPS if one.name not in missing for made in one.writes if isinstance(made, Table)
+        ):
+            if name in found or name in _LONG or not all(name in tables for tables in arms.values()):
+                continue
+            parts = [tables[name].assign(model=model) for model, tables in arms.items()]
+            joined = pandas.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+            found[name] = _as_in_the_paper(joined)
+        return found
 
-    def mask(self, name: str, scope: str = "global") -> ParameterMask:
-        """A model's shared parameters."""
-        return ParameterMask.load(self.mask_file(name, scope))
 
-    def table(self, name: str) -> pandas.DataFrame:
-        """One of the result tables."""
-        return pandas.read_parquet(self.tables / f"{name}.parquet")
-
-    def all_tables(self) -> dict[str, pandas.DataFrame]:
-        """The result tables by name."""
-        return {path.stem: pandas.read_parquet(path) for path in sorted(self.tables.glob("*.parquet"))}
-
-    def write(self, name: str, table: pandas.DataFrame) -> None:
-        """Write a result table, with where it comes from."""
-        facts = {
-            "dataset": self.dataset.fingerprint,
-            "models": {model: facts_of(loaded) for model, loaded in self._models.items()},
-            "settings": read_json(self.out / "plan.json"),
-            "seed": self.settings.seed,
-        }
-        write_table(self.tables / f"{name}.parquet", table, facts)
-
-    def best_graft(self, name: str) -> str | None:
-        """The score that gave the smallest graft of a model; None if there is nothing to graft."""
-        table = self.table("grafts")
-        rows = table[(table["model"] == name) & table["chosen"].astype(bool)]
-        return None if rows.empty else str(rows.sort_values("size", kind="stable")["score"].iloc[0])
-
-    def top_head(self) -> Head:
-        """The head of the mixed model with the largest Shared Size."""
-        table = self.table("shared_heads")
-        rows = table[table["model"] == "mixed"].sort_values("size", ascending=False, kind="stable")
-        return Head.parse(rows["unit"].iloc[0])
-
-    def attending_head(self) -> Head:
-        """The head of the mixed model whose attention shows a behaviour in both formats most."""
-        table = self.table("attention")
-        rows = table[table["model"] == "mixed"]
-        best = (
-            rows[[behaviour.name for behaviour in BEHAVIOURS]]
-            .max(axis="columns")
-            .sort_values(ascending=False, kind="stable")
-            .index[0]
-        )
-        return Head.parse(rows["unit"][best])
+def _as_in_the_paper(table: pandas.DataFrame) -> pandas.DataFrame:
+    """With the name that the paper's figures have for the ranking by the trace of questions."""
+    named = [name for name in ("metric", "other") if name in table]
+    return table.assign(**{name: table[name].replace("qa_id_trace", "qa_trace") for name in named})

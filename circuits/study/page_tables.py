@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas
 
-from circuits.figures.charts import LABELS
+from circuits.figures import LABELS
 from circuits.figures.rankings import RANKING_LABELS
 from circuits.study.claims import SCOPE_LABELS, formatted
 
@@ -45,10 +45,10 @@ def controls_table(shared: pandas.DataFrame) -> pandas.DataFrame:
 
 def heads_in_words(heads: pandas.DataFrame) -> str:
     """How many heads matter beyond chance, when so many are looked at."""
-    rows = heads[heads["mode"] == "zero"]
+    rows = heads[(heads["mode"] == "zero") & (heads["task"] == "qa_id")]
     each = []
     for model, part in rows.groupby("model", sort=False):
-        told = part[part["log_prob_effect_q.qa_id"] < 0.05]
+        told = part[part["log_prob_effect_q"] < 0.05]
         each.append(f"{len(told)} of {len(part)} heads ({LABELS[str(model)]})")
     return (
         f"It differs from none for {' and '.join(each)}: a paired test over people, with p-values corrected for the "

@@ -128,8 +128,8 @@ def write_results_page(
             _markdown(rankings_table(tables["ranking_summary"], "revert", "n50")),
             *shown("critical_heads_mixed", "critical_neurons_mixed", "agreement_heads_mixed"),
         ]
-    if "heads" in tables:
-        parts += ["## Every head ablated", heads_in_words(tables["heads"]), *shown("heads_zero")]
+    if "sweep" in tables:
+        parts += ["## Every head ablated", heads_in_words(tables["sweep"]), *shown("heads_zero")]
     parts += _making(summary)
     with atomic_file(path) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

@@ -1,16 +1,16 @@
 """Run a study, or the rest of it; write its page."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from circuits.analysis.running import done, run_steps
 from circuits.errors import CircuitsError
-from circuits.storage import check_ending, read_json, write_json
+from circuits.storage import check_ending, read_json
+from circuits.study.folder import Study
 from circuits.study.results_page import write_results_page
 from circuits.study.settings import StudySettings, settings_of
-from circuits.study.steps import Study
+from circuits.study.steps import STEPS, compare, evaluate, report
 from circuits.study.summary import summarise
 
 
@@ -28,35 +28,20 @@ def run_study(
         The content of ``summary.json``.
 
     Raises:
-        CircuitsError: the folder holds a study with other settings.
+        CircuitsError: the folder holds a study with other settings, or one of an earlier version.
     """
-    study = Study(Path(out), settings or StudySettings())
+    study = Study(Path(out), settings or StudySettings(), say)
     study.claim()
-    if (study.out / "steps" / "evaluate.json").is_file():
-        study.check_answers()
-    for name, step in study.steps().items():
-        done = study.out / "steps" / f"{name}.json"
-        if done.is_file():
-            continue
-        if say is not None:
-            say(f"{name}: {(step.__doc__ or '').splitlines()[0].rstrip('.')}")
-        spent = study.out / "steps" / f"{name}.spent.json"
-        with _stopwatch(spent):
-            step()
-        spent.rename(done)
+    if (study.out / "steps" / "share.json").is_file():
+        raise CircuitsError(
+            f"{study.out} was analysed by an earlier version, which kept its results elsewhere: delete all of its "
+            "steps but data.json and train.json, and run the study again"
+        )
+    if not done(study.out, report):
+        run_steps(STEPS[:2], study, study.out, {"settings": study.plan, "seed": study.settings.seed}, say)
+        run_steps(STEPS[2:], study, study.out, study.facts, say)
     summary: dict[str, Any] = read_json(study.out / "summary.json")
     return summary
-
-
-@contextmanager
-def _stopwatch(path: Path) -> Iterator[None]:
-    """Add the seconds of the block to those of earlier attempts that were interrupted."""
-    before = read_json(path)["seconds"] if path.is_file() else 0.0
-    begun = time.monotonic()
-    try:
-        yield
-    finally:
-        write_json(path, {"seconds": round(before + time.monotonic() - begun, 1)})
 
 
 def report_study(folder: str | Path, page: str | Path) -> list[Path]:
@@ -75,30 +60,12 @@ def report_study(folder: str | Path, page: str | Path) -> list[Path]:
     """
     folder, page = Path(folder), Path(page)
     check_ending(page, (".md",), "page")
-    if not (folder / "steps" / "evaluate.json").is_file():
+    if not done(folder, evaluate):
         raise CircuitsError(
             f"{folder} holds no study of one seed that was evaluated: make one with 'circuits study --out DIR'"
         )
     study = Study(folder, settings_of(read_json(folder / "plan.json")))
-    study.check_answers()
-    missing = [name for name in study.steps() if not (folder / "steps" / f"{name}.json").is_file()]
-    summary = summarise(study, list(study.steps())) if missing else read_json(folder / "summary.json")
-    # a step that is not done may have written some of its tables
-    written = (
-        "accuracy",
-        "answers",
-        "curves",
-        *(name for step, names in _TABLES.items() if step not in missing for name in names),
-    )
-    return write_results_page(page, summary, {name: study.table(name) for name in written}, missing)
-
-
-#: The tables that the page shows, by the step that writes them.
-_TABLES = {
-    "share": ("shared", "sharing_curve", "shared_heads"),
-    "ablate": ("ablation", "ablation_answers"),
-    "graft": ("grafts",),
-    "rank": ("rankings", "ranking_curves", "ranking_areas", "ranking_summary", "agreement"),
-    "sweep": ("heads",),
-    "patch": ("patches",),
-}
+    own = [one.name for one in STEPS if one is not compare and not done(folder, one)]
+    missing, tables = [*study.missing(), *own], study.tables()
+    summary = summarise(study, tables) if missing else read_json(folder / "summary.json")
+    return write_results_page(page, summary, tables, missing)

@@ -9,7 +9,7 @@ from typing import Any
 from circuits.errors import CircuitsError
 from circuits.statistics import mean_interval
 from circuits.storage import provenance, write_json
-from circuits.study.folder import StudyFolder
+from circuits.study.folder import Study
 from circuits.study.running import run_study
 from circuits.study.seeds_page import write_seeds_report
 from circuits.study.settings import StudySettings
@@ -53,7 +53,7 @@ def run_studies(
     chosen = {seed: replace(settings, seed=seed, data=replace(settings.data, seed=seed)) for seed in seeds}
     # a folder that does not fit is refused before the hours of the seeds before it
     for seed, one in chosen.items():
-        StudyFolder(out / f"seed-{seed}", one).claim()
+        Study(out / f"seed-{seed}", one).claim()
     summaries = []
     for seed, one in chosen.items():
         if say is not None:
@@ -74,7 +74,7 @@ def run_studies(
     write_seeds_report(
         out / "report.html",
         summaries,
-        [StudyFolder(out / f"seed-{seed}", one).all_tables() for seed, one in chosen.items()],
+        [Study(out / f"seed-{seed}", one).tables() for seed, one in chosen.items()],
     )
     return summary
 

@@ -7,9 +7,7 @@ from typing import Any
 
 import pandas
 
-from circuits.figures.charts import LABELS
-from circuits.figures.rankings import ranking_curves_figure
-from circuits.figures.report import Section, write_report
+from circuits.figures import LABELS, Section, ranking_curves_figure, write_report
 from circuits.statistics import mean_interval
 from circuits.study.claims import claims_table, findings
 from circuits.study.page_tables import SHOWN_SPLITS, start_of

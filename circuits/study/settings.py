@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from circuits.analysis import AnalysisSettings
 from circuits.errors import CircuitsError
 from circuits.facts import FAMILIAR, DatasetSettings
 from circuits.interventions import ABLATIONS
 from circuits.masks import FRACTIONS
 from circuits.models import family_of, load_config
+from circuits.rankings import RANKINGS
 from circuits.training import PRETRAINED, Optimisation
 
 FAMILIES: tuple[str, ...] = ("llama", "pythia")
@@ -70,20 +72,45 @@ class StudySettings:
             raise CircuitsError(
                 f"the study's seed is {self.seed}, but its people's is {self.data.seed}: make them equal"
             )
-        if not 0 < self.fraction < 1:
-            raise CircuitsError(f"the fraction is {self.fraction}: it must lie between 0 and 1")
-        if not 0 < self.keep <= 1:
-            raise CircuitsError(f"the share to keep is {self.keep}: it must be more than 0 and at most 1")
-        examples = [self.trace_examples, self.sweep_examples, self.rank_examples]
-        examples += [] if self.evaluate_examples is None else [self.evaluate_examples]
-        if min(examples) < 1 or self.draws < 2:
-            raise CircuitsError("a study needs an example to trace and to score, and two random draws for an interval")
-        if self.rank_halvings is not None and self.rank_halvings < 1:
-            raise CircuitsError(f"the number of halvings is {self.rank_halvings}: it must be 1 or more")
-        if not self.sweep_modes or not self.fractions or self.evaluate_every < 1:
-            raise CircuitsError("a study needs a mode to ablate heads by, a fraction, and steps between evaluations")
+        if self.evaluate_every < 1:
+            raise CircuitsError("a study needs steps between evaluations: give 1 or more")
         if self.data.people < 8:
             raise CircuitsError(f"a study of {self.data.people} people has nobody to compare with: take 8 or more")
+        _ = self.analysis  # which refuses what it cannot be made with
+
+    @property
+    def analysis(self) -> AnalysisSettings:
+        """How the mixed and the two-stage model are analysed."""
+        scored = ("bio", "qa_id", "qa_ood")
+        return AnalysisSettings(
+            fraction=self.fraction,
+            fractions=self.fractions,
+            draws=self.draws,
+            keep=self.keep,
+            examples=self.sweep_examples,
+            # a new model can do nothing with the embeddings it had before training
+            rest="fine_tuned" if self.model is None else "pre",
+            seed=self.seed,
+            modes=self.sweep_modes,
+            rankings=tuple(RANKINGS),
+            ties=self.draws,
+            halvings=self.rank_halvings,
+            tenths=True,
+            tasks_by_step={
+                "trace": ("bio", "qa_id"),
+                "ablate": scored,
+                "graft": ("qa_id",),
+                "sweep": scored,
+                "patch": ("qa_ood",),
+                "rank": ("qa_id", "qa_ood"),
+            },
+            examples_by_step={
+                "evaluate": self.evaluate_examples,
+                "trace": self.trace_examples,
+                "ablate": self.trace_examples,
+                "rank": self.rank_examples,
+            },
+        )
 
 
 #: For a pretrained model of some hundred million parameters: two to three hours of one thread. Give it its ``model``.

@@ -6,17 +6,19 @@ from typing import Any
 import pandas
 import plotly.graph_objects as go
 
-from circuits.figures.charts import (
+from circuits.figures import (
     LABELS,
+    Section,
     ablation_figure,
     accuracy_figure,
+    agreement_figure,
     curves_figure,
     graft_figure,
     heads_figure,
+    ranking_curves_figure,
     sharing_figure,
+    write_report,
 )
-from circuits.figures.rankings import agreement_figure, ranking_curves_figure
-from circuits.figures.report import Section, write_report
 from circuits.study.claims import claims_table, findings
 from circuits.study.page_tables import (
     SHOWN_SPLITS,
@@ -67,13 +69,12 @@ def study_figures(tables: dict[str, pandas.DataFrame], keep: float | None = None
     if "ranking_curves" in tables:
         figures |= _ranking_figures(tables["ranking_curves"], tables["agreement"])
     change = "change of<br>log-prob"
-    if "heads" in tables:
-        heads = tables["heads"]
-        figures["heads_zero"] = heads_figure(heads[heads["mode"] == "zero"], "log_prob_effect.qa_id", title=change)
-    if "patches" in tables:
-        for mode in ("person", "bio"):
-            rows = tables["patches"][tables["patches"]["mode"] == mode]
-            figures[f"patch_{mode}"] = heads_figure(rows, "log_prob_effect", title=change)
+    if "sweep" in tables:
+        heads = tables["sweep"].query("mode == 'zero' and task == 'qa_id'")
+        figures["heads_zero"] = heads_figure(heads, "log_prob_effect", title=change)
+    for name, table in {"patch_person": "patches_from_people", "patch_bio": "patches"}.items():
+        if table in tables:
+            figures[name] = heads_figure(tables[table], "log_prob_effect", title=change)
     return figures
 
 
@@ -220,7 +221,7 @@ def write_study_report(
             "Every head ablated",
             [
                 "Change of the answer's log-probability (QA-ID, nats) with one head's output set to zero. "
-                f"{heads_in_words(tables['heads'])}",
+                f"{heads_in_words(tables['sweep'])}",
             ],
             None,
             figures["heads_zero"],

@@ -3,55 +3,73 @@
 import math
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas
 import torch
 
+from circuits.analysis import STEPS
+from circuits.analysis.running import seconds
 from circuits.facts import SPLITS
 from circuits.masks import SCORES
-from circuits.metrics import METRICS
+from circuits.rankings import BEHAVIOURS
 from circuits.statistics import intervals
-from circuits.storage import read_json
-from circuits.study.folder import COMPARED, EVALUATED, StudyFolder
+from circuits.study.folder import COMPARED, EVALUATED, Study
 from circuits.units import Head
 
+Frames = Mapping[str, pandas.DataFrame]
 
-def summarise(study: StudyFolder, steps: Sequence[str]) -> dict[str, Any]:
+
+def summarise(study: Study, tables: Frames) -> dict[str, Any]:
     """What ``summary.json`` holds; without what steps that are not done would say.
 
     Args:
-        study: whose tables are read.
-        steps: the names of all steps, in their order.
+        study: for its settings, and for how long its steps took.
+        tables: of the study, as far as it has come.
     """
-    folder = study.out / "steps"
-    done = [name for name in steps if name != "report" and (folder / f"{name}.json").is_file()]
-    seconds = {name: read_json(folder / f"{name}.json")["seconds"] for name in done}
     parts: dict[str, tuple[str, Callable[[], Any]]] = {
-        "accuracy": ("evaluate", lambda: _accuracy(study)),
-        "shared": ("share", lambda: _shared(study, "global")),
-        "shared_per_tensor": ("share", lambda: _shared(study, "tensor")),
-        "ablation": ("ablate", lambda: {name: _ablation(study, name, "global") for name in COMPARED}),
-        "ablation_per_tensor": ("ablate", lambda: {name: _ablation(study, name, "tensor") for name in COMPARED}),
-        "graft": ("graft", lambda: {name: _graft(study, name) for name in COMPARED}),
-        "rankings": ("rank", lambda: _rankings(study)),
-        "top_head": ("share", lambda: str(study.top_head())),
-        "attending_head": ("attend", lambda: str(study.attending_head())),
+        "accuracy": ("accuracy", lambda: _accuracy(tables["accuracy"])),
+        "shared": ("shared", lambda: _shared(tables["shared"], "global")),
+        "shared_per_tensor": ("shared", lambda: _shared(tables["shared"], "tensor")),
+        "ablation": ("ablation", lambda: _ablation(tables["ablation_answers"], "global")),
+        "ablation_per_tensor": ("ablation", lambda: _ablation(tables["ablation_answers"], "tensor")),
+        "graft": ("grafts", lambda: {name: _graft(tables, name) for name in COMPARED}),
+        "rankings": ("ranking_summary", lambda: _rankings(tables["ranking_summary"])),
+        "top_head": ("shared_heads", lambda: _first(tables["shared_heads"], ["size"])),
+        "attending_head": ("attention", lambda: _first(tables["attention"], [one.name for one in BEHAVIOURS])),
     }
     return {
-        **{name: part() for name, (step, part) in parts.items() if step in done},
-        "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
-        "settings": read_json(study.out / "plan.json"),
+        **{name: part() for name, (table, part) in parts.items() if table in tables},
+        "seconds": _seconds(study),
+        "settings": study.plan,
         "seeds": [study.settings.seed],
         "versions": _versions(),
         "machine": _machine(),
     }
 
 
-def _accuracy(study: StudyFolder) -> dict[str, dict[str, float]]:
-    accuracy = study.table("accuracy").set_index(["model", "split"])["exact_match"]
+def _seconds(study: Study) -> dict[str, float]:
+    """How long each step took, those of both analyses together."""
+    spent: Counter[str] = Counter()
+    for folder in (study.out, *study.arms.values()):
+        spent.update({name: took for name, took in seconds(folder).items() if name not in ("compare", "report")})
+    order = ["data", "train", *(one.name for one in STEPS if one.name != "attend"), "patch_people", "attend"]
+    named = {name: round(spent[name], 1) for name in order if name in spent}
+    return {**named, "total": round(sum(spent.values()), 1)}
+
+
+def _first(table: pandas.DataFrame, columns: list[str]) -> str:
+    """The head of the mixed model with the largest number in any of these columns."""
+    rows = table[table["model"] == "mixed"]
+    most = rows[columns].max(axis="columns").sort_values(ascending=False, kind="stable")
+    return str(rows["unit"][most.index[0]])
+
+
+def _accuracy(table: pandas.DataFrame) -> dict[str, dict[str, float]]:
+    accuracy = table.set_index(["model", "split"])["exact_match"]
     by_model: dict[str, dict[str, float]] = {
         name: {split: round(float(accuracy[name, split]), 4) for split in SPLITS} for name in EVALUATED
     }
@@ -60,48 +78,45 @@ def _accuracy(study: StudyFolder) -> dict[str, dict[str, float]]:
     return by_model
 
 
-def _shared(study: StudyFolder, scope: str) -> dict[str, Any]:
-    table = study.table("shared")
+def _shared(table: pandas.DataFrame, scope: str) -> dict[str, Any]:
     by_model: dict[str, Any] = table[table["scope"] == scope].set_index("model").to_dict("index")
     return by_model
 
 
-def _ablation(study: StudyFolder, name: str, scope: str) -> dict[str, Any]:
+def _ablation(answers: pandas.DataFrame, scope: str) -> dict[str, Any]:
     """Exact match under each condition, with an interval over people that has all draws of a question in it."""
-    table = study.table("ablation_answers")
-    table = table[(table["model"] == name) & (table["scope"] == scope)]
-    found: dict[str, Any] = {}
-    for condition, rows in table.groupby("condition", sort=False):
-        by_task = dict(list(rows.groupby("task", sort=False)))
-        found[str(condition)] = {task: round(float(part["exact_match"].mean()), 4) for task, part in by_task.items()}
-        found[f"{condition}_interval_95"] = {task: share_interval(part) for task, part in by_task.items()}
+    found: dict[str, Any] = {name: {} for name in COMPARED}
+    of = answers[answers["scope"] == scope].groupby(["model", "condition", "task"], sort=False)
+    for (model, condition, task), part in of:
+        values = part["exact_match"].to_numpy(float)
+        ends = intervals(values, part["group"].to_numpy(), kind="share")
+        found[model].setdefault(condition, {})[task] = round(float(values.mean()), 4)
+        found[model].setdefault(f"{condition}_interval_95", {})[task] = [round(float(end), 4) for end in ends]
     return found
 
 
-def _graft(study: StudyFolder, name: str) -> dict[str, Any]:
+def _graft(tables: Frames, name: str) -> dict[str, Any]:
     """The smallest graft of a model, and that of each score; None where there is nothing to graft."""
-    table, grafted = study.table("grafts"), study.table("grafted")
-    table = table[(table["model"] == name) & table["chosen"].astype(bool)].set_index("score")
-    grafted = grafted[grafted["model"] == name].set_index(["score", "split"])["exact_match"]
+    by: dict[str, dict[str, Any]] = {
+        score: {"size": None, "fraction": None, "accuracy": None, "splits": dict.fromkeys(SPLITS)} for score in SCORES
+    }
+    table = tables["grafts"]
+    if len(table):
+        kept = tables["graft_accuracy"].set_index(["model", "score", "task"])["exact_match"]
+        for row in table[(table["model"] == name) & table["chosen"].astype(bool)].itertuples():
+            by[row.score] = {
+                "size": int(row.size),
+                "fraction": round(float(row.fraction), 6),
+                "accuracy": round(float(row.exact_match), 4),
+                "splits": {split: round(float(kept[name, row.score, split]), 4) for split in SPLITS},
+            }
+    made = [score for score in SCORES if by[score]["size"] is not None]
+    best = min(made, key=lambda score: by[score]["size"], default=None)
+    return {**by[best or SCORES[0]], "score": best, "by": by}
 
-    def numbers(score: str | None) -> dict[str, Any]:
-        if score not in table.index:
-            return {"size": None, "fraction": None, "accuracy": None, "splits": dict.fromkeys(SPLITS)}
-        row = table.loc[score]
-        return {
-            "size": int(row["size"]),
-            "fraction": round(float(row["fraction"]), 6),
-            "accuracy": round(float(row["exact_match"]), 4),
-            "splits": {split: round(float(grafted[score, split]), 4) for split in SPLITS},
-        }
 
-    best = study.best_graft(name)
-    return {**numbers(best), "score": best, "by": {score: numbers(score) for score in SCORES}}
-
-
-def _rankings(study: StudyFolder) -> dict[str, dict[str, float | None]]:
+def _rankings(table: pandas.DataFrame) -> dict[str, dict[str, float | None]]:
     """One number for each curve of the mixed model's heads on QA-ID; None for an n that is never reached."""
-    table = study.table("ranking_summary")
     table = table[(table["model"] == "mixed") & (table["kind"] == Head.NOUN) & (table["task"] == "qa_id")]
     table = table.set_index(["metric", "condition"])
     columns = {
@@ -115,25 +130,6 @@ def _rankings(study: StudyFolder) -> dict[str, dict[str, float | None]]:
         values = {name: float(table.loc[(metric, row), column]) for name, (row, column) in columns.items()}
         found[metric] = {name: None if math.isnan(value) else round(value, 4) for name, value in values.items()}
     return found
-
-
-def share_interval(answers: pandas.DataFrame) -> list[float]:
-    """The 95 % interval of exact match: answers of one person are not independent."""
-    values = answers["exact_match"].to_numpy(float)
-    low, high = intervals(values, answers["group"].to_numpy(), kind="share")
-    return [round(float(low), 4), round(float(high), 4)]
-
-
-def accuracies(answers: pandas.DataFrame, keys: list[str]) -> pandas.DataFrame:
-    """Means of each metric on each split, and the interval of exact match."""
-    rows = []
-    for values, part in answers.groupby([*keys, "split"], sort=False):
-        low, high = share_interval(part)
-        of = dict(zip([*keys, "split"], values, strict=True))
-        means = part[list(METRICS)].astype(float).mean()
-        rows.append({**of, "answers": len(part), **means, "exact_match_low": low, "exact_match_high": high})
-    columns = [*keys, "split", "answers", *METRICS, "exact_match_low", "exact_match_high"]
-    return pandas.DataFrame(rows, columns=columns)
 
 
 def _versions() -> dict[str, str]:

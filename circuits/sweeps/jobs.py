@@ -29,7 +29,7 @@ from circuits.interventions import (
     pair_people,
     screen_interventions,
 )
-from circuits.interventions.engine import answers_table, means_table
+from circuits.interventions.effects import answers_table, means_table
 from circuits.masks import ParameterMask
 from circuits.models import Model, fingerprint, load_model, require_start, shape_of
 from circuits.storage import digest

@@ -9,9 +9,8 @@
    long, so that positions match and its spans are the prompt's; its answer is the foil, if there is one.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +23,17 @@ from torch import Tensor
 from circuits.errors import CircuitsError
 from circuits.html import html_legend, html_table, html_tokens
 from circuits.storage import digest, read_tensors, write_tensors
-from circuits.tasks.examples import Example, Place, TokenisedExample, as_chat, tokenise
-from circuits.tasks.prompts import RESERVED, Prompt, character_spans, read_prompts
+from circuits.tasks.assembly import listed_prompts, padded, prompt_facts, tokenise_prompts, tokenizer_facts
+from circuits.tasks.examples import Example, as_chat, tokenise
+from circuits.tasks.prompts import RESERVED, Prompt, read_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 #: The companions of a task: other tasks with the same examples in the same order.
 _COMPANIONS = ("foils", "counterfactuals")
+#: The columns that say where an answer is.
+_WHERE = ("example", "start", "end")
 #: Examples that a notebook shows, and tokens of each.
 _SHOWN, _TOKENS_SHOWN = 3, 64
 
@@ -108,20 +110,9 @@ class Task:
             >>> task.spans["who"][0].tolist()
             [False, True, True, False, False, False, False]
         """
-        columns = {"answer": answers, "foil": foils, "counterfactual": counterfactuals, "spans": spans, "group": groups}
-        if isinstance(prompts, str):
-            raise CircuitsError("the prompts are one text: give a list of texts, even of one")
-        for what, values in columns.items():
-            if values is not None and (isinstance(values, str) or len(values) != len(prompts)):
-                count = "one text" if isinstance(values, str) else f"{len(values)}"
-                raise CircuitsError(
-                    f"there are {len(prompts)} prompts, but {count} as {what}: give one for each prompt"
-                )
-        given: dict[str, list[Any]] = {what: list(values) for what, values in columns.items() if values is not None}
-        rows = [
-            Prompt(prompt, where=f"prompt {index}", **{what: values[index] for what, values in given.items()})
-            for index, prompt in enumerate(prompts)
-        ]
+        rows = listed_prompts(
+            prompts, answer=answers, foil=foils, counterfactual=counterfactuals, spans=spans, group=groups
+        )
         return cls.of(rows, tokenizer, name, chat=chat)
 
     @classmethod
@@ -182,38 +173,15 @@ class Task:
         dropped: list[str] | None,
     ) -> "Task":
         """A task of prompts; what is wrong with those that cannot be used goes into a list, if there is one."""
-        tokenised = []
-        for prompt in prompts:
-            try:
-                tokenised.append(_Tokenised.of(prompt, tokenizer, chat))
-            except CircuitsError as error:
-                if dropped is None:
-                    raise
-                dropped.append(str(error))
-        for what in ("foil", "counterfactual"):
-            lacking = [one.prompt for one in tokenised if getattr(one, what) is None]
-            if 0 < len(lacking) < len(tokenised):
-                errors = [
-                    prompt.error(f"there is no {what}, but others have one: give all or none") for prompt in lacking
-                ]
-                if dropped is None:
-                    raise errors[0]
-                dropped += map(str, errors)
-                tokenised = [one for one in tokenised if getattr(one, what) is not None]
-        if not tokenised:
-            wrong = dropped or []
-            none = CircuitsError(f"no prompt of the task {name} can be used: {wrong[0]}")
-            for line in wrong:
-                none.add_note(line)
-            raise none
-        facts = {**_of_tokenizer(tokenizer, chat), "prompts": digest(*(_content(one.prompt) for one in tokenised))}
-        facts["grouped"] = all(one.prompt.group is not None for one in tokenised)
+        tokenised = tokenise_prompts(prompts, tokenizer, name, chat=chat, dropped=dropped)
+        facts = tokenizer_facts(tokenizer, chat) | prompt_facts([one.prompt for one in tokenised])
         if dropped is not None:
             facts["dropped"] = dropped
-        task = cls._assembled(name, [(one.example, one.tokens) for one in tokenised], tokenizer, facts)
+        fields = padded([(one.example, one.tokens) for one in tokenised], tokenizer)
+        task = cls(name, **fields, provenance=facts)
         companions: dict[str, Any] = {
-            companion: cls._assembled(
-                f"{name}, {companion}", [getattr(one, what) for one in tokenised], tokenizer, facts
+            companion: cls(
+                f"{name}, {companion}", **padded([getattr(one, what) for one in tokenised], tokenizer), provenance=facts
             )
             for companion, what in zip(_COMPANIONS, ("foil", "counterfactual"), strict=True)
             if getattr(tokenised[0], what) is not None
@@ -249,38 +217,9 @@ class Task:
         if chat:
             examples = [as_chat(example, tokenizer) for example in examples]
         tokenised = tokenise(examples, tokenizer, special_tokens=not chat)
-        facts = {**_of_tokenizer(tokenizer, chat), **(provenance or {})}
-        return cls._assembled(name, list(zip(examples, tokenised, strict=True)), tokenizer, facts)
-
-    @classmethod
-    def _assembled(
-        cls,
-        name: str,
-        examples: Sequence[tuple[Example, TokenisedExample]],
-        tokenizer: "PreTrainedTokenizerBase",
-        provenance: dict[str, Any],
-    ) -> "Task":
-        length = max(len(tokenised.tokens) for _, tokenised in examples)
-        shape = (len(examples), length)
-        tokens = torch.full(shape, tokenizer.pad_token_id or 0)
-        attention_mask = torch.zeros(shape, dtype=torch.bool)
-        names = list(dict.fromkeys(span for _, tokenised in examples for span in tokenised.spans))
-        spans = {span: torch.zeros(shape, dtype=torch.bool) for span in names}
-        answers = []
-        for index, (example, tokenised) in enumerate(examples):
-            tokens[index, : len(tokenised.tokens)] = torch.tensor(tokenised.tokens)
-            attention_mask[index, : len(tokenised.tokens)] = True
-            for span, positions in tokenised.spans.items():
-                spans[span][index, positions] = True
-            # answer tokens are read from left to right, and each belongs to the answer whose turn it is
-            listed = zip(tokenised.answers, example.answers, example.about, strict=True)
-            for (start, end), (left, right), about in sorted(listed, key=lambda answer: answer[0][0]):
-                value = {"value": example.text[left:right], "start": start, "end": end}
-                answers.append({"example": index, "group": index, **about, **value})
-        texts = [example.text for example, _ in examples]
-        table, ids = pandas.DataFrame(answers), tokens[attention_mask].unique().tolist()
-        known = {token: str(tokenizer.decode([token])) for token in ids}
-        return cls(name, tokens, attention_mask, table, texts, spans, provenance=provenance, token_texts=known)
+        facts = tokenizer_facts(tokenizer, chat) | (provenance or {})
+        fields = padded(list(zip(examples, tokenised, strict=True)), tokenizer)
+        return cls(name, **fields, provenance=facts)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -465,76 +404,3 @@ class Task:
             provenance=metadata["provenance"],
             token_texts={int(token): text for token, text in metadata.get("token_texts", {}).items()},
         )
-
-
-_WHERE = ("example", "start", "end")
-
-
-def _content(prompt: Prompt) -> bytes:
-    """What a prompt says, wherever it was read from."""
-    return json.dumps({**asdict(prompt), "where": ""}, sort_keys=True, default=str).encode()
-
-
-def _of_tokenizer(tokenizer: "PreTrainedTokenizerBase", chat: bool) -> dict[str, Any]:
-    begins_with = "the chat template" if chat else tokenizer.convert_ids_to_tokens(tokenizer("").input_ids)
-    return {"tokenizer": type(tokenizer).__name__, "vocabulary": len(tokenizer), "begins_with": begins_with}
-
-
-@dataclass(frozen=True)
-class _Tokenised:
-    """A prompt and what it becomes: the example, and those of its foil and counterfactual."""
-
-    prompt: Prompt
-    example: Example
-    tokens: TokenisedExample
-    foil: tuple[Example, TokenisedExample] | None = None
-    counterfactual: tuple[Example, TokenisedExample] | None = None
-
-    @classmethod
-    def of(cls, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", chat: bool) -> "_Tokenised":
-        group = {} if prompt.group is None else {"group": prompt.group}
-        spans = character_spans(prompt)
-
-        def tokenised(text: str, answer: str, spans: Mapping[str, Any]) -> tuple[Example, TokenisedExample]:
-            example = _joined(prompt, text, answer, {**group, **prompt.about}, spans)
-            try:
-                example = as_chat(example, tokenizer) if chat else example
-                return example, tokenise([example], tokenizer, special_tokens=not chat)[0]
-            except CircuitsError as error:
-                raise prompt.error(str(error)) from None
-
-        example, tokens = tokenised(prompt.prompt, prompt.answer, spans)
-        start = tokens.answers[0][0]
-        foil = changed = None
-        if prompt.foil is not None:
-            foil = tokenised(prompt.prompt, prompt.foil, spans)
-            if foil[1].tokens[:start] != tokens.tokens[:start]:
-                raise prompt.error(
-                    f"before the foil {prompt.foil!r} the prompt has other tokens than before the answer "
-                    f"{prompt.answer!r}: begin both alike, with a space or without"
-                )
-        if prompt.counterfactual is not None:
-            changed = tokenised(prompt.counterfactual, prompt.foil or prompt.answer, {})
-            length = changed[1].answers[0][0]
-            if length != start:
-                raise prompt.error(
-                    f"the counterfactual has {length} tokens and the prompt {start}: make them equal, so that "
-                    "positions match"
-                )
-            changed = changed[0], replace(changed[1], spans=tokens.spans)
-        return cls(prompt, example, tokens, foil, changed)
-
-
-def _joined(
-    prompt: Prompt, text: str, answer: str, about: Mapping[str, Any], spans: Mapping[str, Sequence[Place]]
-) -> Example:
-    """Prompt and answer as one text; the answer's characters without the space it begins with."""
-    told = answer.strip()
-    if not told or not text.strip():
-        raise prompt.error(f"the {'answer' if text.strip() else 'prompt'} is empty: give it some text")
-    if text[-1].isalpha() and answer[0].isalpha():
-        raise prompt.error(
-            f"the answer {answer!r} is glued to its prompt, which ends in {text[-12:]!r}: begin it with a space"
-        )
-    start = len(text) + len(answer) - len(answer.lstrip())
-    return Example(text + answer, [(start, start + len(told))], [about], spans)

@@ -2,15 +2,10 @@
 
 from circuits.tracing.accumulation import STATISTICS
 from circuits.tracing.during_training import TraceCallback
-from circuits.tracing.gradients import (
-    LOSSES,
-    PER,
-    GradientTrace,
-    example_losses,
-    loss_gradients,
-    trace_checkpoints,
-    trace_gradients,
-)
+from circuits.tracing.gradients import trace_checkpoints, trace_gradients
+from circuits.tracing.losses import LOSSES, example_losses, loss_gradients
+from circuits.tracing.settings import PER
+from circuits.tracing.trace import GradientTrace
 
 __all__ = [
     "LOSSES",

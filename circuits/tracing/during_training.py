@@ -20,7 +20,9 @@ from circuits.errors import CircuitsError
 from circuits.models import fingerprint_of, lean_model
 from circuits.storage import atomic_folder
 from circuits.tasks import Task
-from circuits.tracing.gradients import GradientTrace, RunningTrace, TraceSettings
+from circuits.tracing.running_trace import RunningTrace
+from circuits.tracing.settings import TraceSettings
+from circuits.tracing.trace import GradientTrace
 
 _FOLDER = "traces-{step}"
 

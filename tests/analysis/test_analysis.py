@@ -10,12 +10,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from circuits.analysis import STEPS, Analysis, AnalysisSettings, analyse
+from circuits.analysis import STEPS, Analysis, AnalysisSettings, accuracies, analyse, top_table
 from circuits.cli.app import app
 from circuits.errors import CircuitsError
 from circuits.interventions import Intervention, run_interventions
+from circuits.masks import shared_parameters, sharing
 from circuits.metrics import evaluate
 from circuits.models import load_model
+from circuits.rankings import Evidence, default_counts, rank_units
+from circuits.statistics import intervals
 from circuits.tasks import Task
 from circuits.tracing import trace_gradients
 from circuits.units import Head, Neuron
@@ -130,6 +133,20 @@ def test_every_step_is_what_its_room_gives(both, people):
     assert set(people.tables["ablation"]["condition"]) >= {"none", "shared", "random"}
 
 
+def test_accuracies_are_of_each_task_and_of_what_all_its_answers_have(both, tasks):
+    model, (bio, qa) = both[0], (tasks["bio"], tasks["qa_id"])
+    scored = [evaluate(model, bio).assign(task="bio"), evaluate(model, qa).assign(task="qa", logit_diff=1.0)]
+    table = accuracies(pandas.concat(scored)).set_index("task")
+    for name, alone in zip(("bio", "qa"), scored, strict=True):
+        row = table.loc[name]
+        assert row["answers"] == len(alone)
+        assert row["log_prob"] == pytest.approx(alone["log_prob"].mean())
+        low, high = intervals(alone["log_prob"].to_numpy(float), alone["group"].to_numpy(), kind="real")
+        assert (row["log_prob_low"], row["log_prob_high"]) == (pytest.approx(low), pytest.approx(high))
+    assert pandas.isna(table["logit_diff"]["bio"])
+    assert table["logit_diff"]["qa"] == 1
+
+
 def test_tasks_about_the_same_people_are_patched_into_each_other(people):
     assert set(people.tables["patches"]["task"]) == {"bio from qa_id", "qa_id from bio"}
 
@@ -149,6 +166,65 @@ def test_steps_are_chosen_with_what_they_need(both, tmp_path):
     assert set(found.summary["seconds"]) == {"trace", "share", "ablate"}
     found = analyse(model, tasks, out=tmp_path / "only", only=["evaluate"], settings=AnalysisSettings(draws=2))
     assert set(found.summary["seconds"]) == {"trace", "share", "ablate", "evaluate"}
+
+
+@pytest.fixture(scope="module")
+def by_step(tasks, tmp_path_factory):
+    """Three tasks, one of which is held out of the shared set."""
+    chosen = [tasks[name].select(range(8)) for name in ("bio", "qa_id", "qa_ood")]
+    settings = AnalysisSettings(
+        draws=2,
+        neurons=0,
+        fractions=(),
+        modes=("zero", "mean"),
+        rankings=("shared_size", "ablation", "graft_size"),
+        ties=2,
+        halvings=2,
+        tenths=True,
+        tasks_by_step={"trace": ("bio", "qa_id"), "sweep": ("qa_ood",), "rank": ("qa_id", "qa_ood")},
+        examples_by_step={"trace": 4, "ablate": 5, "rank": 3},
+    )
+    out = tmp_path_factory.mktemp("by_step") / "out"
+    return analyse(loaded("llama"), chosen, loaded("llama", seed=1), out=out, settings=settings, skip=["attend"])
+
+
+def test_a_step_is_done_on_the_tasks_and_examples_that_are_asked_for(by_step, tasks):
+    traces = [trace_gradients(loaded("llama"), tasks[name].select(range(8)).sample(4)) for name in ("bio", "qa_id")]
+    assert list(by_step.traces) == ["bio", "qa_id"]
+    for scope, mask in by_step.masks.items():
+        expected = shared_parameters(traces, 0.01, scope)
+        assert mask.size == expected.size == (mask & expected).size
+        found = by_step.tables["sharing_curve"].query("scope == @scope").reset_index(drop=True)
+        row = {"scope": scope, "fraction": 0.01, **sharing([*by_step.traces.values()], 0.01, 2, scope=scope)}
+        pandas.testing.assert_frame_equal(found, pandas.DataFrame([row]), check_exact=True)
+    counts = by_step.tables["ablation_answers"].groupby(["scope", "condition", "draw", "task"])["example"].nunique()
+    assert set(counts) == {5}
+    assert set(by_step.tables["ablation"]["task"]) == {"bio", "qa_id", "qa_ood"}
+    assert set(by_step.tables["sweep"]["task"]) == {"qa_ood"}
+    answers = by_step.tables["ranking_answers"]
+    assert answers.groupby("task")["example"].nunique().to_dict() == {"qa_id": 3, "qa_ood": 3}
+
+
+def test_heads_are_ablated_and_ranked_as_asked(by_step, tasks):
+    swept = by_step.tables["sweep"]
+    assert swept.groupby("mode")["unit"].nunique().to_dict() == {"mean": 16, "zero": 16}
+    assert top_table(by_step.tables).columns.tolist()[:4] == [
+        "head", "shared", "without: qa_ood, zero", "without: qa_ood, mean",
+    ]  # fmt: skip
+    assert "sweep" in by_step.figures
+    ranked = by_step.tables["rankings"]
+    metrics = {"shared_size", "shared_size_per_tensor", "bio_trace", "qa_id_trace", "random"}
+    # the model answers nothing, so that there is no graft
+    assert set(ranked.query("kind == 'head'")["metric"]) == metrics | {"ablation"}
+    assert set(ranked.query("kind == 'neuron'")["metric"]) == metrics
+    tied = ranked.query("kind == 'neuron' and metric == 'shared_size'")
+    assert set(tied["draw"]) == {0, 1}
+    own = tasks["qa_id"].select(range(8)).sample(3)
+    expected = rank_units(Evidence(loaded("llama"), task=own), Head, ["ablation"])
+    found = ranked.query("kind == 'head' and metric == 'ablation'")
+    assert found["unit"].tolist() == expected["unit"].tolist()
+    counts = by_step.tables["ranking_curves"].query("kind == 'neuron'")["n"].unique().tolist()
+    assert sorted(counts) == default_counts(ranked.query("kind == 'neuron'")["unit"].nunique(), halvings=2)
 
 
 def test_what_cannot_be_analysed_is_refused(both, tmp_path, unchecked):
@@ -175,6 +251,17 @@ def test_what_cannot_be_analysed_is_refused(both, tmp_path, unchecked):
         AnalysisSettings(keep=2)
     with pytest.raises(CircuitsError, match="there is no rest 'base': choose from fine_tuned, pre"):
         AnalysisSettings(rest="base")
+    with pytest.raises(CircuitsError, match="there is no mode 'banana': choose from zero, mean"):
+        AnalysisSettings(modes=("banana",))
+    with pytest.raises(CircuitsError, match="there is no ranking 'banana': choose from shared_size"):
+        AnalysisSettings(rankings=("banana",))
+    with pytest.raises(CircuitsError, match="the number of examples for trace is 0: it must be 1 or more"):
+        AnalysisSettings(examples_by_step={"trace": 0})
+    with pytest.raises(CircuitsError, match="there is no step 'tracing': choose from evaluate, trace"):
+        analyse(model, bio, out=tmp_path / "a", settings=AnalysisSettings(examples_by_step={"tracing": 1}))
+    settings = AnalysisSettings(tasks_by_step={"trace": ("bio", "qa")})
+    with pytest.raises(CircuitsError, match="the step trace is to be done on 'qa': choose from bio, qa_id"):
+        analyse(model, [bio, qa], out=tmp_path / "a", settings=settings)
     with pytest.raises(CircuitsError, match="the task 'a/b' cannot name a file of results"):
         analyse(model, Task(**{**bio.__dict__, "name": "a/b"}), out=tmp_path / "a")
 

@@ -15,6 +15,7 @@ import pandas
 import pytest
 import torch
 
+from circuits.analysis import Comparison
 from circuits.cli import main
 from circuits.errors import CircuitsError
 from circuits.facts import FAMILIAR, DatasetSettings, FactDataset, make_dataset, word_tokenizer
@@ -23,6 +24,8 @@ from circuits.models import fingerprint, load_model, parameters_of, save_model
 from circuits.statistics import mean_interval
 from circuits.storage import atomic_file
 from circuits.study import PRETRAINED_STUDY, StudySettings, findings, results_page, run_study
+from circuits.study import steps as study_steps
+from circuits.study.folder import Study
 from circuits.tracing import GradientTrace
 from circuits.training import PRETRAINED, Optimisation, new_model, train
 from circuits.units import Head
@@ -175,7 +178,7 @@ def test_other_bad_input_is_refused(place, tmp_path):
     assert call("patch", model, "--from", "nobody").returncode == 2
     refused(call("patch", model, "--task", "bio"), "patch changes the run of a question, but bio has none")
     refused(call("evaluate", model, "--data", data, "--device", "banana"), "the device 'banana' cannot be used here")
-    refused(call("study", "--fraction", 2, "--out", tmp_path / "study"), "the fraction is 2.0")
+    refused(call("study", "--fraction", 2, "--out", tmp_path / "study"), "fraction is 2.0: it must be")
     refused(call("study", "--people", 3, "--out", tmp_path / "study"), "take 8 or more")
     refused(call("ablate", model, "--data", data, "--pre", model), "name its file with --mask")
     study = ("study", "--out", tmp_path / "study")
@@ -483,7 +486,7 @@ def study(tmp_path_factory):
     command = [str(part) for part in (BIN, "study", "--out", out, *SMALL_STUDY)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if line.startswith("trace:"):
+        if line.startswith("mixed: trace:"):
             time.sleep(0.5)
             os.kill(process.pid, signal.SIGKILL)
             break
@@ -493,7 +496,12 @@ def study(tmp_path_factory):
     assert again.returncode == 0, again.stderr
     assert again.stderr == ""
     assert "train:" not in again.stdout
+    assert "mixed: evaluate:" not in again.stdout
     return out
+
+
+def tables_of(folder: Path) -> dict[str, pandas.DataFrame]:
+    return Study(folder, StudySettings()).tables()
 
 
 def test_a_study_writes_what_it_promises(study):
@@ -512,19 +520,25 @@ def test_a_study_writes_what_it_promises(study):
         assert summary["shared"][arm]["size"] != summary["shared_per_tensor"][arm]["size"]
     assert summary["top_head"].startswith("L")
     steps = {"data", "train", "evaluate", "trace", "share", "ablate", "graft", "rank", "sweep", "patch", "attend"}
-    assert steps | {"total"} <= set(summary["seconds"])
+    assert steps | {"patch_people", "total"} == set(summary["seconds"])
+    assert sum(summary["seconds"].values()) == pytest.approx(2 * summary["seconds"]["total"], abs=1)
     assert {"seeds", "versions"} <= set(summary)
     for name in ("pre", "mixed", "two_stage"):
         assert load_model(study / "checkpoints" / name).cfg.n_layers == 4
-    heads = pandas.read_parquet(study / "tables" / "heads.parquet")
-    assert not heads.duplicated(["layer", "index", "model", "mode"]).any()
-    assert len(heads) == 16 * 2 * 2
-    assert heads["effect"].notna().all()
-    assert set(heads.attrs["models"]) >= {"mixed", "two_stage"}
-    assert {"accuracy", "curves", "ablation", "patches", "shared_heads"} <= {
-        path.stem for path in (study / "tables").iterdir()
-    }
-    tables = {path.stem: pandas.read_parquet(path) for path in (study / "tables").iterdir()}
+    tables = tables_of(study)
+    heads = tables["sweep"]
+    assert not heads.duplicated(["layer", "index", "model", "mode", "task"]).any()
+    assert len(heads) == 16 * 2 * 2 * 3
+    assert heads["log_prob_effect"].notna().all()
+    people = pandas.read_parquet(study / "tables" / "patches_from_people.parquet")
+    assert set(people.attrs["models"]) >= {"mixed", "two_stage"}
+    assert len(people) == len(tables["patches"]) == 16 * 2
+    assert set(tables["patches"]["task"]) == {"qa_ood from bio"}
+    assert {"accuracy", "curves", "ablation", "shared_heads"} <= set(tables)
+    compared = Comparison(study / "comparison")
+    assert compared.names == ("mixed", "two_stage")
+    assert {"accuracy", "ablation", "sweep", "patches", "masks", "heads", "areas"} <= set(compared.tables)
+    assert compared.report.is_file()
     answers, accuracy = tables["answers"], tables["accuracy"].set_index(["model", "split"])
     right = answers.groupby(["model", "split"])["exact_match"].mean()
     assert accuracy["exact_match"].to_dict() == pytest.approx(right.to_dict())
@@ -538,10 +552,9 @@ def test_a_study_writes_what_it_promises(study):
     keys = ["model", "scope", "condition", "draw", "task"]
     means = tables["ablation_answers"].groupby(keys)["exact_match"].mean()
     assert ablation.set_index(keys)["exact_match"].to_dict() == pytest.approx(means.to_dict())
-    for scope, ending in (("global", ""), ("tensor", "-tensor")):
-        mask = ParameterMask.load(study / "masks" / f"mixed{ending}.safetensors")
+    for scope in ("global", "tensor"):
         rows = tables["shared"].set_index(["model", "scope"])
-        assert mask.size == rows["size"]["mixed", scope]
+        assert compared.a.masks[scope].size == rows["size"]["mixed", scope]
     assert len(list((study / "figures").glob("*.html"))) >= 8
     page = (study / "report.html").read_text()
     assert "What holds in this run" in page
@@ -550,9 +563,9 @@ def test_a_study_writes_what_it_promises(study):
 
 def test_a_study_grafts_and_ranks(study):
     summary = json.loads((study / "summary.json").read_text())
-    tables = {path.stem: pandas.read_parquet(path) for path in (study / "tables").iterdir()}
-    grafts, grafted = tables["grafts"], tables["grafted"]
-    for name in ("mixed", "two_stage"):
+    tables = tables_of(study)
+    grafts, grafted = tables["grafts"], tables["graft_accuracy"]
+    for name, side in (("mixed", "a"), ("two_stage", "b")):
         found = summary["graft"][name]
         chosen = grafts[(grafts["model"] == name) & grafts["chosen"].astype(bool)].set_index("score")
         if not len(chosen):
@@ -562,10 +575,10 @@ def test_a_study_grafts_and_ranks(study):
             continue
         assert found["size"] == chosen["size"].min() == chosen["size"][found["score"]]
         assert found["accuracy"] >= 0.95 * summary["accuracy"][name]["qa_id"] - 1e-3
+        saved = Graft.load(study / "comparison" / side / "grafts" / "qa_id")
+        assert (saved.size, saved.fraction) == (found["size"], pytest.approx(found["fraction"], abs=1e-6))
         for score, one in found["by"].items():
-            saved = Graft.load(study / "grafts" / name / score)
-            assert (saved.size, saved.fraction) == (one["size"], pytest.approx(one["fraction"], abs=1e-6))
-            rows = grafted[(grafted["model"] == name) & (grafted["score"] == score)].set_index("split")
+            rows = grafted[(grafted["model"] == name) & (grafted["score"] == score)].set_index("task")
             assert one["splits"]["qa_id"] == one["accuracy"] == pytest.approx(rows["exact_match"]["qa_id"], abs=1e-4)
             assert len(rows) == 5
     rankings = summary["rankings"]
@@ -634,17 +647,18 @@ def test_several_seeds_are_studies_and_a_summary(study, tmp_path):
     assert "the seeds are all alike and show no spread to judge by" in page
     refused(call("study", "--seeds", "0,1", "--out", out, *SMALL_STUDY[:2], "--steps", 41), "not 41")
     refused(call("study", "--seeds", "0", "--out", study, *SMALL_STUDY), "holds something that is no set of studies")
-    refused(call("study", "--out", out, *SMALL_STUDY), "holds something that is no study")
+    refused(call("study", "--out", out, *SMALL_STUDY), "holds something that is not a study")
 
 
 def test_a_graft_by_command_is_an_ordinary_checkpoint(study, tmp_path):
     mixed, pre, out = study / "checkpoints" / "mixed", study / "checkpoints" / "pre", tmp_path / "graft"
-    if json.loads((study / "summary.json").read_text())["accuracy"]["mixed"]["qa_id"] == 0:
+    summary = json.loads((study / "summary.json").read_text())
+    if summary["accuracy"]["mixed"]["qa_id"] == 0:
         pytest.fail("the small study learns nothing: train it longer")
     result = call("graft", mixed, "--pre", pre, "--by", "change", "--out", out)
     assert result.returncode == 0, result.stderr
     found = Graft.load(out)
-    assert found.size == Graft.load(study / "grafts" / "mixed" / "change").size
+    assert found.size == summary["graft"]["mixed"]["by"]["change"]["size"]
     model, before, fine_tuned = (load_model(folder) for folder in (out / "model", pre, mixed))
     with graft(before, found.mask, fine_tuned):
         assert fingerprint(model) == fingerprint(before)
@@ -672,15 +686,6 @@ def test_a_checkpoint_of_a_study_finds_its_own_data(study, tmp_path):
     assert (tmp_path / "fig.html").exists()
 
 
-def test_a_plan_without_a_setting_of_today_had_its_default(study, tmp_path):
-    old = shutil.copytree(study, tmp_path / "old")
-    plan = json.loads((old / "plan.json").read_text())
-    for name in ("model", "evaluate_every", "fractions", "sweep_modes"):
-        del plan[name]
-    (old / "plan.json").write_text(json.dumps(plan))
-    assert call("study", "--out", old, *SMALL_STUDY).returncode == 0
-
-
 def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
     shown = results_page._SHOWN
     monkeypatch.setattr(results_page, "_SHOWN", {name: shown[name] for name in ("accuracy", "agreement_heads_mixed")})
@@ -703,8 +708,7 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
     assert f"{summary['graft']['mixed']['size']:,} (" in page
     assert "| `rank_examples` | 3 |" in page
     assert "| `evaluate_examples` | all |" in page
-    tables = {path.stem: pandas.read_parquet(path) for path in (study / "tables").iterdir()}
-    found = findings(summary, tables)
+    found = findings(summary, tables_of(study))
     figures = ["1a"] * 2 + ["2a"] * 4 + ["2b"] * 8 + ["3b"] + ["4a", "4a", "4b", "4b"] * 2 + ["4c"] * 2
     assert [one.figure for one in found] == figures
     for one in found:
@@ -719,21 +723,22 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
         assert f"](figures/{image})" in page
     refused(call("report", study, "--out", tmp_path / "page.html"), "a page cannot be saved as")
     refused(call("report", tmp_path, "--out", tmp_path / "page.md"), "holds no study of one seed that was evaluated")
-    # a study of an earlier version, which kept no answers
+    # a study of an earlier version, which kept its results elsewhere
     earlier = shutil.copytree(study, tmp_path / "earlier")
-    (earlier / "tables" / "answers.parquet").unlink()
-    refused(call("report", earlier, "--out", tmp_path / "page.md"), "was evaluated by an earlier version")
+    (earlier / "steps" / "share.json").write_text("{}")
     refused(call("study", "--out", earlier, *SMALL_STUDY), "delete all of its steps but data.json and train.json")
     # the same study before its grafts and rankings
     unfinished = shutil.copytree(study, tmp_path / "unfinished")
-    for step in ("graft", "rank", "sweep", "patch", "attend", "report"):
+    for step in ("compare", "patch_people", "attend", "report"):
         (unfinished / "steps" / f"{step}.json").unlink()
-    for table in ("grafts", "ranking_summary", "heads", "patches"):
+    for table in ("patches_from_people", "attention"):
         (unfinished / "tables" / f"{table}.parquet").unlink()
+    for step in ("graft", "rank", "sweep", "patch"):
+        (unfinished / "comparison" / "b" / "steps" / f"{step}.json").unlink()
     (unfinished / "summary.json").unlink()
     assert call("report", unfinished, "--out", tmp_path / "part" / "page.md").returncode == 0
     part = (tmp_path / "part" / "page.md").read_text()
-    assert "not finished: graft, rank, sweep, patch, attend, report are still to come" in part
+    assert "not finished: graft, sweep, patch, rank, patch_people, attend, report are still to come" in part
     for one in found:
         assert (one.here in part) == (one.figure in ("1a", "2a", "2b"))
 
@@ -750,7 +755,7 @@ def pretrained(tmp_path_factory):
 
 
 def test_a_study_starts_from_a_pretrained_checkpoint(pretrained, tmp_path, monkeypatch):
-    monkeypatch.setattr("circuits.study.steps.train_side_by_side", one_after_the_other)
+    monkeypatch.setattr(study_steps, "train_side_by_side", one_after_the_other)
     settings = replace(
         PRETRAINED_STUDY,
         family=None,
@@ -763,7 +768,7 @@ def test_a_study_starts_from_a_pretrained_checkpoint(pretrained, tmp_path, monke
     assert settings.family == "pythia"
 
     def until_it_traces(line: str) -> None:
-        if line.startswith("trace"):
+        if line.startswith("compare"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -772,7 +777,7 @@ def test_a_study_starts_from_a_pretrained_checkpoint(pretrained, tmp_path, monke
     start = fingerprint(load_model(pretrained / "pythia"))
     assert plan["model_fingerprint"] == start == fingerprint(load_model(tmp_path / "study" / "checkpoints" / "pre"))
     assert fingerprint(load_model(tmp_path / "study" / "checkpoints" / "mixed")) != start
-    tables = {path.stem: pandas.read_parquet(path) for path in (tmp_path / "study" / "tables").iterdir()}
+    tables = {path.stem: pandas.read_parquet(path) for path in (tmp_path / "study" / "tables").glob("*.parquet")}
     assert set(tables["accuracy"]["answers"]) == {10}
     assert tables["curves"].groupby("model")["step"].agg(list).tolist() == [[3, 6]] * 4
     # another checkpoint under the same name
@@ -817,8 +822,8 @@ def test_a_model_brings_its_own_defaults(pretrained, tmp_path, monkeypatch):
     refused(call(*model, pretrained / "llama", "--family", "pythia"), "is a llama, not a pythia: leave out the family")
     assert not (tmp_path / "out").exists()
     for change, sentence in {
-        "rank_halvings": "the number of halvings is 0",
-        "evaluate_examples": "needs an example",
+        "rank_halvings": "halvings is 0",
+        "evaluate_examples": "the number of examples for evaluate is 0",
         "evaluate_every": "steps between evaluations",
     }.items():
         with pytest.raises(CircuitsError, match=sentence):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import cycle
 
 import numpy
+import pandas
 import pytest
 import torch
 
@@ -443,6 +444,14 @@ def test_a_divergence_is_not_tested_against_none(model, questions):
     for found in (table, again):
         assert {"log_prob_effect_p", "log_prob_effect_q", "kl_effect", "kl_effect_low"} <= set(found)
         assert not {"kl_effect_p", "kl_effect_q"} & set(found)
+
+
+def test_a_table_made_from_answers_is_the_one_that_the_run_makes(model, tasks):
+    plan = single([Head(1, 1), Head(2, 2)]) + single([Head(2, 2)], "mean")
+    asked = {"source": pair_people(tasks["qa_ood"]), "metrics": ["exact_match", "log_prob", "logit_diff", "kl"]}
+    table = run_interventions(model, tasks["qa_ood"], plan, **asked)
+    again = effects_table(run_interventions(model, tasks["qa_ood"], plan, per_answer=True, **asked))
+    pandas.testing.assert_frame_equal(again[list(table)], table, check_exact=True)
 
 
 def test_effects_have_the_intervals_and_tests_of_their_people(model, tasks):

@@ -15,7 +15,7 @@ from circuits.masks import (
     graft_by_score,
     unit_mask,
 )
-from circuits.masks.grafting import _Search
+from circuits.masks.graft_search import GraftSearch
 from circuits.masks.packing import PackedTensors, pack
 from circuits.metrics import evaluate
 from circuits.models import fingerprint, load_huggingface, load_model, parameters_of, save_model
@@ -106,7 +106,7 @@ def test_the_graft_by_change_is_the_smallest_of_a_full_sort_that_keeps_the_accur
 def test_gradient_x_change_is_the_gradient_along_the_path_times_the_change(models, task):
     pre, fine_tuned = models
     task, before = task.select(range(4)), state(pre)
-    search = _Search(pre, fine_tuned, task, 0.95, None)
+    search = GraftSearch(pre, fine_tuned, task, 0.95, None)
     with search.started():
         found = search.gradients_x_changes(batch_size=3)
     assert equal(state(pre), before)
@@ -146,7 +146,7 @@ def test_optimisation_keeps_the_accuracy_with_fewer_parameters_than_the_largest_
 
 def test_optimisation_descends_the_loss_over_the_relaxed_mask(models, task):
     pre, fine_tuned = models
-    search = _Search(pre, fine_tuned, task, 0.95, None)
+    search = GraftSearch(pre, fine_tuned, task, 0.95, None)
     old, new = covered_parameters(pre), covered_parameters(fine_tuned)
     base = {name: (new[name] - old[name]).abs() > 1e-2 for name in new}
     count = sum(int(entries.sum()) for entries in base.values())
@@ -192,7 +192,7 @@ def test_optimisation_descends_the_loss_over_the_relaxed_mask(models, task):
 
 def test_the_same_seed_relaxes_the_same_mask(models, task):
     base = PackedTensors({name: pack(value > 0) for name, value in covered_parameters(models[0]).items()})
-    search = _Search(*models, task, 0.95, None)
+    search = GraftSearch(*models, task, 0.95, None)
     with search.started():
         one, two, other = (search.relax(base, 2, 0.2, 3.0, 5, seed) for seed in (3, 3, 4))
     assert all(torch.equal(value, two[name]) for name, value in one.items())
@@ -219,7 +219,7 @@ def test_a_graft_of_units_touches_nothing_else(models, task):
         assert found.accuracy >= wanted * accuracy(fine_tuned, task)
         assert found.mask.total == base.total
         assert found.mask.provenance["units"] == allowed.provenance["units"]
-        search = _Search(pre, fine_tuned, task, wanted, few)
+        search = GraftSearch(pre, fine_tuned, task, wanted, few)
         with search.started():
             relaxed = search.relax(found.mask.masks, 1, 0.2, 3.0, 64, 0)
         for name, entries in found.mask.masks.items():

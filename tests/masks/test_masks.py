@@ -137,6 +137,21 @@ def test_the_largest_entries_are_those_of_a_stable_sort():
         assert torch.equal(found, expected), count
 
 
+def test_influenced_sets_stand_for_their_traces(traces):
+    for scope in ("global", "tensor"):
+        sets = [influenced_parameters(trace, 0.1, scope) for trace in traces]
+        one, other = shared_parameters(sets), shared_parameters(traces, 0.1, scope)
+        assert one.size == other.size == (one & other).size
+        assert one.provenance == other.provenance
+        found, expected = sharing(sets, draws=2, seed=3), sharing(traces, 0.1, 2, seed=3, scope=scope)
+        assert found == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
+    for given, fraction in ((sets, 0.1), ([traces[0], sets[1]], None)):
+        with pytest.raises(CircuitsError, match="influenced sets were chosen by a fraction already: give them alone"):
+            shared_parameters(given, fraction)
+    with pytest.raises(CircuitsError, match="two of the traces are of the same examples"):
+        shared_parameters([sets[0], sets[0]])
+
+
 def test_the_curve_holds_what_sharing_says_at_each_fraction(traces):
     curve = sharing_curve(traces, [0.001, 0.2], draws=2, seed=1)
     assert curve["fraction"].tolist() == [0.001, 0.2]

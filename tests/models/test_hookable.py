@@ -395,7 +395,7 @@ def test_run_with_hooks_and_the_cache_take_the_names(untouched):
 
 
 def test_every_hook_point_is_probed(model, monkeypatch):
-    probe(model)
+    probe(model, TOKENS)
     for site in ("q", "pattern", "z", "pre", "mlp_out"):
         name = hook_points(model, 1)[site]
         point = model.hook_dict[name]
@@ -403,10 +403,39 @@ def test_every_hook_point_is_probed(model, monkeypatch):
             # the function runs, and what it returns is dropped
             patch.setattr(point, "add_hook", _dropping(point.add_hook))
             with pytest.raises(CircuitsError, match=f"a change at the hook point {name} does not reach the logits"):
-                probe(model)
-    probe(model)
+                probe(model, TOKENS)
+    probe(model, TOKENS)
     assert user_hooks(model) == []
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_probe_gives_what_the_model_computes_and_needs_no_parameter_that_learns(model):
+    model.requires_grad_(False)
+    points = [hook_points(model, layer)["resid_pre"] for layer in range(model.cfg.n_layers)]
+    with torch.no_grad():
+        _, cache = model.run_with_cache(TOKENS, names_filter=points)
+    streams, logits = probe(model, TOKENS)
+    assert torch.equal(logits, logits_of(model))
+    assert not logits.requires_grad
+    assert len(streams) == len(points)
+    assert all(torch.equal(stream, cache[point]) for stream, point in zip(streams, points, strict=True))
+
+
+@pytest.mark.skipif("hooked_transformer" not in backends(), reason="the tables are HookedTransformer's")
+@pytest.mark.parametrize(("name", "kinds"), [("llama", 1), ("llama-yarn", 1), ("neox", 1), ("gemma3", 2)])
+def test_layers_with_the_same_angles_have_one_table_which_grows(name, kinds):
+    config = copy.deepcopy(CONFIGS[name])
+    config.max_position_embeddings = 3000
+    model = hookable(AutoModelForCausalLM.from_config(config), backend="hooked_transformer")
+    assert model.cfg.n_ctx == 3000
+    assert len({block.attn.rotary_sin.data_ptr() for block in model.blocks}) == kinds
+    for length, kept in ((14, 2048), (2100, 3000)):
+        logits_of(model, torch.zeros(1, length, dtype=torch.long))
+        for block in model.blocks:
+            attention, cfg = block.attn, model.cfg
+            own = attention.calculate_sin_cos_rotary(cfg.rotary_dim, kept, attention._rotary_base(), cfg.dtype)
+            assert torch.equal(attention.rotary_sin, own[0])
+            assert torch.equal(attention.rotary_cos, own[1])
 
 
 def _dropping(add):

@@ -251,6 +251,8 @@ def test_counts_are_dense_first_and_end_at_all():
     counts = default_counts(1408)
     assert counts == sorted(set(counts))
     assert counts == [0, 1, 2, 4, 8, 16, 32, 64, 128, *(round(140.8 * part) for part in range(1, 11))]
+    assert default_counts(270, halvings=4, tenths=False) == [0, 17, 34, 68, 135, 270]
+    assert default_counts(100, tenths=False) == [0, 1, 2, 4, 8, 16, 32, 64, 100]
     assert default_counts(270, halvings=4) == [0, 17, 27, 54, 81, 108, 135, 162, 189, 216, 243, 270]
     for units in (33, 270, 46080):
         for halvings in (None, 2, 4):

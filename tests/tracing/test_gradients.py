@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from circuits.errors import CircuitsError
 from circuits.facts import word_tokenizer
 from circuits.models import arithmetic, lean_model, load_model, parameters_of
+from circuits.models import layer as layer_module
 from circuits.models.hookable import backends
 from circuits.tasks import Task
 from circuits.tracing import (
@@ -19,11 +20,12 @@ from circuits.tracing import (
     GradientTrace,
     accumulation,
     example_losses,
-    gradients,
     loss_gradients,
+    running_trace,
     trace_gradients,
 )
-from circuits.tracing.gradients import TraceSettings
+from circuits.tracing.running_trace import RunningTrace
+from circuits.tracing.settings import TraceSettings
 from circuits.training import new_model
 from circuits.units import COMPONENTS, Head, Neuron, component_of
 from tests.fixtures import gradients_of
@@ -99,7 +101,7 @@ def test_of_any_family_a_trace_equals_a_loop_of_backward_passes_through_the_hook
     model = load_model(lively_of(name), backend=backend)
     ways = (("abs", "example"), ("square", "batch"), ("signed", "example"))
     for statistic, per in ways if "-" not in name and backend == backends()[0] else ways[:1]:
-        fast, slow = (gradients.RunningTrace(TraceSettings(statistic, "answer", 3, per, COMPONENTS)) for _ in range(2))
+        fast, slow = (RunningTrace(TraceSettings(statistic, "answer", 3, per, COMPONENTS)) for _ in range(2))
         for batch in task.batches(3):
             fast.add(lean_model(model), batch)
             slow.add_hooked(model, batch)
@@ -108,17 +110,18 @@ def test_of_any_family_a_trace_equals_a_loop_of_backward_passes_through_the_hook
 
 
 def test_what_a_batch_was_computed_with_is_freed(model, bio, monkeypatch):
-    written, tell = [], arithmetic._tell
+    written, tell = [], layer_module.tell
 
     def told(rows, taps, read, output):
         written.append(weakref.ref(output))
         tell(rows, taps, read, output)
 
-    monkeypatch.setattr(arithmetic, "_tell", told)
+    for module in (arithmetic, layer_module):
+        monkeypatch.setattr(module, "tell", told)
     gc.collect()
     gc.disable()
     try:
-        running = gradients.RunningTrace(TraceSettings("abs", "answer", 10, "example", COMPONENTS))
+        running = RunningTrace(TraceSettings("abs", "answer", 10, "example", COMPONENTS))
         running.add(lean_model(model), bio)
         assert len(written) > 4 * 6
         assert [one for one in written if one() is not None] == []
@@ -179,7 +182,7 @@ def test_a_weight_larger_than_the_cache_is_traced_in_parts(model, bio, monkeypat
     whole = trace_gradients(model, bio, components=COMPONENTS).gradients
     monkeypatch.setattr(accumulation, "_AT_A_TIME", 1000)
     monkeypatch.setattr(accumulation, "_BLOCK", 5000)
-    monkeypatch.setattr(gradients, "_LOGITS_AT_A_TIME", 1000)
+    monkeypatch.setattr(running_trace, "_LOGITS_AT_A_TIME", 1000)
     assert_same(trace_gradients(model, bio, components=COMPONENTS).gradients, whole)
 
 

@@ -8,6 +8,7 @@ from circuits.errors import CircuitsError
 from circuits.models import facts_of, load_model, save_model
 from circuits.storage import read_tensors
 from circuits.tracing import GradientTrace, gradients, trace_checkpoints, trace_gradients
+from circuits.tracing.running_trace import RunningTrace
 from tests.processes import ended, forked, needs_fork
 
 
@@ -21,20 +22,20 @@ def same(one: GradientTrace, two: GradientTrace) -> bool:
 @pytest.fixture
 def added(monkeypatch) -> list[int]:
     """How many examples each batch that is traced has."""
-    found, add = [], gradients.RunningTrace.add
+    found, add = [], RunningTrace.add
 
     def counted(self, model, batch):
         found.append(len(batch))
         add(self, model, batch)
 
-    monkeypatch.setattr(gradients.RunningTrace, "add", counted)
+    monkeypatch.setattr(RunningTrace, "add", counted)
     return found
 
 
 @needs_fork
 def test_a_trace_that_was_killed_goes_on_where_it_was(model, bio, tmp_path, added, monkeypatch):
     out = tmp_path / "trace.safetensors"
-    add = gradients.RunningTrace.add
+    add = RunningTrace.add
     with monkeypatch.context() as patch:
 
         def killed(self, *arguments):
@@ -43,7 +44,7 @@ def test_a_trace_that_was_killed_goes_on_where_it_was(model, bio, tmp_path, adde
             add(self, *arguments)
 
         patch.setattr(gradients, "_SAVE_EVERY", 0.0)
-        patch.setattr(gradients.RunningTrace, "add", killed)
+        patch.setattr(RunningTrace, "add", killed)
         assert ended(forked(lambda: trace_gradients(model, bio, batch_size=2, out=out))) == -signal.SIGKILL
     assert not out.exists()
     unfinished = tmp_path / "trace.safetensors.unfinished"

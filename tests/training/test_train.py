@@ -1,4 +1,3 @@
-import importlib
 import json
 import os
 import signal
@@ -17,13 +16,11 @@ from circuits.interventions import Intervention, run_interventions
 from circuits.masks import ablate_mask, graft, graft_at, graft_by_score, revert, unit_mask
 from circuits.models import fingerprint, load_huggingface, load_model, load_tokenizer
 from circuits.rankings import Evidence, critical_curve, rank_units, sufficient_curve
-from circuits.training import Job, Optimisation, new_model, stages, train, train_side_by_side
-from circuits.training.train import _IGNORED, _Collator, _TokenisedRows, compact_loss
+from circuits.training import Job, Optimisation, new_model, stages, train, train_side_by_side, trainer
+from circuits.training.rows import IGNORED, Collator, TokenisedRows
+from circuits.training.trainer import compact_loss
 from circuits.units import Head
 from tests.processes import ended, forked, needs_fork, running, wait_for
-
-# the package's attribute of this name is the function
-training = importlib.import_module("circuits.training.train")
 
 SMALL = Optimisation(steps=12, rows=24, warmup_steps=3)
 
@@ -57,7 +54,7 @@ def test_both_arms_see_as_many_rows_of_each_kind():
 
 def test_the_order_uses_every_row_before_any_again_and_never_a_held_out_one(few, tmp_path):
     optimisation = replace(SMALL, steps=30)
-    rows = _TokenisedRows(few, word_tokenizer(), optimisation, tmp_path)
+    rows = TokenisedRows(few, word_tokenizer(), optimisation, tmp_path)
     assert (rows.bio, rows.qa) == (sum(1 for _ in few.rows("bio")), sum(1 for _ in few.rows("qa_id")))
     stage = stages("mixed", optimisation)[0]
     order = torch.tensor(rows.order(stage, 30, seed=0)).view(30, optimisation.rows)
@@ -69,14 +66,12 @@ def test_the_order_uses_every_row_before_any_again_and_never_a_held_out_one(few,
 
 def test_labels_are_all_tokens_of_biographies_and_answers_of_questions(few, tmp_path):
     tokenizer = word_tokenizer()
-    rows = _TokenisedRows(few, tokenizer, SMALL, tmp_path)
+    rows = TokenisedRows(few, tokenizer, SMALL, tmp_path)
     assert rows[0]["labels"] == rows[0]["input_ids"]
     questions = list(few.rows("qa_id"))
     for number in range(6):
         example = rows[rows.bio + number]
-        kept = [
-            token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label != _IGNORED
-        ]
+        kept = [token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label != IGNORED]
         left, right = questions[number]["answer"][0]
         assert tokenizer.decode(kept) == questions[number]["text"][left:right]
 
@@ -84,8 +79,8 @@ def test_labels_are_all_tokens_of_biographies_and_answers_of_questions(few, tmp_
 @pytest.mark.parametrize("family", ["llama", "pythia"])
 @pytest.mark.parametrize("groups", [1, 2, 5])
 def test_the_compact_loss_and_its_gradients_are_the_plain_ones(few, tmp_path, family, groups):
-    rows = _TokenisedRows(few, word_tokenizer(), SMALL, tmp_path)
-    batch = _Collator(0)([rows[number] for number in (0, 3, 7, rows.bio, rows.bio + 1, rows.bio + 5)])
+    rows = TokenisedRows(few, word_tokenizer(), SMALL, tmp_path)
+    batch = Collator(0)([rows[number] for number in (0, 3, 7, rows.bio, rows.bio + 1, rows.bio + 5)])
     found = {}
     for name in ("plain", "compact"):
         model = new_model(f"tiny-{family}", word_tokenizer())
@@ -103,18 +98,18 @@ def test_the_compact_loss_and_its_gradients_are_the_plain_ones(few, tmp_path, fa
 
 
 def test_the_compact_loss_reads_nothing_behind_the_last_counted_token(few, tmp_path):
-    rows = _TokenisedRows(few, word_tokenizer(), Optimisation(bio_loss="answer"), tmp_path)
-    batch = _Collator(0)([rows[0], rows[1], rows[rows.bio]])
+    rows = TokenisedRows(few, word_tokenizer(), Optimisation(bio_loss="answer"), tmp_path)
+    batch = Collator(0)([rows[0], rows[1], rows[rows.bio]])
     model, seen = new_model("tiny-llama", word_tokenizer()), []
     model.model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].shape))
     compact_loss(model, batch["input_ids"], batch["labels"], groups=3)
-    counted = (batch["labels"] != _IGNORED) * torch.arange(batch["labels"].shape[1])
+    counted = (batch["labels"] != IGNORED) * torch.arange(batch["labels"].shape[1])
     assert sorted(seen) == sorted((1, length) for length in counted.amax(1).tolist())
 
 
 def test_compact_training_learns_as_plain_training_does(few, tmp_path, monkeypatch):
     curves, calls = {}, []
-    monkeypatch.setattr(training, "compact_loss", lambda *batch: calls.append(1) or compact_loss(*batch))
+    monkeypatch.setattr(trainer, "compact_loss", lambda *batch: calls.append(1) or compact_loss(*batch))
     for compact in (False, True):
         optimisation = replace(SMALL, compact=compact)
         (folder,) = train("mixed", few, tmp_path / str(compact), optimisation=optimisation, evaluate_every=6)

@@ -1,0 +1,71 @@
+"""What figures of result tables share: names, colours, numbers, the width of a page, and what a table must have."""
+
+import math
+
+from pandas import DataFrame
+
+from circuits.errors import CircuitsError
+
+#: Names of what is compared.
+LABELS = {
+    "mixed": "mixed",
+    "two_stage": "two-stage",
+    "two_stage_gentle": "two-stage, small second rate",
+    "stage_1": "after stage 1 (BIO only)",
+    "bio": "BIO",
+    "qa_id": "QA-ID",
+    "qa_ood": "QA-OOD",
+    "qa_id_unseen": "QA-ID, unseen wording",
+    "qa_ood_unseen": "QA-OOD, unseen wording",
+    "pre": "before training",
+    "none": "whole model",
+    "shared": "shared parameters ablated",
+    "shared_thinned": "shared, thinned to match random",
+    "random": "random parameters ablated",
+    "change": "by |change|",
+    "gradient_x_change": "by |gradient × change|",
+}
+#: Colours of what is compared.
+COLOURS = {
+    "mixed": "#1f77b4",
+    "two_stage": "#ff7f0e",
+    "two_stage_gentle": "#bbbbbb",
+    "bio": "#7f7f7f",
+    "qa_id": "#2ca02c",
+    "qa_ood": "#9467bd",
+    "none": "#1f77b4",
+    "shared": "#d62728",
+    "shared_thinned": "#f4a6a7",
+    "random": "#c7c7c7",
+}
+
+#: Pixels between the margins of a report's page, which the widest figures fill.
+PAGE = 1080
+
+
+def label(name: str) -> str:
+    """The name of what is compared, for a reader; as it is if it has no other."""
+    return LABELS.get(name, name)
+
+
+def number(value: float, digits: int) -> str:
+    """A number for a person to read, with a true minus sign; a dash where there is none.
+
+    Example:
+        >>> number(-1234.5, 1), number(-0.001, 2), number(math.nan, 2)
+        ('−1,234.5', '0.00', '–')
+    """
+    if math.isnan(value):
+        return "–"
+    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")
+
+
+def need(table: DataFrame, *columns: str) -> None:
+    """Refuse a table without rows, or without one of these columns.
+
+    Raises:
+        CircuitsError: it is such a table.
+    """
+    missing = [column for column in columns if column not in table.columns]
+    if missing or table.empty:
+        raise CircuitsError(f"the table has no {missing[0] if missing else 'rows'}: it has {', '.join(table.columns)}")
