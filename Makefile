@@ -41,7 +41,7 @@ test: $(READY)
 # What depends on the model, with TransformerLens 4.
 test-bridge: $(READY_TL4)
 	@.venv-tl4/bin/python -m pytest -n auto --dist loadfile \
-		tests/models tests/tracing tests/masks tests/interventions tests/rankings tests/sweeps tests/test_hooks.py
+		tests/models tests/tracing tests/consistency tests/masks tests/interventions tests/rankings tests/sweeps tests/test_hooks.py
 
 # How far every family is from Hugging Face's numbers, with TransformerLens 3 and 4.
 parity: $(READY) $(READY_TL4)

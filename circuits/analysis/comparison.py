@@ -319,8 +319,8 @@ def _figures(tables: Mapping[str, pandas.DataFrame], names: tuple[str, str]) -> 
     less = f"{names[1]} less<br>{names[0]}"
     for name in ("sweep", "patches"):
         if name in tables:
-            table = tables[name]
-            figures[name] = heads_figure(by_mode(table), _largest(table), facet="task", title=less)
+            table = by_mode(tables[name]).sort_values("task", kind="stable")
+            figures[name] = heads_figure(table, _largest(table), facet="task", title=less)
     if "heads" in tables:
         heads = tables["heads"]
         panels = [

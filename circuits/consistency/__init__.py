@@ -1,12 +1,7 @@
 """How alike two tasks are inside a model: their gradients, their activations, and what an answer rests on."""
 
-from circuits.consistency.gradients import (
-    BY,
-    KINDS,
-    GradientConsistency,
-    gradient_consistency,
-    gradient_consistency_along,
-)
+from circuits.consistency.gradients import BY, gradient_consistency, gradient_consistency_along
+from circuits.consistency.pairs import KINDS, GradientConsistency
 from circuits.consistency.representation import linear_cka, representation_consistency
 from circuits.consistency.signature import input_signature, signature_means
 

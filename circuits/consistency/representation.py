@@ -21,14 +21,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuits.consistency.pairs import KINDS
 from circuits.errors import CircuitsError
 from circuits.models import Model, capture, shape_of
 from circuits.statistics import intervals
 from circuits.tasks import Task
 from circuits.units import Component, Head, KVGroup, ModelShape
 
-#: What pairs are of, the matched first: with whom a fact is compared.
-KINDS: tuple[str, ...] = ("matched", "other_group", "other_attribute")
 #: Where activations are read: whole ones of a layer, and those of its heads.
 _SITES: tuple[str, ...] = (*Component.NAMES, "q", "k", "v", "z")
 #: Cosines that rounding alone sets apart are the same.
@@ -110,9 +109,9 @@ def representation_consistency(
         One row for each ``site``, ``span``, layer (and head) and ``kind``: ``unit``, ``layer``, ``index`` (−1 for whole
         activations); ``cosine``, mean over pairs, with its interval over groups; ``cka``; ``retrieval``, the share of
         the facts of ``task`` that are nearest to themselves in ``other``, with its interval, and what ``chance`` gives;
-        the number of ``pairs``. The kinds are ``matched`` (retrieval is among all facts), ``other_group`` (pairs of the
-        same attribute in other groups; retrieval is among these and the fact itself) and, where tasks have attributes,
-        ``other_attribute`` (of the same group). NaN where all activations of a task are alike, as embeddings of a last
+        the number of ``pairs``. The kinds are ``matched`` (retrieval is among all facts), ``same_attribute`` (of other
+        groups; retrieval is among these and the fact itself) and, where tasks have attributes, ``same_group`` (of other
+        attributes). NaN where all activations of a task are alike, as embeddings of a last
         token that all prompts share. With ``per_pair`` one row for each of these and each pair, without intervals and
         CKA: ``group``, ``attribute``, ``example`` and ``other_example`` say which.
 
@@ -134,7 +133,7 @@ def representation_consistency(
         >>> model = load_model(new_model("tiny-llama", tokenizer))
         >>> table = representation_consistency(model, bio, questions)
         >>> table[["layer", "kind", "pairs"]].head(3).to_numpy().tolist()
-        [[0, 'matched', 12], [0, 'other_group', 12], [0, 'other_attribute', 12]]
+        [[0, 'matched', 12], [0, 'same_attribute', 12], [0, 'same_group', 12]]
     """
     for site in sites:
         if site not in _SITES:
@@ -248,7 +247,7 @@ class _Pairs:
         known = "attribute" in facts
         attribute = torch.as_tensor(pandas.factorize(facts["attribute"])[0]) if known else torch.zeros_like(group)
         self._codes = {"group": group, "attribute": attribute}
-        self.kinds = KINDS if known else KINDS[:2]
+        self.kinds = KINDS[: 3 if known else 2]
         generator = torch.Generator().manual_seed(seed)
         self._mismatched = {
             kind: [_mismatched(self._codes[_ALIKE[kind]], generator) for _ in range(draws)] for kind in self.kinds[1:]
@@ -259,7 +258,7 @@ class _Pairs:
         group, attribute = (code[rows, None] == code for code in self._codes.values())
         if kind == "matched":
             return ~(group & attribute)
-        return attribute & ~group if kind == "other_group" else group & ~attribute
+        return attribute & ~group if kind == "same_attribute" else group & ~attribute
 
     def each(self, x: Float[Tensor, "pair width"], y: Float[Tensor, "pair other_width"]) -> pandas.DataFrame:
         """One row for each kind and pair that has anything to be compared with."""
@@ -307,7 +306,7 @@ class _Pairs:
 
 
 #: What the facts of a mismatched pair have in common.
-_ALIKE = {"other_group": "attribute", "other_attribute": "group"}
+_ALIKE = {"same_attribute": "attribute", "same_group": "group"}
 
 
 def _mismatched(

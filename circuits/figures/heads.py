@@ -36,19 +36,25 @@ def heads_figure(
     largest = float(table[value].abs().max()) or 1.0
     signed = bool((table[value] < 0).any())
     layers, heads = int(table["layer"].max()) + 1, int(table["index"].max()) + 1
-    # wide enough for a number in each cell and a title over each panel, if the page has room
-    left, right, between = 70, 130, 40
-    room = PAGE - left - right - between * (len(panels) - 1)
-    cell = min(60, room / (heads * len(panels)))
-    inside = max(180, heads * cell) * len(panels) + between * (len(panels) - 1)
+    # wide enough for a number in each cell and a title over each panel, if the page has room; what is too many for one
+    # row goes on in the next
+    left, right, top, bottom, between, narrowest = 70, 130, 60, 60, 40, 180
+    columns = min(len(panels), (PAGE - left - right + between) // (narrowest + between))
+    rows = -(-len(panels) // columns)
+    room = PAGE - left - right - between * (columns - 1)
+    cell = min(60, room / (heads * columns))
+    inside = max(narrowest, heads * cell) * columns + between * (columns - 1)
+    height = max(320, 26 * layers + 160)
     readable = layers <= 12 and cell >= 34
     figure = make_subplots(
-        cols=len(panels),
+        rows=rows,
+        cols=columns,
         shared_yaxes=True,
-        horizontal_spacing=between / inside if len(panels) > 1 else 0,
+        horizontal_spacing=between / inside if columns > 1 else 0,
+        vertical_spacing=(top + bottom) / (rows * height - top - bottom) if rows > 1 else 0,
         subplot_titles=[label(str(panel)) for panel in panels],
     )
-    for column, panel in enumerate(panels, start=1):
+    for place, panel in enumerate(panels):
         grid = table[table[facet] == panel].pivot(index="layer", columns="index", values=value)
         figure.add_trace(
             go.Heatmap(
@@ -60,15 +66,15 @@ def heads_figure(
                 colorscale="RdBu" if signed else "Blues",
                 xgap=1,
                 ygap=1,
-                showscale=column == len(panels),
+                showscale=place == len(panels) - 1,
                 colorbar={"title": title or label(value).replace("_", " "), "thickness": 14},
                 text=[[number(one, digits) for one in row] for row in grid.to_numpy(dtype=float)],
                 texttemplate="%{text}" if readable else None,
                 customdata=[[f"L{layer}H{head}" for head in grid.columns] for layer in grid.index],
                 hovertemplate="%{customdata}: %{z:.4f}<extra></extra>",
             ),
-            row=1,
-            col=column,
+            row=place // columns + 1,
+            col=place % columns + 1,
         )
     figure.update_xaxes(title="head", dtick=1 if cell >= 20 else 4, tickangle=0)
     figure.update_yaxes(autorange="reversed", dtick=1 if layers <= 16 else 4)
@@ -77,7 +83,7 @@ def heads_figure(
     figure.update_layout(
         template="plotly_white",
         width=round(left + inside + right),
-        height=max(320, 26 * layers + 160),
-        margin={"l": left, "r": right, "t": 60, "b": 60},
+        height=rows * height,
+        margin={"l": left, "r": right, "t": top, "b": bottom},
     )
     return figure

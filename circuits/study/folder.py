@@ -21,6 +21,8 @@ from circuits.tasks import Task
 #: The models that are compared, and all that are evaluated.
 COMPARED = ("mixed", "two_stage")
 EVALUATED = ("pre", "stage_1", "mixed", "two_stage", "two_stage_gentle")
+#: Steps of an analysis that the study does without, or in its own way.
+LEFT_OUT = ("neurons", "attend")
 #: Tables of an analysis that no page shows: those with one row for each unit and answer.
 _LONG = ("sweep_answers", "patch_answers", "ranking_answers")
 
@@ -95,8 +97,7 @@ class Study:
 
     def missing(self) -> list[str]:
         """The steps of the analyses that one arm or the other is still to do."""
-        skipped = ("neurons", "attend")
-        steps = [one for one in STEPS if one.name not in skipped]
+        steps = [one for one in STEPS if one.name not in LEFT_OUT]
         return [one.name for one in steps if not all(done(folder, one) for folder in self.arms.values())]
 
     def tables(self) -> dict[str, pandas.DataFrame]:

@@ -14,7 +14,7 @@ from circuits.metrics import METRICS
 from circuits.metrics import evaluate as score
 from circuits.rankings import attention_scores, read_head
 from circuits.storage import provenance, write_json
-from circuits.study.folder import COMPARED, EVALUATED, Study
+from circuits.study.folder import COMPARED, EVALUATED, LEFT_OUT, Study
 from circuits.study.study_page import study_figures, write_study_report
 from circuits.study.summary import summarise
 from circuits.sweeps import sweep_patches
@@ -77,7 +77,7 @@ def compare(study: Study) -> tuple[()]:
         pre=study.model("pre"),
         names=COMPARED,
         settings=study.settings.analysis,
-        skip=["neurons", "attend"],
+        skip=LEFT_OUT,
         say=study.say,
     )
     return ()

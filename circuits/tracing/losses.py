@@ -1,6 +1,7 @@
 """The loss that a trace follows: the tokens that carry it, its value for each example, and its gradient as a whole."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -27,15 +28,16 @@ def example_losses(model: Model, task: Task, loss: str = "answer") -> Float[Tens
     Raises:
         CircuitsError: there is no such loss.
     """
+    return _losses(task, loss, partial(logits_at, model))
+
+
+def _losses(task: Task, loss: str, logits_of: Callable[[Tensor, Tensor], Tensor]) -> Float[Tensor, " example"]:
+    """From a function that gives the logits at chosen positions of tokens."""
     counted = counted_tokens(task, loss)
     where = counted.nonzero()
     before = where.clone()
     before[:, 1] -= 1
-    logits = logits_at(model, task.tokens, before).float()
-    return _losses(logits, task, counted, where)
-
-
-def _losses(logits: Tensor, task: Task, counted: Tensor, where: Tensor) -> Float[Tensor, " example"]:
+    logits = logits_of(task.tokens, before).float()
     where = where.to(logits.device)
     targets = task.tokens.to(logits.device)[where[:, 0], where[:, 1]]
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
@@ -71,13 +73,8 @@ def loss_gradients(model: Model, task: Task, loss: str = "answer") -> dict[str, 
     checkpoint = checkpoint_of(model)
     lean_model(model)  # refuses a model whose parameters were replaced
     tensors = {name: tensor.detach().requires_grad_() for name, tensor in checkpoint.tensors.items()}
-    counted = counted_tokens(task, loss)
-    where = counted.nonzero()
-    before = where.clone()
-    before[:, 1] -= 1
     with torch.enable_grad():
-        logits = LeanModel(tensors, checkpoint.rows, checkpoint.layout).logits_at(task.tokens, before).float()
-        total = _losses(logits, task, counted, where).sum()
+        total = _losses(task, loss, LeanModel(tensors, checkpoint.rows, checkpoint.layout).logits_at).sum()
         found = dict(zip(tensors, torch.autograd.grad(total, list(tensors.values())), strict=True))
     return {row.name: row.stored(found[row.tensor]) for row in traced_rows(checkpoint.rows, COMPONENTS)}
 

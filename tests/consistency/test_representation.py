@@ -105,15 +105,15 @@ def test_every_number_by_hand(model, formats, site, span, place):
         rows = table[(table["layer"] == layer) & (table["index"] == index)].set_index("kind")
         pairs = each[(each["layer"] == layer) & (each["index"] == index)]
         assert rows.loc["matched", "cka"] == pytest.approx(cka, abs=1e-4)
-        for kind in ("matched", "other_group", "other_attribute"):
+        for kind in ("matched", "same_attribute", "same_group"):
             cosines, hits = [], []
             for own, (group, attribute) in enumerate(facts):
                 rivals = [
                     other
                     for other, (their_group, their_attribute) in enumerate(facts)
                     if other != own
-                    and (kind != "other_group" or (their_group != group and their_attribute == attribute))
-                    and (kind != "other_attribute" or (their_group == group and their_attribute != attribute))
+                    and (kind != "same_attribute" or (their_group != group and their_attribute == attribute))
+                    and (kind != "same_group" or (their_group == group and their_attribute != attribute))
                 ]
                 near = [cosine(x[own], y[other]) for other in rivals]
                 cosines.append(cosine(x[own], y[own]) if kind == "matched" else sum(near) / len(near))
@@ -174,8 +174,8 @@ def test_texts_that_have_nothing_in_common_are_near_nothing(untouched, tokenizer
         return Task.from_prompts(prompts, [" Paris"] * 60, tokenizer, groups=range(60), name=name)
 
     table = representation_consistency(untouched, task("one"), task("two"))
-    assert set(table["kind"]) == {"matched", "other_group"}
-    matched, others = (table[table["kind"] == kind].reset_index() for kind in ("matched", "other_group"))
+    assert set(table["kind"]) == {"matched", "same_attribute"}
+    matched, others = (table[table["kind"] == kind].reset_index() for kind in ("matched", "same_attribute"))
     assert matched["cosine"].abs().max() < 0.15
     assert others["cosine"].abs().max() < 0.02
     assert matched["retrieval"].max() < 0.1
@@ -192,9 +192,9 @@ def test_facts_that_lie_at_one_place_are_not_told_apart(untouched, tasks):
     back = bio.select(range(len(bio) - 1, -1, -1))
     table = representation_consistency(untouched, bio, back, spans=["subject"], batch_size=5)
     rows = table.set_index("kind")
-    assert rows.loc["other_attribute", "cosine"].to_numpy() == pytest.approx(1, abs=1e-5)
-    assert rows.loc["other_attribute", "retrieval"].max() == 0
-    assert rows.loc["other_group", "retrieval"].min() == 1
+    assert rows.loc["same_group", "cosine"].to_numpy() == pytest.approx(1, abs=1e-5)
+    assert rows.loc["same_group", "retrieval"].max() == 0
+    assert rows.loc["same_attribute", "retrieval"].min() == 1
 
 
 def test_activations_that_are_all_alike_have_no_direction(untouched, tasks):

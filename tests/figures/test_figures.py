@@ -229,7 +229,8 @@ def test_an_ablation_shows_the_mask_that_was_thinned_as_its_control():
 
 
 @pytest.mark.parametrize(
-    ("heads", "panels", "width"), [(4, 2, 720), (4, 1, 440), (1, 1, 380), (9, 2, 1080), (32, 2, 1080)]
+    ("heads", "panels", "width"),
+    [(4, 2, 720), (4, 1, 440), (1, 1, 380), (9, 2, 1080), (32, 2, 1080), (4, 4, 1080), (4, 6, 1080)],
 )
 def test_maps_of_heads_have_numbers_where_cells_have_room(heads, panels, width):
     table = pandas.DataFrame(
@@ -237,7 +238,8 @@ def test_maps_of_heads_have_numbers_where_cells_have_room(heads, panels, width):
         columns=["layer", "index", "model", "effect"],
     )
     figure = heads_figure(table, "effect")
-    assert figure.layout.width == width
+    assert (figure.layout.width, figure.layout.height) == (width, 640 if panels > 4 else 320)
+    assert all(axis.domain[0] >= 0 and axis.domain[1] <= 1 for axis in figure.select_yaxes())
     cell = (figure.layout.xaxis.domain or (0, 1))[1] * (width - 200) / heads
     assert (figure.data[0].texttemplate is not None) == (cell >= 34)
     assert (figure.layout.xaxis.dtick == 1) == (cell >= 20)
