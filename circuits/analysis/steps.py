@@ -74,6 +74,9 @@ RANKED, CURVES, CURVE_ANSWERS = Table("rankings"), Table("ranking_curves"), Tabl
 AREAS, SUMMARY, AGREEMENT = Table("ranking_areas"), Table("ranking_summary"), Table("agreement")
 ATTENTION = Table("attention")
 
+#: Examples in one pass of a trace: with twice as many its activations would be the most memory that any step takes.
+_TRACED_TOGETHER = 16
+
 
 def _metrics(task: Task) -> list[str]:
     """What interventions are measured by."""
@@ -103,7 +106,8 @@ def trace(case: Case) -> tuple[Mapping[str, GradientTrace], pandas.DataFrame]:
     """Trace the gradients of every task."""
     heads = []
     for name, task in case.of("trace").items():
-        found = trace_gradients(case.model, task, out=TRACES.path(case.folder) / f"{name}.safetensors")
+        file = TRACES.path(case.folder) / f"{name}.safetensors"
+        found = trace_gradients(case.model, task, batch_size=_TRACED_TOGETHER, out=file)
         heads.append(found.units(Head).assign(task=name))
         del found  # as large as the model, and the next one is made beside it
         give_back()
