@@ -254,7 +254,7 @@ def _drops(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFrame:
         )
         dropped = (before - after).add_suffix("_effect").reset_index()
         # several answers of an example are told apart by their order
-        return dropped.assign(start=dropped.groupby(names).cumcount())
+        return dropped.assign(start=dropped.groupby(["scope", "task", "example"]).cumcount())
 
     return paired_differences(drops(a), drops(b), ["scope", "task"], "_effect")
 

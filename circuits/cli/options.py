@@ -23,6 +23,13 @@ class Family(StrEnum):
     PYTHIA = "pythia"
 
 
+class Condition(StrEnum):
+    """How the study's facts are told."""
+
+    SINGLE = "single"
+    AUGMENTED = "augmented"
+
+
 class MaskMode(StrEnum):
     """What masked parameters become."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from circuits.cli.options import Family
+from circuits.cli.options import Condition, Family
 from circuits.cli.settings import options_of
 from circuits.cli.terminal import busy, resumable, say
 from circuits.errors import CircuitsError
@@ -24,6 +24,13 @@ def study(
     family: Annotated[
         Family | None,
         typer.Option(help="Shape of the models; default: llama, or the checkpoint's.", show_default=False),
+    ] = None,
+    condition: Annotated[
+        Condition | None,
+        typer.Option(
+            help="Facts told once, in one wording and order, or in several; default: single, with --model augmented.",
+            show_default=False,
+        ),
     ] = None,
     people: Annotated[
         int | None, typer.Option(help="Number of people; default: 200, with --model 120.", show_default=False)
@@ -57,10 +64,10 @@ def study(
     with busy("starting"):
         import torch
 
-        from circuits.study import PRETRAINED_STUDY, StudySettings, run_studies, run_study
+        from circuits.study import run_studies, run_study, usual_settings
 
     first = seed or 0
-    usual = StudySettings() if model is None else PRETRAINED_STUDY
+    usual = usual_settings(None if condition is None else condition.value, pretrained=model is not None)
     chosen = replace(
         usual,
         family=None if family is None else family.value,
@@ -93,14 +100,23 @@ def _numbers(text: str) -> list[int]:
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a study of one seed.", show_default=False)],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folder of a study of one seed; or those of studies of several seeds, each a part of the page.",
+            show_default=False,
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The page, a Markdown file; images go into figures beside it.")] = Path(
         "results.md"
     ),
 ) -> None:
     """Write what a study has found of each claim of the paper, as Markdown with images."""
     with busy("drawing"):
-        from circuits.study import report_study
+        from circuits.study import report_studies, report_study
 
-        written = report_study(folder, out)
+        if len(folders) == 1 and not any(folders[0].glob("seed-*")):
+            written = report_study(folders[0], out)
+        else:
+            written = [report_studies(folders, out)]
     say(f"{written[-1]}, {len(written) - 1} images")

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.tasks import Task
+from circuits.tasks import Task, fact_columns, one_answer_each
 
 
 def matching_positions(source: Task, target: Task) -> Int[Tensor, "match 3"]:
@@ -87,42 +87,50 @@ def pair_counterfactuals(task: Task) -> Task:
 
 
 def pair_formats(task: Task, source: Task) -> Task:
-    """The examples of ``source`` that tell the same fact of the same person as those of ``task``, in its order.
+    """The answers of ``source`` that tell the same fact of the same person as those of ``task``, in its order.
+
+    Where an example of the source tells several facts, each is an example of its own, behind everything before it.
 
     Raises:
         CircuitsError: a fact is not in the source, or the task is not of people's facts.
     """
     if "attribute" not in task.answers:
         raise CircuitsError(f"the task {task.name} tells no attributes of people, as {source.name} does: take another")
-    known = {(answer.group, answer.attribute): answer.example for answer in reversed(list(source.answers.itertuples()))}
-    wanted = list(zip(task.answers["group"], task.answers["attribute"], strict=True))
+    keys = ["group", "attribute"]
+    known = _first_told(source, keys)
+    wanted = list(task.answers[keys].itertuples(index=False, name=None))
     for person, attribute in wanted:
         if (person, attribute) not in known:
             raise CircuitsError(f"{source.name} does not tell the {attribute} of person {person}")
-    return source.select([known[fact] for fact in wanted])
+    return one_answer_each(source, [known[fact] for fact in wanted])
 
 
 def pair_groups(task: Task, source: Task) -> tuple[Task, Task] | None:
-    """The examples of two tasks that are about the same: of the same group, and attribute where both have one.
+    """The answers of two tasks that are about the same: of the same group, and attribute where both have one.
 
     Args:
         task: the run that is changed.
         source: where values come from.
 
     Returns:
-        Source and target, as long as each other; None if the tasks' authors gave no groups, no group is in both, or
-        examples have several answers.
+        Source and target, as long as each other, with one answer in each example; None if the tasks' authors gave no
+        groups, or no group is in both.
     """
-    tasks = (source, task)
-    if not all(one.provenance.get("grouped") and len(one.answers) == len(one) for one in tasks):
+    if not all(one.provenance.get("grouped") for one in (source, task)):
         return None
-    keys = ["group", *(["attribute"] if all("attribute" in one.answers for one in tasks) else [])]
-    theirs, ours = ([tuple(row) for row in one.answers[keys].itertuples(index=False)] for one in tasks)
-    known = {key: example for example, key in reversed(list(enumerate(theirs)))}
-    chosen = [example for example, key in enumerate(ours) if key in known]
+    keys = fact_columns(source, task)
+    known = _first_told(source, keys)
+    told = list(task.answers[keys].itertuples(index=False, name=None))
+    chosen = [answer for answer, fact in enumerate(told) if fact in known]
     if not chosen:
         return None
-    return source.select([known[ours[example]] for example in chosen]), task.select(chosen)
+    return one_answer_each(source, [known[told[answer]] for answer in chosen]), one_answer_each(task, chosen)
+
+
+def _first_told(task: Task, keys: list[str]) -> dict[tuple[Any, ...], int]:
+    """Which answer of a task tells each fact first."""
+    told = list(task.answers[keys].itertuples(index=False, name=None))
+    return {fact: answer for answer, fact in reversed(list(enumerate(told)))}
 
 
 def pair_people(task: Task, seed: int = 0, among: Task | None = None) -> Task:

@@ -18,8 +18,9 @@ from circuits.storage import claim, read_json
 from circuits.study.settings import StudySettings
 from circuits.tasks import Task
 
-#: The models that are compared, and all that are evaluated.
-COMPARED = ("mixed", "two_stage")
+#: The models that are compared, two-stage training without most of its forgetting being one of them, and all that are
+#: evaluated.
+COMPARED = ("mixed", "two_stage_gentle")
 EVALUATED = ("pre", "stage_1", "mixed", "two_stage", "two_stage_gentle")
 #: Steps of an analysis that the study does without, or in its own way.
 LEFT_OUT = ("neurons", "attend")

@@ -8,6 +8,7 @@ import pandas
 from circuits.figures import LABELS
 from circuits.figures.rankings import RANKING_LABELS
 from circuits.study.claims import SCOPE_LABELS, formatted
+from circuits.study.settings import CONDITIONS
 
 SHOWN_SPLITS = ("bio", "qa_id", "qa_ood")
 
@@ -16,6 +17,15 @@ def start_of(settings: dict[str, Any]) -> str:
     """What was trained, in words."""
     model = settings.get("model")
     return f"a small {settings['family']} model" if model is None else f"the model {Path(model).name}"
+
+
+def condition_in_words(settings: dict[str, Any]) -> str:
+    """How the people's facts are told."""
+    data = settings["data"]
+    if all(data[name] == value for name, value in CONDITIONS["single"].items()):
+        return "facts told once"
+    times = "biography" if data["biographies"] == 1 else "biographies"
+    return f"facts told in {data['biographies']} {times} each, in {data['wordings']} wordings"
 
 
 def everything_else(settings: dict[str, Any]) -> str:

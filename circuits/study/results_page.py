@@ -11,6 +11,7 @@ from circuits.figures.saving import save_images
 from circuits.storage import atomic_file, flatten
 from circuits.study.claims import claims_table, findings
 from circuits.study.page_tables import (
+    condition_in_words,
     controls_in_words,
     controls_table,
     everything_else,
@@ -19,6 +20,7 @@ from circuits.study.page_tables import (
     rankings_table,
     recall_table,
 )
+from circuits.study.seeds_page import over_seeds_in_words, seeds_tables
 from circuits.study.study_page import study_figures
 from circuits.verdicts import ABOUT_VERDICTS, VERDICTS, Finding
 
@@ -136,6 +138,47 @@ def write_results_page(
     return [*images.values(), path]
 
 
+def write_seeds_results(
+    path: str | Path, studies: Sequence[tuple[Sequence[dict[str, Any]], Sequence[dict[str, pandas.DataFrame]]]]
+) -> Path:
+    """Write the page of studies of several seeds as Markdown, a part for each.
+
+    Args:
+        path: the Markdown file.
+        studies: of each the content of its seeds' ``summary.json``, and its seeds' tables by name.
+
+    Returns:
+        The page.
+    """
+    parts = [
+        "# The study on small models",
+        "<!-- written by circuits report: changes are lost -->",
+        "The study of arXiv 2505.16178 on small models, trained from new weights. Each claim is tested on its "
+        f"differences, one for each seed (Student's t): the two models of a seed are a pair. {ABOUT_VERDICTS}",
+    ]
+    for summaries, tables in studies:
+        settings, source = summaries[0]["settings"], summaries[0]["provenance"]
+        shown = seeds_tables(summaries, tables)
+        minutes = sum(summary["seconds"]["total"] for summary in summaries) / len(summaries) / 60
+        verdicts = [_bold(verdict) for verdict in shown["claims"]["verdict"]]
+        parts += [
+            f"## {_name(settings).removeprefix('a ').capitalize()}, {condition_in_words(settings)}",
+            f"{settings['data']['people']} made-up people; {settings['optimisation']['steps']} steps of "
+            f"{settings['optimisation']['rows']} rows, second stages at peak rates of "
+            f"{settings['optimisation']['gentle_learning_rate']:g} and {settings['optimisation']['learning_rate']:g}. "
+            f"{over_seeds_in_words([summary['settings']['seed'] for summary in summaries])} {minutes:.0f} minutes a "
+            f"seed on {_machine(summaries[0])}, at commit {source['git_commit']}.",
+            _markdown(shown["recall"]),
+            _markdown(shown["claims"].assign(verdict=verdicts)),
+            "Smallest grafts:",
+            _markdown(shown["grafts"]),
+        ]
+    path = Path(path)
+    with atomic_file(path) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
 def _claims(found: Sequence[Finding]) -> list[str]:
     """All findings in a table, and what the verdicts mean."""
     counts = {verdict: sum(one.verdict == verdict for one in found) for verdict in VERDICTS}
@@ -166,8 +209,8 @@ def _opening(summary: dict[str, Any], tables: dict[str, pandas.DataFrame], missi
         f"# The study on {_name(settings)}",
         "<!-- written by circuits report: changes are lost -->",
         *([unfinished] if missing else []),
-        f"The study of arXiv 2505.16178 on {_name(settings)}: {data['people']} made-up people with "
-        f"{data['biographies']} biographies each, {data['qa_id_fraction']:.0%} of them with their questions in "
+        f"The study of arXiv 2505.16178 on {_name(settings)}: {data['people']} made-up people, their "
+        f"{condition_in_words(settings)}, {data['qa_id_fraction']:.0%} of them with their questions in "
         f"training. *Mixed* training takes {training['steps']} steps of {training['rows']} rows, of which "
         f"{training['qa_share']:.0%} are questions, at a peak rate of {training['learning_rate']:g}. *Two-stage* "
         "training takes the same biographies alone in as many steps, then the same questions alone. As a control, the "

@@ -8,11 +8,12 @@ from typing import Any
 
 from circuits.errors import CircuitsError
 from circuits.statistics import mean_interval
-from circuits.storage import provenance, write_json
+from circuits.storage import check_ending, provenance, read_json, write_json
 from circuits.study.folder import Study
+from circuits.study.results_page import write_seeds_results
 from circuits.study.running import run_study
 from circuits.study.seeds_page import write_seeds_report
-from circuits.study.settings import StudySettings
+from circuits.study.settings import StudySettings, settings_of
 
 #: What may lie in the folder of several seeds, beside the folders of the seeds.
 _BESIDE_SEEDS = ("summary.json", "report.html")
@@ -77,6 +78,31 @@ def run_studies(
         [Study(out / f"seed-{seed}", one).tables() for seed, one in chosen.items()],
     )
     return summary
+
+
+def report_studies(folders: Sequence[str | Path], page: str | Path) -> Path:
+    """Write what studies of several seeds found of each claim of the paper, as Markdown: a part for each study.
+
+    Args:
+        folders: of `run_studies`.
+        page: the Markdown file.
+
+    Returns:
+        The page.
+
+    Raises:
+        CircuitsError: a folder holds no finished studies, or the page does not end in ``.md``.
+    """
+    check_ending(Path(page), (".md",), "page")
+    studies = []
+    for folder in map(Path, folders):
+        if not (folder / "summary.json").is_file():
+            raise CircuitsError(f"{folder} holds no finished studies: make them with 'circuits study --seeds 0,1,2'")
+        seeds = [folder / f"seed-{seed}" for seed in read_json(folder / "summary.json")["seeds"]]
+        summaries = [read_json(seed / "summary.json") for seed in seeds]
+        plans = [settings_of(read_json(seed / "plan.json")) for seed in seeds]
+        studies.append((summaries, [Study(*each).tables() for each in zip(seeds, plans, strict=True)]))
+    return write_seeds_results(page, studies)
 
 
 #: Parts of a summary, and numbers in the others, that are shares.

@@ -25,6 +25,51 @@ def _with_interval(values: Sequence[float | int | None], form: str) -> str:
     return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} ({low:{form}} to {high:{form}})"
 
 
+def seeds_tables(
+    summaries: Sequence[dict[str, Any]], tables: Sequence[dict[str, pandas.DataFrame]]
+) -> dict[str, pandas.DataFrame]:
+    """What several seeds found, for a reader: ``claims``, ``recall`` and ``grafts``, means with intervals.
+
+    Args:
+        summaries: the content of each seed's ``summary.json``.
+        tables: each seed's result tables by name.
+    """
+    found = findings_over_seeds([findings(*one) for one in zip(summaries, tables, strict=True)])
+    recall = [
+        {"model": LABELS.get(name, name)}
+        | {
+            LABELS[split]: _with_interval([summary["accuracy"][name][split] for summary in summaries], ".1%")
+            for split in SHOWN_SPLITS
+        }
+        for name in summaries[0]["accuracy"]
+    ]
+    grafts = [
+        {
+            "model": LABELS[name],
+            "graft": LABELS[method],
+            "size": _with_interval([summary["graft"][name]["by"][method]["size"] for summary in summaries], ",.0f"),
+            "fraction": _with_interval(
+                [summary["graft"][name]["by"][method]["fraction"] for summary in summaries], ".1%"
+            ),
+        }
+        for name, graft in summaries[0]["graft"].items()
+        for method in graft["by"]
+    ]
+    return {
+        "claims": claims_table(found, "differences, seed by seed"),
+        "recall": pandas.DataFrame(recall),
+        "grafts": pandas.DataFrame(grafts),
+    }
+
+
+def over_seeds_in_words(seeds: Sequence[int]) -> str:
+    """What numbers over seeds are."""
+    return (
+        f"Means over the seeds {', '.join(map(str, seeds))}, with the 95 % interval of the mean (Student's t; of "
+        "a share within 0 and 1)."
+    )
+
+
 def write_seeds_report(
     path: str | Path, summaries: Sequence[dict[str, Any]], tables: Sequence[dict[str, pandas.DataFrame]]
 ) -> None:
@@ -37,30 +82,7 @@ def write_seeds_report(
     """
     settings, seeds = summaries[0]["settings"], [summary["settings"]["seed"] for summary in summaries]
     start = start_of(settings)
-    recall = pandas.DataFrame(
-        [
-            {"model": LABELS.get(name, name)}
-            | {
-                LABELS[split]: _with_interval([summary["accuracy"][name][split] for summary in summaries], ".1%")
-                for split in SHOWN_SPLITS
-            }
-            for name in summaries[0]["accuracy"]
-        ]
-    )
-    grafts = pandas.DataFrame(
-        [
-            {
-                "model": LABELS[name],
-                "graft": LABELS[method],
-                "size": _with_interval([summary["graft"][name]["by"][method]["size"] for summary in summaries], ",.0f"),
-                "fraction": _with_interval(
-                    [summary["graft"][name]["by"][method]["fraction"] for summary in summaries], ".1%"
-                ),
-            }
-            for name, found in summaries[0]["graft"].items()
-            for method in found["by"]
-        ]
-    )
+    shown = seeds_tables(summaries, tables)
     curves = pandas.concat(
         [one["ranking_curves"].assign(seed=seed) for seed, one in zip(seeds, tables, strict=True)], ignore_index=True
     )
@@ -71,15 +93,12 @@ def write_seeds_report(
     for whole in ("fine_tuned", "pre"):
         heads[whole] = heads.groupby("task")[whole].transform("mean")
     heads = heads.rename(columns={"seed": "draw"})
-    over = (
-        f"Means over the seeds {', '.join(map(str, seeds))}, with the 95 % interval of the mean (Student's t; of "
-        "a share within 0 and 1)."
-    )
     write_report(
         path,
         "Does mixed training let a model recall facts where two-stage training does not?",
         f"{start[0].upper()}{start[1:]} of {settings['data']['people']} made-up people, {len(seeds)} "
-        f"{'seed' if len(seeds) == 1 else 'seeds'}, each with people, weights and draws of its own. {over}",
+        f"{'seed' if len(seeds) == 1 else 'seeds'}, each with people, weights and draws of its own. "
+        f"{over_seeds_in_words(seeds)}",
         [
             Section(
                 "What holds",
@@ -88,13 +107,10 @@ def write_seeds_report(
                     "seed are a pair. Each seed's own page tests the same claims on its questions.",
                     ABOUT_VERDICTS,
                 ],
-                claims_table(
-                    findings_over_seeds([findings(*one) for one in zip(summaries, tables, strict=True)]),
-                    "differences, seed by seed",
-                ),
+                shown["claims"],
             ),
-            Section("Recall", ["Exact match under greedy decoding."], recall),
-            Section("Grafting", [f"The smallest grafts that keep {settings['keep']:.0%} of QA-ID."], grafts),
+            Section("Recall", ["Exact match under greedy decoding."], shown["recall"]),
+            Section("Grafting", [f"The smallest grafts that keep {settings['keep']:.0%} of QA-ID."], shown["grafts"]),
             Section(
                 "Are the top heads enough?",
                 ["Heads of the mixed models; the band is the interval over seeds."],

@@ -1,6 +1,6 @@
 """What a study is made from."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from circuits.analysis import AnalysisSettings
@@ -13,7 +13,17 @@ from circuits.rankings import RANKINGS
 from circuits.training import PRETRAINED, Optimisation
 
 FAMILIES: tuple[str, ...] = ("llama", "pythia")
+#: How people's facts are told: once each, in one wording and order; or in several, where storing them is easy to ask
+#: for whatever the training, and a second stage fails by forgetting.
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "single": {"biographies": 1, "wordings": 1, "order": "fixed", "row": "biography"},
+    "augmented": {"biographies": 3, "wordings": 5, "order": "permuted", "row": "sentence"},
+}
 _FAMILY_OF = {"LlamaForCausalLM": "llama", "GPTNeoXForCausalLM": "pythia"}
+
+
+#: Whole biographies are five times as long as sentences; a row holds as much in half as many.
+TOLD_ONCE = Optimisation(rows=48, gentle_learning_rate=5e-5, compact=True)
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,8 @@ class StudySettings:
 
     family: str | None = None
     seed: int = 0
-    data: DatasetSettings = field(default_factory=DatasetSettings)
-    optimisation: Optimisation = field(default_factory=Optimisation)
+    data: DatasetSettings = field(default_factory=lambda: DatasetSettings(**CONDITIONS["single"]))
+    optimisation: Optimisation = field(default_factory=lambda: TOLD_ONCE)
     fraction: float = 0.01
     trace_examples: int = 600
     sweep_examples: int = 200
@@ -80,7 +90,7 @@ class StudySettings:
 
     @property
     def analysis(self) -> AnalysisSettings:
-        """How the mixed and the two-stage model are analysed."""
+        """How the mixed model and the two-stage one are analysed."""
         scored = ("bio", "qa_id", "qa_ood")
         return AnalysisSettings(
             fraction=self.fraction,
@@ -113,6 +123,9 @@ class StudySettings:
         )
 
 
+#: Facts told in several ways.
+AUGMENTED_STUDY = StudySettings(data=DatasetSettings(**CONDITIONS["augmented"]), optimisation=Optimisation())
+
 #: For a pretrained model of some hundred million parameters: two to three hours of one thread. Give it its ``model``.
 PRETRAINED_STUDY = StudySettings(
     data=FAMILIAR,
@@ -126,6 +139,21 @@ PRETRAINED_STUDY = StudySettings(
     rank_halvings=4,
     sweep_modes=("zero",),
 )
+
+
+def usual_settings(condition: str | None = None, *, pretrained: bool = False) -> StudySettings:
+    """The settings of a study where nothing else is asked for, without its model.
+
+    Args:
+        condition: one of `CONDITIONS`; if not given, ``single`` for a new model, and ``augmented`` for a pretrained
+            one, which can ask for what it was told once.
+        pretrained: whether the model is a pretrained one.
+    """
+    if not pretrained:
+        return AUGMENTED_STUDY if condition == "augmented" else StudySettings()
+    if condition == "single":
+        return replace(PRETRAINED_STUDY, data=replace(FAMILIAR, **CONDITIONS["single"]))
+    return PRETRAINED_STUDY
 
 
 def settings_of(plan: dict[str, Any]) -> StudySettings:

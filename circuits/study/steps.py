@@ -68,10 +68,10 @@ def evaluate(study: Study) -> tuple[pandas.DataFrame, pandas.DataFrame]:
 @step()
 def compare(study: Study) -> tuple[()]:
     """Analyse the mixed and the two-stage model, and set one beside the other."""
-    mixed, two_stage = (study.model(name) for name in COMPARED)
+    one, other = (study.model(name) for name in COMPARED)
     compare_models(
-        mixed,
-        two_stage,
+        one,
+        other,
         list(study.tasks.values()),
         out=study.comparison,
         pre=study.model("pre"),

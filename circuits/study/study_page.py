@@ -127,11 +127,12 @@ def write_study_report(
             [
                 "Exact match under greedy decoding. QA-ID questions were in training; QA-OOD people had their "
                 "questions held out. Unseen wordings are forms of question that were never trained on.",
-                f"Two-stage training forgets: recall of biographies goes from {two['bio_after_stage_1']:.1%} after the "
-                f"first stage to {two['bio']:.1%} after the second. As a control, the second stage was run again at a "
-                f"peak rate of {gentle_rate:g} instead of {rate:g}: recall of biographies is then {gentle['bio']:.1%}, "
-                f"of QA-ID {gentle['qa_id']:.1%} and of QA-OOD {gentle['qa_ood']:.1%}, against {two['qa_ood']:.1%} at "
-                f"the higher rate and {mixed['qa_ood']:.1%} for mixed training.",
+                "A second stage can fail because the first did not store the facts so that questions find them, or "
+                f"because it forgets them. With a peak rate of {gentle_rate:g} in the second stage, recall of "
+                f"biographies goes from {gentle['bio_after_stage_1']:.1%} to {gentle['bio']:.1%}, and QA-OOD is "
+                f"{gentle['qa_ood']:.1%}; this is the model that is compared with the mixed one below. With "
+                f"{rate:g}, the rate of the first stage, biographies go to {two['bio']:.1%} and QA-OOD is "
+                f"{two['qa_ood']:.1%}. Mixed training: {mixed['qa_ood']:.1%}.",
             ],
             recall_table(tables["accuracy"]),
             figures["accuracy"],
@@ -260,7 +261,7 @@ def write_study_report(
         "Does mixed training let a model recall facts where two-stage training does not?",
         f"{start[0].upper()}{start[1:]} of {settings['data']['people']} made-up people. Trained on biographies and "
         f"questions together, it answers {mixed['qa_ood']:.1%} of the questions it never saw; trained on one "
-        f"after the other, {two['qa_ood']:.1%}; with a gentle second stage, {gentle['qa_ood']:.1%}.",
+        f"after the other, {gentle['qa_ood']:.1%} with a small second rate and {two['qa_ood']:.1%} with the full one.",
         sections,
         f"circuits {source['library_version']} · commit {source['git_commit']} · dataset {source['dataset']} · "
         f"seed {settings['seed']} · {summary['seconds']['total']:.0f} seconds",

@@ -9,6 +9,7 @@ from circuits.interventions import Intervention, run_interventions
 from circuits.metrics import evaluate
 from circuits.models import save_model
 from circuits.statistics import paired
+from circuits.tasks import Task
 from circuits.units import Head
 from tests.fixtures import loaded
 
@@ -56,6 +57,28 @@ def test_heads_are_compared_by_what_they_do_to_the_same_answers(models, chosen, 
     assert (row["layer"], row["index"]) == (2, 1)
     sizes = table["log_prob_effect_difference"].abs().tolist()
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_what_is_told_in_one_example_is_compared_answer_by_answer(models, chosen, tmp_path):
+    told = Task(
+        "told",
+        *(getattr(chosen[0], name)[:2] for name in ("tokens", "attention_mask")),
+        pandas.DataFrame(
+            {"example": [0, 0, 1, 1], "group": [0, 0, 1, 1], "attribute": ["city", "major"] * 2, "value": "x"}
+        ).assign(start=[2, 4, 2, 4], end=[3, 5, 3, 5]),
+        chosen[0].texts[:2],
+        provenance=chosen[0].provenance,
+    )
+    both = [chosen[0], told]
+    found = compare(*models[:2], both, out=tmp_path, only=["ablate"], settings=AnalysisSettings(draws=2, fraction=0.05))
+    rows = found.tables["ablation"].set_index(["scope", "task"])
+    assert rows["answers"]["global", "told"] == 4
+    drops = []
+    for side in (found.a, found.b):
+        answers = side.tables["ablation_answers"].query("scope == 'global' and task == 'told'")
+        of = answers.groupby("condition")["log_prob"].mean()
+        drops.append(of["none"] - of["shared"])
+    assert rows["log_prob_effect_difference"]["global", "told"] == pytest.approx(drops[1] - drops[0], abs=1e-5)
 
 
 def test_masks_are_compared_by_what_they_have_in_common(found):

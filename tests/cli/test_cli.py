@@ -510,7 +510,7 @@ def test_a_study_writes_what_it_promises(study):
         for split in ("bio", "qa_id", "qa_ood"):
             assert 0 <= summary["accuracy"][arm][split] <= 1
     assert "bio_after_stage_1" in summary["accuracy"]["two_stage"]
-    for arm in ("mixed", "two_stage"):
+    for arm in ("mixed", "two_stage_gentle"):
         assert {"size", "total", "chance", "lift", "gini"} <= set(summary["shared"][arm])
         for condition in ("shared", "random"):
             assert set(summary["ablation"][arm][condition]) == {"bio", "qa_id", "qa_ood"}
@@ -523,7 +523,7 @@ def test_a_study_writes_what_it_promises(study):
     assert steps | {"patch_people", "total"} == set(summary["seconds"])
     assert sum(summary["seconds"].values()) == pytest.approx(2 * summary["seconds"]["total"], abs=1)
     assert {"seeds", "versions"} <= set(summary)
-    for name in ("pre", "mixed", "two_stage"):
+    for name in ("pre", "mixed", "two_stage_gentle"):
         assert load_model(study / "checkpoints" / name).cfg.n_layers == 4
     tables = tables_of(study)
     heads = tables["sweep"]
@@ -531,12 +531,12 @@ def test_a_study_writes_what_it_promises(study):
     assert len(heads) == 16 * 2 * 2 * 3
     assert heads["log_prob_effect"].notna().all()
     people = pandas.read_parquet(study / "tables" / "patches_from_people.parquet")
-    assert set(people.attrs["models"]) >= {"mixed", "two_stage"}
+    assert set(people.attrs["models"]) >= {"mixed", "two_stage_gentle"}
     assert len(people) == len(tables["patches"]) == 16 * 2
     assert set(tables["patches"]["task"]) == {"qa_ood from bio"}
     assert {"accuracy", "curves", "ablation", "shared_heads"} <= set(tables)
     compared = Comparison(study / "comparison")
-    assert compared.names == ("mixed", "two_stage")
+    assert compared.names == ("mixed", "two_stage_gentle")
     assert {"accuracy", "ablation", "sweep", "patches", "masks", "heads", "areas"} <= set(compared.tables)
     assert compared.report.is_file()
     answers, accuracy = tables["answers"], tables["accuracy"].set_index(["model", "split"])
@@ -565,7 +565,7 @@ def test_a_study_grafts_and_ranks(study):
     summary = json.loads((study / "summary.json").read_text())
     tables = tables_of(study)
     grafts, grafted = tables["grafts"], tables["graft_accuracy"]
-    for name, side in (("mixed", "a"), ("two_stage", "b")):
+    for name, side in (("mixed", "a"), ("two_stage_gentle", "b")):
         found = summary["graft"][name]
         chosen = grafts[(grafts["model"] == name) & grafts["chosen"].astype(bool)].set_index("score")
         if not len(chosen):
@@ -598,7 +598,7 @@ def test_a_study_grafts_and_ranks(study):
     assert areas.to_dict() == pytest.approx(rows["auc"].to_dict())
     curves = tables["ranking_curves"]
     assert set(curves["kind"]) == {"head", "neuron"}
-    assert set(curves["model"]) == {"mixed", "two_stage"}
+    assert set(curves["model"]) == {"mixed", "two_stage_gentle"}
     assert set(curves["task"]) == {"qa_id", "qa_ood"}
     assert tables["rankings"].groupby(["model", "kind", "metric", "draw"])["unit"].nunique().isin([16, 4 * 352]).all()
     assert set(tables["agreement"]["metric"]) >= set(rankings)
@@ -702,9 +702,9 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
     assert "page.md, 2 images" in result.stdout
     page = (tmp_path / "docs" / "page.md").read_text()
     summary = json.loads((study / "summary.json").read_text())
-    mixed, two = (summary["accuracy"][name]["qa_ood"] for name in ("mixed", "two_stage"))
+    mixed, two = (summary["accuracy"][name]["qa_ood"] for name in ("mixed", "two_stage_gentle"))
     assert f"{mixed:.1%} against {two:.1%}" in page
-    assert f"{summary['shared']['mixed']['size']:,} against {summary['shared']['two_stage']['size']:,}" in page
+    assert f"{summary['shared']['mixed']['size']:,} against {summary['shared']['two_stage_gentle']['size']:,}" in page
     assert f"{summary['graft']['mixed']['size']:,} (" in page
     assert "| `rank_examples` | 3 |" in page
     assert "| `evaluate_examples` | all |" in page
