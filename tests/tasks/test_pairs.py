@@ -67,6 +67,6 @@ def test_facts_in_common_are_those_of_a_loop(told):
     assert said(one) == said(other)
     assert len(one) == 5
     asked = set(qa.answers["group"])
-    few = bio.select(bio.answers.loc[~bio.answers["group"].isin(asked), "example"].unique())
+    few = bio.select(bio.answers.loc[~bio.answers["group"].isin(asked), "example"].unique().tolist())
     with pytest.raises(CircuitsError, match="have no fact in common"):
         pair_facts(few, qa)
