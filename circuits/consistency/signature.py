@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from circuits.consistency.facts import one_answer_each
 from circuits.errors import CircuitsError
 from circuits.metrics import evaluate
 from circuits.models import LeanModel, Model, lean_model, refuse_hooks
@@ -99,7 +100,7 @@ def input_signature(
             raise CircuitsError(f"the number of {name} is {value}: 1 is the least")
     _check_columns(by, [*task.answers, "place"])
     integrate = None if method == "replacement" else _captum(model)
-    asked = _one_answer_each(task)
+    asked = one_answer_each(task)
     parts = _parts(asked, task, list(dict.fromkeys(spans)), local)
     log_prob = evaluate(model, asked, batch_size)["log_prob"].to_numpy()
     columns: dict[str, Any]
@@ -209,18 +210,45 @@ def _measured(
     mean, total = effects.mean(1), effects.sum(0)
     found = [mean, *intervals(effects, groups, kind="real")]
     if total.mean() != 0:
-        share = mean / total.mean()
-        # how far each answer is off the ratio, to first order
-        off = (effects - share[:, None] * total) / total.mean()
-        found += [share, *(share + end for end in intervals(off, groups, kind="real"))]
+        shares = _shares(effects)
+        found += [mean / total.mean(), *intervals(shares, groups, kind="real")]
     return dict(zip(_MEASURED, found, strict=False))
 
 
-def _one_answer_each(task: Task) -> Task:
-    """Each answer as an example of its own, behind everything before it, in the order of the answers."""
-    alone = replace(task.right_padded(), foils=None, counterfactuals=None)
-    chosen = alone.select(alone.answers["example"].tolist())
-    return replace(chosen, answers=alone.answers.assign(example=range(len(chosen))).reset_index(drop=True))
+def _shares(effects: Float[numpy.ndarray, "span answer"]) -> Float[numpy.ndarray, "span answer"]:
+    """Numbers whose means are the spans' shares, and vary as these do, to first order."""
+    total = effects.sum(0)
+    share = effects.mean(1, keepdims=True) / total.mean()
+    found: numpy.ndarray = share + (effects - share * total) / total.mean()
+    return found
+
+
+def answer_shares(answers: pandas.DataFrame) -> pandas.DataFrame:
+    """What each answer says of the spans' shares, for paired comparisons: a ratio of means has no value for one answer.
+
+    Args:
+        answers: from `input_signature` with ``per_answer``, of one model and task.
+
+    Returns:
+        The rows of answers of which all spans are known, with the column ``share``: its mean over answers is the
+        span's share, and its spread that of the share, to first order (the delta method).
+
+    Example:
+        >>> answers = pandas.DataFrame({
+        ...     "example": [0, 1, 0, 1], "start": 5, "group": [0, 1, 0, 1],
+        ...     "span": ["subject", "subject", "context", "context"], "effect": [4.0, 2.0, 1.0, 1.0]})
+        >>> answer_shares(answers).groupby("span")["share"].mean().to_dict()
+        {'context': 0.25, 'subject': 0.75}
+    """
+    table = answers.pivot(index=["example", "start"], columns="span", values="effect").dropna()
+    effects = table.to_numpy().T
+    if effects.shape[1] and effects.sum(0).mean() != 0:
+        effects = _shares(effects)
+    else:
+        effects = numpy.full_like(effects, numpy.nan)
+    keys = ["example", "start", "span"]
+    shares = pandas.DataFrame(effects.T, table.index, table.columns).reset_index().melt(keys[:2], value_name="share")
+    return answers.merge(shares, on=keys)
 
 
 def _parts(

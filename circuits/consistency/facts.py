@@ -1,0 +1,74 @@
+"""Facts that two tasks both tell: what makes their examples belong together.
+
+A fact is what an answer tells: its group (a person, say), and its attribute where both tasks have attributes. The first
+answer that tells it, in each task, makes the pair.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas
+import torch
+
+from circuits.errors import CircuitsError
+from circuits.tasks import Task
+
+
+def facts_in_common(task: Task, other: Task) -> pandas.DataFrame:
+    """One row for each fact that both tell: what it is, and in each task (0, 1) the answer and the example.
+
+    Raises:
+        CircuitsError: a task names no groups.
+    """
+    for one in (task, other):
+        if not one.provenance.get("grouped"):
+            raise CircuitsError(f"the task {one.name} names no groups: give each prompt one, such as its person")
+    keys = ["group", *(["attribute"] if all("attribute" in one.answers for one in (task, other)) else [])]
+    sides = [
+        one.answers[[*keys, "example"]].assign(answer=range(len(one.answers))).drop_duplicates(keys)
+        for one in (task, other)
+    ]
+    # one task's groups may be numbers, the other's names: then none is in both
+    plain = [side.astype(dict.fromkeys(keys, object)) for side in sides]
+    facts = plain[0].merge(plain[1], on=keys, suffixes=("_0", "_1"))
+    return facts.astype(dict(sides[0].dtypes[keys]))
+
+
+def one_answer_each(task: Task, answers: Sequence[int] | None = None) -> Task:
+    """Each answer, or each of these, as an example of its own, behind everything before it."""
+    alone = replace(task.right_padded(), foils=None, counterfactuals=None)
+    kept = alone.answers if answers is None else alone.answers.iloc[list(answers)]
+    chosen = alone.select(kept["example"].tolist())
+    return replace(chosen, answers=kept.assign(example=range(len(chosen))).reset_index(drop=True))
+
+
+def pair_facts(task: Task, other: Task, count: int | None = None, *, seed: int = 0) -> tuple[Task, Task]:
+    """Both tasks with the facts that both tell, one answer in each example, in the same order.
+
+    Args:
+        task: in which facts are told one way.
+        other: in which they are told another way.
+        count: as many facts, drawn at random; all if there are fewer, or no number is given.
+        seed: of the draw.
+
+    Returns:
+        The two tasks: example n of one tells what example n of the other tells.
+
+    Raises:
+        CircuitsError: a task names no groups, or the two have no fact in common.
+
+    Example:
+        >>> import tempfile
+        >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
+        >>> dataset = make_dataset(tempfile.mkdtemp(), DatasetSettings(people=4))
+        >>> bio, qa = (dataset.task(split, word_tokenizer()) for split in ("bio", "qa_id"))
+        >>> one, two = pair_facts(bio, qa, 5)
+        >>> len(one), one.answers["value"].equals(two.answers["value"])
+        (5, True)
+    """
+    facts = facts_in_common(task, other)
+    if facts.empty:
+        raise CircuitsError(f"{task.name} and {other.name} have no fact in common: give tasks with the same groups")
+    order = torch.randperm(len(facts), generator=torch.Generator().manual_seed(seed))
+    chosen = facts.iloc[order[:count].sort().values.numpy()]
+    return one_answer_each(task, chosen["answer_0"].tolist()), one_answer_each(other, chosen["answer_1"].tolist())
