@@ -14,8 +14,18 @@ from circuits.errors import CircuitsError
 from circuits.tasks import Task
 
 
-def facts_in_common(task: Task, other: Task) -> pandas.DataFrame:
-    """One row for each fact that both tell: what it is, and in each task (0, 1) the answer and the example.
+def facts_in_common(task: Task, other: Task, count: int | None = None, *, seed: int = 0) -> pandas.DataFrame:
+    """The facts that both tell, in the order of the first.
+
+    Args:
+        task: in which facts are told one way.
+        other: in which they are told another way.
+        count: as many of them, drawn at random; all if there are fewer, or no number is given.
+        seed: of the draw.
+
+    Returns:
+        One row for each fact: ``group``, ``attribute`` where both tasks have it, and where the first answer that tells
+        it is, in ``task`` (0) and ``other`` (1): ``example_0``, ``answer_0``, ``example_1``, ``answer_1``.
 
     Raises:
         CircuitsError: a task names no groups.
@@ -31,7 +41,9 @@ def facts_in_common(task: Task, other: Task) -> pandas.DataFrame:
     # one task's groups may be numbers, the other's names: then none is in both
     plain = [side.astype(dict.fromkeys(keys, object)) for side in sides]
     facts = plain[0].merge(plain[1], on=keys, suffixes=("_0", "_1"))
-    return facts.astype(dict(sides[0].dtypes[keys]))
+    order = torch.randperm(len(facts), generator=torch.Generator().manual_seed(seed))
+    chosen = facts.iloc[order[:count].sort().values.numpy()].reset_index(drop=True)
+    return chosen.astype(dict(sides[0].dtypes[keys]))
 
 
 def one_answer_each(task: Task, answers: Sequence[int] | None = None) -> Task:
@@ -46,9 +58,9 @@ def pair_facts(task: Task, other: Task, count: int | None = None, *, seed: int =
     """Both tasks with the facts that both tell, one answer in each example, in the same order.
 
     Args:
-        task: in which facts are told one way.
-        other: in which they are told another way.
-        count: as many facts, drawn at random; all if there are fewer, or no number is given.
+        task: as in `facts_in_common`, and so are ``other``, ``count`` and ``seed``.
+        other: in which the facts are told another way.
+        count: as many facts.
         seed: of the draw.
 
     Returns:
@@ -66,9 +78,7 @@ def pair_facts(task: Task, other: Task, count: int | None = None, *, seed: int =
         >>> len(one), one.answers["value"].equals(two.answers["value"])
         (5, True)
     """
-    facts = facts_in_common(task, other)
+    facts = facts_in_common(task, other, count, seed=seed)
     if facts.empty:
         raise CircuitsError(f"{task.name} and {other.name} have no fact in common: give tasks with the same groups")
-    order = torch.randperm(len(facts), generator=torch.Generator().manual_seed(seed))
-    chosen = facts.iloc[order[:count].sort().values.numpy()]
-    return one_answer_each(task, chosen["answer_0"].tolist()), one_answer_each(other, chosen["answer_1"].tolist())
+    return one_answer_each(task, facts["answer_0"].tolist()), one_answer_each(other, facts["answer_1"].tolist())

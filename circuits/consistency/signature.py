@@ -5,9 +5,10 @@
    answer alone (``local``: the relation) only those since the answer before count; earlier ones are context.
 2. By replacement, which is causal and the one to report: a span's tokens are replaced by those of a donor, an answer
    of another group with another value and, where the task tells several attributes, of another attribute, that has
-   as many tokens there and not the same. The effect is the drop of the answer's log-probability, mean over donors
-   drawn at random. A span without tokens has none, nor has a context that is the same before all answers; a span
-   without donor is not known, and counted.
+   as many tokens there and not the same. Where no answer of another attribute has, as in biographies that all tell
+   their facts in one order, spans that are not local take those of the same attribute. The effect is the drop of the
+   answer's log-probability, mean over donors drawn at random. A span without tokens has none, nor has a context that
+   is the same before all answers; a span without donor is not known, and counted.
 3. By integrated gradients: the path goes from a prompt of mean embeddings (of the task's own tokens) to the prompt; a
    token's attribution is Σ over the embedding's features of change × mean gradient along the path, and a span's effect
    is the sum over its tokens. They add up to the log-probability less that at the baseline, but for ``delta``. Zero is
@@ -105,7 +106,9 @@ def input_signature(
     log_prob = evaluate(model, asked, batch_size)["log_prob"].to_numpy()
     columns: dict[str, Any]
     if integrate is None:
-        found, donors = _replaced(model, asked, parts, log_prob, draws=draws, seed=seed, batch_size=batch_size)
+        found, donors = _replaced(
+            model, asked, parts, log_prob, local=local, draws=draws, seed=seed, batch_size=batch_size
+        )
         columns = {"effect": found, "donors": donors}
     else:
         found, delta = _integrated(integrate, lean_model(model), asked, parts, steps=steps, batch_size=batch_size)
@@ -276,6 +279,7 @@ def _replaced(
     parts: dict[str, Bool[Tensor, "answer pos"]],
     log_prob: Float[numpy.ndarray, " answer"],
     *,
+    local: Sequence[str],
     draws: int,
     seed: int,
     batch_size: int,
@@ -284,7 +288,8 @@ def _replaced(
     generator = torch.Generator().manual_seed(seed)
     effects, counts = [], []
     for span, inside in track(parts.items(), f"replace spans of {asked.name}", len(parts), "span"):
-        pairs = torch.tensor(list(_donors(asked, inside, draws, generator, span == CONTEXT)), dtype=torch.long)
+        donors = _donors(asked, inside, draws, generator, alike=span == CONTEXT, local=span in local)
+        pairs = torch.tensor(list(donors), dtype=torch.long)
         ours, theirs = pairs.view(-1, 2).T
         count, lost = torch.bincount(ours, minlength=len(asked)), torch.zeros(len(asked)).double()
         if len(pairs):
@@ -301,7 +306,13 @@ def _replaced(
 
 
 def _donors(
-    asked: Task, inside: Bool[Tensor, "answer pos"], draws: int, generator: torch.Generator, alike: bool
+    asked: Task,
+    inside: Bool[Tensor, "answer pos"],
+    draws: int,
+    generator: torch.Generator,
+    *,
+    alike: bool,
+    local: bool,
 ) -> Iterator[tuple[int, int]]:
     """Pairs of an answer and one whose tokens replace its own; if ``alike`` the same ones, for want of others."""
     answers = asked.answers
@@ -313,8 +324,11 @@ def _donors(
         members = (lengths == length).nonzero().flatten()
         tokens = asked.tokens[members][inside[members]].view(len(members), -1)
         for answer, own in zip(members.tolist(), tokens, strict=True):
-            about_others = torch.stack([code[members] != code[answer] for code in codes]).all(0)
-            candidates = members[about_others & (tokens != own).any(1)]
+            differs = torch.stack([code[members] != code[answer] for code in codes])
+            about_others, changed = differs.all(0), (tokens != own).any(1)
+            candidates = members[about_others & changed]
+            if len(candidates) == 0 and not local:
+                candidates = members[differs[:2].all(0) & changed]
             if alike and len(candidates) == 0:
                 candidates = members[about_others][:1]
             for donor in candidates[torch.randperm(len(candidates), generator=generator)[:draws]].tolist():

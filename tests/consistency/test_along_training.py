@@ -80,8 +80,8 @@ def test_what_cannot_be_measured_is_refused(dataset, facts, tmp_path):
         ConsistencyCallback(*facts, 0)
     with pytest.raises(CircuitsError, match="inside and outside of which mask"):
         ConsistencyCallback(*facts, 1, by=("mask",))
+    callbacks = {"mixed": [ConsistencyCallback(*facts, 9)]}
     with pytest.raises(CircuitsError, match="measurements every 9 steps are none in 4 steps of training"):
-        callbacks = {"mixed": [ConsistencyCallback(*facts, 9)]}
         train("mixed", dataset, tmp_path / "a", optimisation=SHORT, callbacks=callbacks)
 
 
