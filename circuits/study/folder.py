@@ -10,7 +10,7 @@ import pandas
 
 from circuits.analysis import STEPS, Tables
 from circuits.analysis.artifacts import Table
-from circuits.analysis.comparison import SIDES
+from circuits.analysis.differences import SIDES
 from circuits.analysis.running import done
 from circuits.facts import SPLITS, FactDataset
 from circuits.models import Model, facts_of, fingerprint, load_model
