@@ -10,6 +10,7 @@ import pandas
 
 from circuits.analysis import STEPS, Tables
 from circuits.analysis.artifacts import Table
+from circuits.analysis.consistency import consistency, signature
 from circuits.analysis.differences import SIDES
 from circuits.analysis.running import done
 from circuits.facts import SPLITS, FactDataset
@@ -38,8 +39,8 @@ class Study:
 
     def __init__(self, out: Path, settings: StudySettings, say: Callable[[str], None] | None = None) -> None:
         self.out, self.settings, self.say = out, settings, say
-        self.checkpoints, self.figures, self.comparison = (
-            out / name for name in ("checkpoints", "figures", "comparison")
+        self.checkpoints, self.figures, self.comparison, self.gentle = (
+            out / name for name in ("checkpoints", "figures", "comparison", "gentle")
         )
         self.arms = {name: self.comparison / side for name, side in zip(COMPARED, SIDES, strict=True)}
         self._models: dict[str, Model] = {}
@@ -105,12 +106,15 @@ class Study:
         found = dict(Tables(self.out / "tables"))
         missing = self.missing()
         arms = {model: Tables(folder / "tables") for model, folder in self.arms.items()}
+        third = Tables(self.gentle / "tables")
+        own = {made.name for one in (consistency, signature) for made in one.writes}
         for name in (
             made.name for one in STEPS if one.name not in missing for made in one.writes if isinstance(made, Table)
         ):
             if name in found or name in _LONG or not all(name in tables for tables in arms.values()):
                 continue
-            parts = [tables[name].assign(model=model) for model, tables in arms.items()]
+            more = {"two_stage_gentle": third} if name in own and name in third else {}
+            parts = [tables[name].assign(model=model) for model, tables in (arms | more).items()]
             joined = pandas.concat([part for part in parts if len(part)] or parts, ignore_index=True)
             found[name] = _as_in_the_paper(joined)
         return found

@@ -10,7 +10,7 @@ import pandas
 from circuits.figures import LABELS, Section, ranking_curves_figure, write_report
 from circuits.statistics import mean_interval
 from circuits.study.claims import claims_table, findings
-from circuits.study.page_tables import SHOWN_SPLITS, start_of
+from circuits.study.page_tables import ABOUT_MECHANISM, SHOWN_SPLITS, mechanism_rows, start_of
 from circuits.verdicts import ABOUT_VERDICTS, findings_over_seeds
 
 
@@ -20,7 +20,7 @@ def _with_interval(values: Sequence[float | int | None], form: str) -> str:
     if len(known) < len(values):
         return f"none in {len(values) - len(known)} of {len(values)} seeds"
     mean, low, high = mean_interval(known)
-    if form.endswith("%"):  # a share
+    if form.endswith("%") and min(known) >= 0:  # a share
         low, high = max(low, 0.0), min(high, 1.0)
     return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} ({low:{form}} to {high:{form}})"
 
@@ -95,6 +95,15 @@ def write_seeds_report(
             ),
             Section("Recall", ["Exact match under greedy decoding."], recall),
             Section("Grafting", [f"The smallest grafts that keep {settings['keep']:.0%} of QA-ID."], grafts),
+            *(
+                [
+                    Section(
+                        "Are both formats alike inside?", [ABOUT_MECHANISM], mechanism_rows(summaries, _with_interval)
+                    )
+                ]
+                if all("consistency" in summary for summary in summaries)
+                else []
+            ),
             Section(
                 "Are the top heads enough?",
                 ["Heads of the mixed models; the band is the interval over seeds."],

@@ -14,6 +14,8 @@ from circuits.training import PRETRAINED, Optimisation
 
 FAMILIES: tuple[str, ...] = ("llama", "pythia")
 _FAMILY_OF = {"LlamaForCausalLM": "llama", "GPTNeoXForCausalLM": "pythia"}
+#: Facts that both formats are compared on.
+_FACTS = 200
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class StudySettings:
     @property
     def analysis(self) -> AnalysisSettings:
         """How the mixed and the two-stage model are analysed."""
-        scored = ("bio", "qa_id", "qa_ood")
+        scored, facts = ("bio", "qa_id", "qa_ood"), min(self.trace_examples, _FACTS)
         return AnalysisSettings(
             fraction=self.fraction,
             fractions=self.fractions,
@@ -103,12 +105,16 @@ class StudySettings:
                 "sweep": scored,
                 "patch": ("qa_ood",),
                 "rank": ("qa_id", "qa_ood"),
+                "consistency": ("bio", "qa_ood"),
+                "signature": ("bio", "qa_ood"),
             },
             examples_by_step={
                 "evaluate": self.evaluate_examples,
                 "trace": self.trace_examples,
                 "ablate": self.trace_examples,
                 "rank": self.rank_examples,
+                "consistency": facts,
+                "signature": facts,
             },
         )
 

@@ -1,9 +1,11 @@
 """The steps of the study: nothing but calls to the other rooms."""
 
+from dataclasses import replace
+
 import pandas
 import plotly.graph_objects as go
 
-from circuits.analysis import accuracies
+from circuits.analysis import accuracies, analyse
 from circuits.analysis import compare as compare_models
 from circuits.analysis.artifacts import Table
 from circuits.analysis.running import step
@@ -83,6 +85,23 @@ def compare(study: Study) -> tuple[()]:
     return ()
 
 
+@step()
+def gentle(study: Study) -> tuple[()]:
+    """Measure consistency and signature of the two-stage model with a small second rate."""
+    say = study.say
+    analyse(
+        study.model("two_stage_gentle"),
+        list(study.tasks.values()),
+        study.model("pre"),
+        out=study.gentle,
+        # the shared parameters are needed, and not their curve
+        settings=replace(study.settings.analysis, fractions=()),
+        only=["consistency", "signature"],
+        say=None if say is None else lambda line: say(f"two_stage_gentle: {line}"),
+    )
+    return ()
+
+
 @step(PATCHES)
 def patch_people(study: Study) -> tuple[pandas.DataFrame]:
     """Patch every head from the run of another person."""
@@ -133,4 +152,4 @@ def _attention(study: Study, head: str) -> go.Figure:
     return attention_figure(readings, subtitle=f"mixed model, {study.start}, a QA-OOD person")
 
 
-STEPS = (data, train, evaluate, compare, patch_people, attend, report)
+STEPS = (data, train, evaluate, compare, gentle, patch_people, attend, report)
