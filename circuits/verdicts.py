@@ -30,8 +30,9 @@ from circuits.statistics import Kind, answers_needed, corrected, mean_interval, 
 ERROR = 0.05
 _POWER = 0.8
 #: Smaller differences are not called differences: of accuracies and areas under them, of sizes as a share of their
-#: mean, of Gini coefficients and of correlations.
+#: mean, of Gini coefficients, of correlations, and of cosines and shares of a signature.
 SMALLEST_ACCURACY, SMALLEST_SIZE, SMALLEST_GINI, SMALLEST_CORRELATION = 0.02, 0.05, 0.02, 0.1
+SMALLEST_COSINE = 0.05
 _PERMUTATIONS = 20_000
 _ROUNDING = 1e-9  # numbers that differ by less are alike
 VERDICTS = ("holds", "does not hold", "cannot be told")
@@ -39,7 +40,8 @@ VERDICTS = ("holds", "does not hold", "cannot be told")
 ABOUT_VERDICTS = (
     "A claim holds if the interval lies where the paper says, p is below 0.05, and the difference is worth the name: "
     f"at least {100 * SMALLEST_ACCURACY:.0f} points of accuracy (or area), {SMALLEST_SIZE:.0%} of a size, "
-    f"{SMALLEST_GINI} of a Gini coefficient or {SMALLEST_CORRELATION} of a correlation. It does not hold if the "
+    f"{SMALLEST_GINI} of a Gini coefficient, {SMALLEST_CORRELATION} of a correlation, or {SMALLEST_COSINE} of a cosine "
+    "or of the shares of a signature. It does not hold if the "
     "interval has no room for a difference as large as that. All else cannot be told from "
     f"this many answers or seeds. All p-values are corrected together (Holm), and all intervals hold together at "
     f"{1 - ERROR:.0%}."
@@ -105,6 +107,7 @@ def compare_answers(
     *,
     kind: Kind = "bounded_difference",
     most: float = 1.0,
+    smallest: float = SMALLEST_ACCURACY,
 ) -> dict[str, Any]:
     """Difference, interval and p-value of two sides of the same questions, and how many questions could tell.
 
@@ -114,6 +117,7 @@ def compare_answers(
         level: of the interval.
         kind: what their differences are, in units of ``most``.
         most: the largest difference that there can be.
+        smallest: the size from which on a difference is called one.
 
     Raises:
         CircuitsError: the two sides were asked different questions.
@@ -123,7 +127,7 @@ def compare_answers(
     groups = one.index.get_level_values("group").to_numpy()
     sides = one.to_numpy() / most, other.to_numpy() / most
     found = paired(*sides, groups, kind=kind, level=level)
-    sought = max(abs(found.difference), SMALLEST_ACCURACY / most)
+    sought = max(abs(found.difference), smallest / most)
     count = answers_needed(sought, *sides, groups=groups, kind=kind)
     if count is None:
         needed = "the answers show no spread to judge by"

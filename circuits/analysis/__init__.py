@@ -2,7 +2,8 @@
 
 from circuits.analysis.analysis import Analysis, Tables, analyse
 from circuits.analysis.case import AnalysisSettings
-from circuits.analysis.comparison import Comparison, compare, paired_differences
+from circuits.analysis.comparison import Comparison, compare
+from circuits.analysis.differences import paired_differences
 from circuits.analysis.steps import STEPS
 from circuits.analysis.summary import accuracies, top_table
 

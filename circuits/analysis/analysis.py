@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas
 
 from circuits.analysis import steps as made_by
+from circuits.analysis.artifacts import MASKS
 from circuits.analysis.case import AnalysisSettings, Case
 from circuits.analysis.estimate import estimate, in_words
 from circuits.analysis.figures import figures_of
@@ -89,7 +90,7 @@ class Analysis:
     @property
     def masks(self) -> dict[str, ParameterMask]:
         """The shared parameters: ``global`` of the top of all parameters, ``tensor`` of the top of each tensor."""
-        return made_by.MASKS.load(self.folder)
+        return MASKS.load(self.folder)
 
     @property
     def traces(self) -> Mapping[str, GradientTrace]:

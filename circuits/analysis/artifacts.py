@@ -68,6 +68,10 @@ class Masks(Artifact):
         return {file.stem: ParameterMask.load(file) for file in sorted(self.path(folder).glob("*.safetensors"))}
 
 
+#: The shared parameters, which several steps take.
+MASKS = Masks("masks")
+
+
 class Traces(Artifact):
     """Gradient traces by task; the step that makes them saves them as it goes."""
 

@@ -12,6 +12,8 @@ from circuits.tasks import Task
 
 #: Steps that look at all examples of their tasks, where no number is asked for.
 _ON_ALL = ("evaluate", "trace", "graft")
+#: Facts that consistency is measured on, and answers whose spans are replaced: all of these are compared in few passes.
+_ON_FACTS = 64
 #: Curves are what takes longest: as many examples of each task are scored at each of their points.
 _ON_CURVES = 8
 
@@ -40,7 +42,8 @@ class AnalysisSettings:
         tenths: and at every tenth of them, with halvings below the first alone.
         tasks_by_step: step → names of the tasks that it is done on, where these are not all. With the step ``trace`` it
             says which tasks the shared set is of; those held out of it are scored all the same.
-        examples_by_step: step → as many examples of each task, in place of what ``examples`` says.
+        examples_by_step: step → as many examples of each task, in place of what ``examples`` says; of the steps
+            ``consistency`` and ``signature`` as many facts, 64 if nothing is said.
     """
 
     fraction: float = 0.01
@@ -103,16 +106,25 @@ class Case:
         """What ablated weights become: as they were before fine-tuning, or zero where that is not known."""
         return "zero" if self.pre is None else "revert"
 
-    def of(self, step: str) -> dict[str, Task]:
-        """The tasks that a step is done on, with the examples that it looks at."""
+    def named(self, step: str) -> dict[str, Task]:
+        """The tasks that a step is done on."""
+        names = self.settings.tasks_by_step.get(step, [*self.tasks])
+        return {name: task for name, task in self.tasks.items() if name in names}
+
+    def count(self, step: str) -> int | None:
+        """How many examples (or facts) of each task a step looks at; None: all."""
         settings = self.settings
         usual = None if step in _ON_ALL else settings.examples
         if step == "rank":
             usual = min(settings.examples, _ON_CURVES)
-        count = settings.examples_by_step.get(step, usual)
-        names = settings.tasks_by_step.get(step, [*self.tasks])
+        elif step in ("consistency", "signature"):
+            usual = _ON_FACTS
+        return settings.examples_by_step.get(step, usual)
+
+    def of(self, step: str) -> dict[str, Task]:
+        """The tasks that a step is done on, with the examples that it looks at."""
+        count = self.count(step)
         return {
-            name: task if count is None or count >= len(task) else task.sample(count, settings.seed)
-            for name, task in self.tasks.items()
-            if name in names
+            name: task if count is None or count >= len(task) else task.sample(count, self.settings.seed)
+            for name, task in self.named(step).items()
         }

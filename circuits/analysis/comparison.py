@@ -14,27 +14,22 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy
 import pandas
 
 from circuits.analysis.analysis import Analysis, Tables, analyse
 from circuits.analysis.case import AnalysisSettings
+from circuits.analysis.compared_consistency import consistency_differences, figures_of_both, sections_of_both
+from circuits.analysis.differences import SIDES, paired_differences, shown_differences
 from circuits.analysis.figures import by_mode
 from circuits.analysis.summary import records
 from circuits.errors import CircuitsError
 from circuits.figures import Section, heads_figure, write_report
 from circuits.models import Model
-from circuits.statistics import Kind, corrected, paired
 from circuits.storage import claim, provenance, read_json, write_json, write_table
 from circuits.tasks import Task
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-#: What the two models are called in tables and folders.
-SIDES = ("a", "b")
-_ANSWER = ("task", "example", "group", "start")
-_METRICS = ("exact_match", "log_prob", "logit_diff")
 
 
 class Comparison:
@@ -75,7 +70,7 @@ class Comparison:
     @property
     def figures(self) -> "dict[str, go.Figure]":
         """The figures of differences by name; each analysis has its own."""
-        return _figures(self.tables, self.names)
+        return _figures(self.tables, self.names) | figures_of_both(self.a.tables, self.b.tables, self.names)
 
     @property
     def report(self) -> Path:
@@ -121,7 +116,8 @@ def compare(
 
     Returns:
         Both analyses, and their differences, b less a: ``accuracy``, ``ablation``, ``sweep``, ``patches`` (paired),
-        ``masks``, ``heads`` (Shared Size), ``grafts``, ``areas``.
+        ``masks``, ``heads`` (Shared Size), ``grafts``, ``areas``; of the same facts, and paired by them,
+        ``gradient_consistency``, ``representation_consistency``, ``signature``.
 
     Raises:
         CircuitsError: as `analyse`; or the folder holds something else.
@@ -180,67 +176,7 @@ def _differences(a: Analysis, b: Analysis) -> Iterator[tuple[str, pandas.DataFra
         one, other = (side.tables["ranking_summary"].set_index(keys) for side in (a, b))
         joined = one.add_suffix("_a").join(other.add_suffix("_b")).reset_index()
         yield "areas", joined[[*keys, *(name for name in joined if name.startswith(("auc", "n95", "n50")))]]
-
-
-def paired_differences(
-    a: pandas.DataFrame, b: pandas.DataFrame, keys: Sequence[str], ending: str = ""
-) -> pandas.DataFrame:
-    """Compare two tables of the same answers, one row for each combination of keys.
-
-    Args:
-        a: one row for each answer (and intervention): ``task``, ``example``, ``group``, ``start``, and metrics.
-        b: the same of another model.
-        keys: columns that make the rows.
-        ending: of the metrics' columns: ``_effect`` for what interventions change.
-
-    Returns:
-        ``answers``, and for each metric its mean in both (``log_prob_a``, ``log_prob_b``), their ``…_difference``, b
-        less a, the ends of its 95 % interval, and the p-value of a paired test, as it is and corrected by
-        Benjamini–Hochberg over the rows.
-
-    Raises:
-        CircuitsError: the two have other answers.
-
-    Source:
-        docs/method.md, section 9.
-
-    Example:
-        >>> a = pandas.DataFrame({"task": "qa", "example": range(8), "group": range(8), "start": 3, "log_prob": -1.0})
-        >>> b = a.assign(log_prob=[-0.5] * 7 + [-1.0])
-        >>> found = paired_differences(a, b, ["task"])
-        >>> found[["answers", "log_prob_difference", "log_prob_p"]].round(3).to_numpy().tolist()
-        [[8.0, 0.438, 0.016]]
-    """
-    names = [*dict.fromkeys([*keys, *_ANSWER])]
-    one, other = (table[table["changed"]] if "changed" in table else table for table in (a, b))
-    joined = one.merge(other, on=names, suffixes=("_a", "_b"), validate="one_to_one")
-    if len(joined) != len(one) or len(joined) != len(other):
-        raise CircuitsError("the two models were asked other questions: compare them on the same tasks and examples")
-    metrics = [f"{name}{ending}" for name in _METRICS if f"{name}{ending}_a" in joined]
-    # answers differ by −1, 0 or 1; what interventions change of them by up to 2
-    share: Kind = "real" if ending else "binary_difference"
-    rows = []
-    for key, part in joined.groupby(list(keys), sort=False):
-        row: dict[str, Any] = dict(zip(keys, key, strict=True)) | {"answers": len(part)}
-        for metric in metrics:
-            kind: Kind = share if metric.startswith("exact_match") else "real"
-            values = [part[f"{metric}_{side}"].to_numpy(float) for side in SIDES]
-            if any(numpy.isnan(value).any() for value in values):
-                continue  # the task has no such metric
-            found = paired(values[1], values[0], part["group"].to_numpy(), kind=kind)
-            row |= {f"{metric}_{side}": value.mean() for side, value in zip(SIDES, values, strict=True)}
-            row |= {
-                f"{metric}_difference": found.difference,
-                f"{metric}_difference_low": found.low,
-                f"{metric}_difference_high": found.high,
-                f"{metric}_p": found.p_value,
-            }
-        rows.append(row)
-    table = pandas.DataFrame(rows)
-    for metric in metrics:
-        if f"{metric}_p" in table:
-            table[f"{metric}_q"] = corrected(table[f"{metric}_p"].to_numpy(), "bh")
-    return table
+    yield from consistency_differences(a.tables, b.tables)
 
 
 def _drops(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFrame:
@@ -339,7 +275,7 @@ def _write_page(found: Comparison) -> None:
     sections = []
     if "accuracy" in tables:
         text = f"Means over the same answers; the difference is that of {other} less {one}, with its 95 % interval."
-        sections.append(Section("What both say", [text], _shown(tables["accuracy"], ["task"], found.names)))
+        sections.append(Section("What both say", [text], shown_differences(tables["accuracy"], ["task"], found.names)))
     if "masks" in tables:
         text = (
             "Parameters that the tasks share in each model, and how many of them are the same; chance is what "
@@ -350,7 +286,7 @@ def _write_page(found: Comparison) -> None:
         sections.append(Section("What the tasks share", [text], shared, figures.get("heads")))
     if "ablation" in tables:
         text = "How far each falls without its own shared parameters, and the difference of the two drops."
-        shown = _shown(tables["ablation"], ["scope", "task"], found.names, "_effect", label="drop of ")
+        shown = shown_differences(tables["ablation"], ["scope", "task"], found.names, "_effect", label="drop of ")
         sections.append(Section("What happens without it", [text], shown))
     if "grafts" in tables:
         sections.append(Section("What is enough of the fine-tuning", [], tables["grafts"].round(4)))
@@ -363,13 +299,14 @@ def _write_page(found: Comparison) -> None:
                 f"The change that each head makes in {one}, in {other}, and the difference, the largest first. "
                 f"{told} of {len(table)} differences are told from none (5 %, Benjamini–Hochberg)."
             )
-            shown = _shown(by_mode(table.head(12)), ["task", "unit"], found.names, "_effect", [metric])
+            shown = shown_differences(by_mode(table.head(12)), ["task", "unit"], found.names, "_effect", [metric])
             sections.append(Section(title, [text], shown, figures.get(name)))
     if "areas" in tables:
         text = (
             "Areas under the curves along each ranking; the smallest number of units that is enough, or that breaks it."
         )
         sections.append(Section("Which rankings find the circuit", [text], tables["areas"].round(3)))
+    sections += sections_of_both(tables, figures, found.names)
     lead = f"{one} (a/report.html) and {other} (b/report.html) on the same tasks."
     write_report(found.report, f"{one} and {other}", lead, sections, "circuits compare")
 
@@ -381,32 +318,3 @@ def _areas(areas: pandas.DataFrame, names: tuple[str, str]) -> pandas.DataFrame:
     for side, name in zip(SIDES, names, strict=True):
         shown[name] = means[f"auc_{side}"].map("{:.2f}".format)
     return shown.rename(columns={"kind": "units", "metric": "ranking"})
-
-
-def _shown(
-    table: pandas.DataFrame,
-    keys: Sequence[str],
-    names: tuple[str, str],
-    ending: str = "",
-    metrics: Sequence[str] | None = None,
-    label: str = "",
-) -> pandas.DataFrame:
-    """A table of differences as a person reads it."""
-    shown = table[[*keys, "answers"]].copy()
-    for metric in metrics or [f"{name}{ending}" for name in _METRICS if f"{name}{ending}_difference" in table]:
-        share = metric.startswith("exact_match")
-
-        def written(value: float, signed: bool = False, share: bool = share) -> str:
-            sign = "+" if signed else ""
-            return "–" if value != value else f"{value:{sign}.1%}" if share else f"{value:{sign}.2f}"
-
-        what = label + metric.removesuffix("_effect").replace("_", " ")
-        for side, name in zip(SIDES, names, strict=True):
-            shown[f"{what}, {name}"] = [written(value) for value in table[f"{metric}_{side}"]]
-        columns = (f"{metric}_difference", f"{metric}_difference_low", f"{metric}_difference_high")
-        shown[f"{what}, difference"] = [
-            written(middle, True) + ("" if low != low else f" ({written(low, True)} to {written(high, True)})")
-            for middle, low, high in zip(*(table[column] for column in columns), strict=True)
-        ]
-        shown[f"p of {what}"] = [f"{value:.2g}" for value in table[f"{metric}_q"]]
-    return shown

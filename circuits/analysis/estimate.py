@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from circuits.analysis.case import Case
+from circuits.analysis.consistency import asked_of, facts_of
 from circuits.analysis.running import Step
 from circuits.analysis.steps import sources_of
 from circuits.masks import SCOPES, SCORES, covered_parameters
@@ -19,6 +20,8 @@ from circuits.units import Head, Neuron
 _PROBED = 4
 #: Forward passes that a per-example gradient, and the run of one head from its layer on, come to.
 _GRADIENT, _FROM_A_LAYER = 4.0, 0.35
+#: Forward passes that comparing the gradients and activations of one fact comes to, inside masks and outside them.
+_COMPARED = 60.0
 #: Seconds to select a set of one parameter, and models that the search for a graft tries.
 _SELECT, _TRIED = 1.8e-8, 20
 
@@ -44,6 +47,7 @@ def estimate(case: Case, steps: Sequence[Step]) -> Mapping[str, float]:
     heads = Head.count(shape) * shape.n_layers
     parameters = sum(value.numel() for value in covered_parameters(case.model).values())
     sets = (1 + settings.draws) * len(SCOPES) * len({settings.fraction, *settings.fractions})
+    facts = sum(map(len, facts_of(case).values()))
     curves = 1 if case.pre is None else 2
     rankings = len(settings.rankings) + len(case.of("trace")) + settings.draws
     points = sum(
@@ -61,6 +65,9 @@ def estimate(case: Case, steps: Sequence[Step]) -> Mapping[str, float]:
         "patch": _FROM_A_LAYER * heads * sum(len(target) for _, target in sources_of(case).values()) * forward,
         "rank": curves * rankings * points * passes("rank"),
         "attend": passes("attend"),
+        "consistency": _COMPARED * facts * forward,
+        "signature": sum((1 + settings.draws * (1 + len(task.spans))) * len(task) for task in asked_of(case).values())
+        * forward,
     }
     return {step.name: found[step.name] for step in steps if step.lacking(case) is None}
 

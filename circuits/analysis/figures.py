@@ -5,7 +5,16 @@ from collections.abc import Mapping
 import pandas
 import plotly.graph_objects as go
 
-from circuits.figures import ablation_figure, graft_figure, heads_figure, ranking_curves_figure, sharing_figure
+from circuits.figures import (
+    ablation_figure,
+    consistency_figure,
+    graft_figure,
+    heads_figure,
+    inside_figure,
+    ranking_curves_figure,
+    sharing_figure,
+    signature_figure,
+)
 
 _CHANGE = {"log_prob_effect": "change of<br>log-prob", "logit_diff_effect": "change of<br>logit diff."}
 
@@ -56,4 +65,26 @@ def figures_of(tables: Mapping[str, pandas.DataFrame], model: str = "model") -> 
         table = tables["attention"]
         named = table.assign(what=table["task"] + ": " + table["behaviour"].str.replace("_", " "))
         figures["attention"] = heads_figure(named, "attention", facet="what", title="attention")
+    return figures | consistency_figures(tables, model)
+
+
+def consistency_figures(tables: Mapping[str, pandas.DataFrame], model: str = "model") -> dict[str, go.Figure]:
+    """Those of the steps ``consistency`` and ``signature``; tables of several models have the column ``model``."""
+
+    def of(name: str) -> pandas.DataFrame:
+        table = tables[name]
+        return table if "model" in table else table.assign(model=model)
+
+    figures: dict[str, go.Figure] = {}
+    if "gradient_consistency" in tables:
+        gradients, activations = of("gradient_consistency"), of("representation_consistency")
+        for (task, other), part in gradients.groupby(["task", "other"], sort=False):
+            told = activations[(activations["task"] == task) & (activations["other"] == other)]
+            by_layer, at_last = part[part["by"] == "layer"], told[told["span"] == "last"]
+            figures[f"consistency_{task}_{other}"] = consistency_figure(by_layer, at_last)
+            inside = part[(part["by"] == "mask") & (part["kind"] == "matched")]
+            if len(inside):
+                figures[f"inside_{task}_{other}"] = inside_figure(inside)
+    if len(tables.get("signature", ())):
+        figures["signature"] = signature_figure(of("signature"))
     return figures

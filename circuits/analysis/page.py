@@ -26,6 +26,8 @@ def write_page(
         *_patched(figures),
         *_rankings(figures),
         *_attention(figures),
+        *consistency_sections(tables, figures),
+        *_signature(tables, figures),
     ]
     if summary["left_out"]:
         reasons = [f"{name}: {reason}." for name, reason in summary["left_out"].items()]
@@ -189,3 +191,78 @@ def _attention(figures: Mapping[str, go.Figure]) -> Sequence[Section]:
     text = "Mean attention to each span of a task. The heads that stand out are drawn in the folder figures."
     title = "What heads attend to"
     return [Section(title, [text], None, figures["attention"])] if "attention" in figures else []
+
+
+def consistency_sections(tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figure]) -> Sequence[Section]:
+    """The sections of the step ``consistency``, two for each pair of tasks."""
+    found: list[Section] = []
+    if "consistency_tests" not in tables:
+        return found
+    for (task, other), tests in tables["consistency_tests"].groupby(["task", "other"], sort=False):
+        whole = tests[(tests["measure"] == "gradient") & (tests["unit"] == "all")]
+        last = tests[tests["measure"].isin(["representation", "retrieval"]) & (tests["span"] == "last")]
+        last = last[last["layer"] == last["layer"].max()]
+        text = (
+            f"Pairs of answers of {task} and {other} that tell the same fact, beside pairs that do not: the cosines of "
+            "the gradients of their losses, of their activations (centred) at the token that predicts the answer, "
+            "linear CKA, and how often a fact's activation is nearest to its own in the other task. The table has "
+            "activations of the last layer. Intervals and tests are paired, by group; q is corrected for all "
+            "comparisons of this step (Benjamini–Hochberg)."
+        )
+        figure = figures.get(f"consistency_{task}_{other}")
+        found.append(
+            Section(f"Are {task} and {other} alike inside?", [text], _tests(pandas.concat([whole, last])), figure)
+        )
+        inside = tests[tests["measure"] == "inside"]
+        if len(inside):
+            text = (
+                "Cosines of the gradients of matched pairs over the shared parameters alone, and over as many random "
+                "ones outside them in each tensor; where a tensor has too little room for these, both are thinned."
+            )
+            figure = figures.get(f"inside_{task}_{other}")
+            found.append(Section("Is it the shared parameters where they agree?", [text], _tests(inside), figure))
+    return found
+
+
+def _tests(tests: pandas.DataFrame) -> pandas.DataFrame:
+    measures = {"representation": "activations", "gradient": "gradients", "inside": "inside", "retrieval": "retrieved"}
+    return pandas.DataFrame(
+        {
+            "measure": tests["measure"].map(measures),
+            "where": [_SCOPES.get(row.scope, row.unit.replace(".resid_post", "")) for row in tests.itertuples()],
+            "facts": tests["facts"],
+            "value": tests["value"].map(_two),
+            "less": [f"{row.than.replace('_', ' ')} {_two(row.control)}" for row in tests.itertuples()],
+            "difference": [
+                _interval(
+                    {"difference_low": row.low, "difference_high": row.high, "difference": row.difference},
+                    "difference",
+                    _two,
+                )
+                for row in tests.itertuples()
+            ],
+            "q": tests["q"].map("{:.2g}".format),
+        }
+    )
+
+
+def _signature(tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figure]) -> Sequence[Section]:
+    if "signature" not in figures:
+        return []
+    table = tables["signature"]
+    rows = pandas.DataFrame(
+        {
+            "task": table["task"],
+            "span": table["span"],
+            "fall, nats": [_interval(row, "effect", _two) for row in table.to_dict("records")],
+            "share": [_interval(row, "share", _percent) for row in table.to_dict("records")],
+            "answers": table["answers"],
+            "left out": table["left_out"],
+        }
+    )
+    text = (
+        "How far an answer's log-probability falls when the tokens of a span are replaced by those of another group's "
+        "prompt; context is all other tokens before the answer. Answers for which a span has no such donor are left "
+        "out."
+    )
+    return [Section("What the answers rest on", [text], rows, figures["signature"])]

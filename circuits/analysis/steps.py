@@ -11,6 +11,9 @@
 8. patch: every head from the counterfactual run, or from the run of another task about the same.
 9. rank: heads and neurons by Shared Size and its rivals; are the top ones needed, and enough?
 10. attend: every head's attention to the spans of the tasks.
+11. consistency: how alike two tasks' gradients and activations are where they tell the same facts, inside the shared
+    parameters and outside them.
+12. signature: which spans the answers rest on.
 
 Each says what it needs of earlier ones and what it writes; `circuits.analysis.running` does the rest.
 """
@@ -20,8 +23,9 @@ from typing import Any
 
 import pandas
 
-from circuits.analysis.artifacts import Grafts, Masks, Table, Traces, TracesOnDisk
+from circuits.analysis.artifacts import MASKS, Grafts, Table, Traces, TracesOnDisk
 from circuits.analysis.case import Case
+from circuits.analysis.consistency import consistency, signature
 from circuits.analysis.running import give_back, step
 from circuits.analysis.summary import accuracies
 from circuits.interventions import effects_table, pair_groups, run_interventions, single
@@ -62,7 +66,7 @@ from circuits.units import Head, Neuron
 
 ANSWERS, ACCURACY = Table("answers"), Table("accuracy")
 TRACES, TRACED_HEADS = Traces("traces"), Table("traced_heads")
-MASKS, SHARED, SHARING = Masks("masks"), Table("shared"), Table("sharing_curve")
+SHARED, SHARING = Table("shared"), Table("sharing_curve")
 SHARED_HEADS, SHARED_NEURONS = Table("shared_heads"), Table("shared_neurons")
 ABLATION, ABLATION_ANSWERS = Table("ablation"), Table("ablation_answers")
 GRAFTS, GRAFT_CURVES = Grafts("grafts"), Table("grafts")
@@ -318,4 +322,4 @@ def attend(case: Case) -> tuple[pandas.DataFrame]:
     return (table.assign(excess=table["attention"] - table["uniform"]),)
 
 
-STEPS = (evaluate, trace, share, ablate, graft, sweep, neurons, patch, rank, attend)
+STEPS = (evaluate, trace, share, ablate, graft, sweep, neurons, patch, rank, attend, consistency, signature)

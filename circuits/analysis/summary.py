@@ -1,10 +1,12 @@
 """What an analysis comes to, in a few numbers and in one table of heads."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas
 
+from circuits.analysis.consistency import mismatched_kind
 from circuits.analysis.figures import by_mode, effect_of
 from circuits.masks import ablation_summary
 from circuits.metrics import METRICS
@@ -85,7 +87,50 @@ def summary_of(
             found[f"top_{name}"] = records(table.loc[order].head(_TOP))
     if "ranking_summary" in tables:
         found["rankings"] = records(tables["ranking_summary"])
+    if "gradient_consistency" in tables:
+        pairs = tables["gradient_consistency"][["task", "other"]].drop_duplicates().to_dict("records")
+        found["consistency"] = [pair | consistency_numbers(tables, **pair) for pair in pairs]
+    if len(tables.get("signature", ())):
+        found["signature"] = records(tables["signature"])
     return found
+
+
+def consistency_numbers(tables: Mapping[str, pandas.DataFrame], task: str, other: str) -> dict[str, Any]:
+    """What the consistency of two tasks comes to.
+
+    Args:
+        tables: ``gradient_consistency`` and ``representation_consistency`` of one model.
+        task: one of the tasks.
+        other: the other.
+
+    Returns:
+        ``gradient``: mean cosines of ``matched`` and ``mismatched`` pairs over all parameters; those of matched pairs
+        ``inside`` the shared parameters (thinned, where their controls are) and in random ones ``outside``, and the
+        same for the shared parameters of each tensor (``…_per_tensor``). ``representation``: means over layers at the
+        token that predicts the answer: cosines of ``matched`` and ``mismatched`` pairs, ``cka`` of both,
+        ``retrieval`` and what ``chance`` gives. Mismatched pairs are those of `mismatched_kind`.
+    """
+    gradients, activations = (
+        table[(table["task"] == task) & (table["other"] == other)]
+        for table in (tables["gradient_consistency"], tables["representation_consistency"])
+    )
+    whole = gradients[gradients["by"] == "all"].set_index("kind")["mean"]
+    gradient = {"matched": whole["matched"], "mismatched": whole.get(mismatched_kind(whole.index), math.nan)}
+    masked = gradients[(gradients["by"] == "mask") & (gradients["kind"] == "matched")]
+    for scope, part in masked.groupby("scope", sort=False):
+        ending = "" if scope == "global" else f"_per_{scope}"
+        means = part.groupby("condition")["mean"].mean()
+        gradient[f"inside{ending}"] = means.get("shared_thinned", means.get("shared"))
+        gradient[f"outside{ending}"] = means.get("random", math.nan)
+    last = activations[activations["span"] == "last"]
+    means = last.groupby("kind")[["cosine", "cka", "retrieval", "chance"]].mean()
+    one, two = means.loc["matched"], means.loc[mismatched_kind(means.index)]
+    representation = {"matched": one["cosine"], "mismatched": two["cosine"], "cka": one["cka"]}
+    representation |= {"cka_mismatched": two["cka"], "retrieval": one["retrieval"], "chance": one["chance"]}
+    return {
+        name: {key: None if value != value else round(float(value), 4) for key, value in numbers.items()}
+        for name, numbers in (("gradient", gradient), ("representation", representation))
+    }
 
 
 def records(table: pandas.DataFrame) -> list[dict[str, Any]]:

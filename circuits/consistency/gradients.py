@@ -16,7 +16,7 @@ import pandas
 import torch
 from torch import Tensor, nn
 
-from circuits.consistency.pairs import GradientConsistency, pair_kinds
+from circuits.consistency.pairs import GradientConsistency, groups_of, pair_kinds
 from circuits.consistency.passes import sides_by_layer
 from circuits.consistency.products import Block, products, products_inside
 from circuits.errors import CircuitsError
@@ -61,7 +61,7 @@ def gradient_consistency(
     other: Task,
     *,
     by: Sequence[str] = ("all", "layer", "component", "head", "group"),
-    mask: ParameterMask | None = None,
+    mask: ParameterMask | Mapping[str, ParameterMask] | None = None,
     loss: str = "answer",
     batch_size: int = 64,
     projection: int | None = None,
@@ -77,7 +77,8 @@ def gradient_consistency(
         task: examples in one format.
         other: examples in another.
         by: some of `BY`; groups are given only where heads share keys and values.
-        mask: compare inside it and outside it too.
+        mask: compare inside it and outside it too; of several, by name, the parts are ``inside NAME`` and
+            ``outside NAME``.
         loss: over ``answer`` tokens or ``all`` tokens.
         batch_size: examples in one pass; it changes speed and memory, not the result.
         projection: estimate from so many random numbers of each gradient, which is quicker for thousands of examples.
@@ -107,25 +108,20 @@ def gradient_consistency(
     """
     refuse_hooks(model)
     kinds, task, other = pair_kinds(task, other), task.right_padded(), other.right_padded()
-    wanted = [*by, "mask"] if mask is not None and "mask" not in by else list(by)
-    for name in wanted:
-        if name not in BY:
-            raise CircuitsError(f"gradients are not compared by {name!r}: choose from {', '.join(BY)}")
-    if "mask" in wanted and mask is None:
-        raise CircuitsError("inside and outside of which mask? give one as mask=…")
-    if projection is not None and (mask is not None or projection < 1):
+    masks = by_name(mask)
+    if projection is not None and (masks or projection < 1):
         raise CircuitsError(
             "a random projection must have 1 number or more, and cannot tell inside from outside a mask"
         )
-    if mask is not None:
-        _check_mask(mask, model)
-    groups = tuple(each.answers.groupby("example")["group"].first().tolist() for each in (task, other))
-    cosines, parts = _compared(
+    wanted = wanted_parts(by, masks)
+    for one in masks.values():
+        _check_mask(one, model)
+    cosines, parts = compared(
         lean_model(model),
         task,
         other,
         wanted,
-        mask=mask,
+        masks=masks,
         loss=loss,
         batch_size=batch_size,
         projection=projection,
@@ -134,12 +130,34 @@ def gradient_consistency(
     facts = provenance(
         **facts_of(model),
         tasks=[each.provenance for each in (task, other)],
-        mask=None if mask is None else mask.provenance,
+        masks={name: one.provenance for name, one in masks.items()},
         loss=loss,
         projection=projection,
         seed=seed,
     )
-    return GradientConsistency(cosines, parts, kinds, (groups[0], groups[1]), facts)
+    return GradientConsistency(cosines, parts, kinds, groups_of(task, other), facts)
+
+
+def by_name(mask: ParameterMask | Mapping[str, ParameterMask] | None) -> dict[str, ParameterMask]:
+    """Masks by what is added to the names of their parts."""
+    if mask is None:
+        return {}
+    return {"": mask} if isinstance(mask, ParameterMask) else {f" {name}": one for name, one in mask.items()}
+
+
+def wanted_parts(by: Sequence[str], masks: Mapping[str, ParameterMask]) -> list[str]:
+    """What is compared, with ``mask`` where masks are given.
+
+    Raises:
+        CircuitsError: there is nothing of that name to compare by, or no mask.
+    """
+    wanted = list(dict.fromkeys([*by, *(["mask"] if masks else [])]))
+    for name in wanted:
+        if name not in BY:
+            raise CircuitsError(f"gradients are not compared by {name!r}: choose from {', '.join(BY)}")
+    if "mask" in wanted and not masks:
+        raise CircuitsError("inside and outside of which mask? give one as mask=…")
+    return wanted
 
 
 def _check_mask(mask: ParameterMask, model: Model) -> None:
@@ -152,18 +170,19 @@ def _check_mask(mask: ParameterMask, model: Model) -> None:
             )
 
 
-def _compared(
+def compared(
     lean: LeanModel,
     task: Task,
     other: Task,
     by: Sequence[str],
     *,
-    mask: ParameterMask | None,
+    masks: Mapping[str, ParameterMask],
     loss: str,
     batch_size: int,
-    projection: int | None,
-    seed: int,
+    projection: int | None = None,
+    seed: int = 0,
 ) -> tuple[dict[str, Tensor], dict[str, pandas.DataFrame]]:
+    """The cosines over each part, and the parts: what `gradient_consistency` does once all is checked."""
     shape, layout = (len(task), len(other)), lean.layout
     grouped = lean.n_groups < lean.n_heads
     counts = {"head": lean.n_heads, "group": lean.n_groups, "neuron": layout.d_mlp, "layer": 1, "component": 2}
@@ -173,7 +192,8 @@ def _compared(
         raise CircuitsError(
             f"the cosines would take {bytes_needed / 1e9:.1f} GB: give fewer examples, or compare by fewer parts"
         )
-    whole = {name: _Sums(1, shape, torch.float64, lean.device) for name in ("all", "inside")}
+    whole = _Sums(1, shape, torch.float64, lean.device)
+    inside = {name: _Sums(1, shape, torch.float64, lean.device) for name in masks}
     found: dict[str, list[Tensor]] = {name: [] for name in by if name in counts}
     generator = torch.Generator().manual_seed(seed)
 
@@ -197,23 +217,24 @@ def _compared(
             if owner in here:
                 here[owner].add(slice(None), every)
             summed = (every[0].sum(0), every[1].sum(0), every[2].sum(0))
-            whole["all"].add(slice(0, 1), summed)
+            whole.add(slice(0, 1), summed)
             if "layer" in here:
                 here["layer"].add(slice(0, 1), summed)
             if "component" in here:
                 number = ("attention", "mlp").index(row.component)
                 here["component"].add(slice(number, number + 1), summed)
-            if mask is not None and row.name in mask.masks and mask.packed[row.name].count:
-                whole["inside"].add(slice(0, 1), products_inside(*pair, block, mask.masks[row.name]))
+            for name, mask in masks.items():
+                if row.name in mask.masks and mask.packed[row.name].count:
+                    inside[name].add(slice(0, 1), products_inside(*pair, block, mask.masks[row.name]))
         for name, sums in here.items():
             found[name].insert(0, sums.cosines())
     cosines = {name: torch.cat(layers) for name, layers in found.items()}
     if "all" in by:
-        cosines["all"] = whole["all"].cosines()
+        cosines["all"] = whole.cosines()
     if "mask" in by:
-        cosines["mask"] = torch.cat([whole["inside"].cosines(), _outside(whole["all"], whole["inside"])])
+        cosines["mask"] = torch.cat([part for one in inside.values() for part in (one.cosines(), _outside(whole, one))])
     cosines = {name: cosines[name] for name in by}
-    return cosines, {name: _parts(name, lean, counts) for name in by}
+    return cosines, {name: _parts(name, lean, counts, masks) for name in by}
 
 
 def _outside(every: _Sums, inside: _Sums) -> Tensor:
@@ -227,9 +248,9 @@ def _outside(every: _Sums, inside: _Sums) -> Tensor:
     return rest.cosines()
 
 
-def _parts(name: str, lean: LeanModel, counts: Mapping[str, int]) -> pandas.DataFrame:
+def _parts(name: str, lean: LeanModel, counts: Mapping[str, int], masks: Mapping[str, Any]) -> pandas.DataFrame:
     if name in ("all", "mask"):
-        units = ["all"] if name == "all" else ["inside", "outside"]
+        units = ["all"] if name == "all" else [f"{side}{one}" for one in masks for side in ("inside", "outside")]
         return pandas.DataFrame({"unit": units, "layer": -1, "index": -1})
     rows = []
     for layer in range(lean.n_layers):
@@ -249,7 +270,7 @@ def gradient_consistency_along(
     other: Task,
     *,
     by: Sequence[str] = ("all",),
-    mask: ParameterMask | None = None,
+    mask: ParameterMask | Mapping[str, ParameterMask] | None = None,
     **settings: Any,
 ) -> pandas.DataFrame:
     """`GradientConsistency.means` at several checkpoints of one training run.
@@ -286,7 +307,13 @@ def gradient_consistency_along(
     tables = []
     for step, source in steps:
         model = source if isinstance(source, nn.Module) else load_model(source)
-        moved = None if mask is None else mask.for_model(model)
+        moved = None
+        if mask is not None:
+            moved = (
+                mask.for_model(model)
+                if isinstance(mask, ParameterMask)
+                else {name: one.for_model(model) for name, one in mask.items()}
+            )
         found = gradient_consistency(model, task, other, by=by, mask=moved, **settings)
         tables += [found.means(name).assign(by=name, step=step) for name in found.cosines]
     table = pandas.concat(tables, ignore_index=True)

@@ -7,6 +7,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -16,11 +17,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.errors import CircuitsError
+from circuits.html import html_table
 from circuits.statistics import intervals
+from circuits.storage import read_tensors, write_tensors
 from circuits.tasks import Task
 
 #: What the two examples of a pair have in common: group and attribute, the attribute, the group, or neither.
 KINDS: tuple[str, ...] = ("matched", "same_attribute", "same_group", "unrelated")
+#: Parts that a notebook shows.
+_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,44 @@ class GradientConsistency:
         counts = ", ".join(f"{name} {len(found)}" for name, found in self.parts.items())
         return f"GradientConsistency({self.kinds.shape[0]} × {self.kinds.shape[1]} examples; {counts})"
 
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: the mean of each kind of pairs over the first parts."""
+        shown = []
+        for name, parts in self.parts.items():
+            table = self._means(name, parts.head(_SHOWN))
+            cells = table.assign(
+                mean=[f"{row.mean:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in table.itertuples()]
+            ).pivot(index="unit", columns="kind", values="mean")
+            cells = cells.loc[parts["unit"].head(_SHOWN), [kind for kind in KINDS if kind in cells]].fillna("–")
+            rows = [(unit, *row) for unit, row in zip(cells.index, cells.to_numpy().tolist(), strict=True)]
+            more = f"<small>and {len(parts) - len(rows):,} more</small>" if len(parts) > len(rows) else ""
+            shown.append(html_table(rows, [name, *(kind.replace("_", " ") for kind in cells)]) + more)
+        return f"<div>{self!r}{''.join(shown)}</div>"
+
+    def save(self, path: str | Path) -> None:
+        """Save as safetensors."""
+        tensors = {f"cosines/{name}": value for name, value in self.cosines.items()} | {"kinds": self.kinds}
+        metadata = {
+            "kind": "gradient consistency",
+            "parts": {name: table.to_dict("list") for name, table in self.parts.items()},
+            "groups": list(self.groups),
+            "provenance": self.provenance,
+        }
+        write_tensors(Path(path), tensors, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "GradientConsistency":
+        """Load what `save` wrote.
+
+        Raises:
+            CircuitsError: the file is missing, damaged or holds something else.
+        """
+        tensors, metadata = read_tensors(Path(path), "gradient consistency")
+        parts = {name: pandas.DataFrame(table) for name, table in metadata["parts"].items()}
+        one, two = metadata["groups"]
+        cosines = {name: tensors[f"cosines/{name}"] for name in parts}
+        return cls(cosines, parts, tensors["kinds"], (one, two), metadata["provenance"])
+
     def pairs(self, by: str = "all", kinds: Sequence[str] = KINDS) -> pandas.DataFrame:
         """One row for each part and pair: ``unit``, ``layer``, ``index``, ``example``, ``other``, ``kind``, ``cosine``.
 
@@ -67,6 +110,29 @@ class GradientConsistency:
             cosine=cosines[:, wanted].flatten().numpy(),
         )
 
+    def by_example(self, by: str = "all") -> pandas.DataFrame:
+        """The mean cosine of each example of the first task and its pairs of each kind, for paired comparisons.
+
+        Returns:
+            One row for each part, kind and example that has such pairs: ``unit``, ``layer``, ``index``, ``kind``,
+            ``example``, ``group``, ``cosine``. Pairs whose cosine is NaN are left out.
+
+        Raises:
+            CircuitsError: nothing was compared by that.
+        """
+        cosines, parts = self._by(by)
+        known, values, tables = ~cosines.isnan(), cosines.double().nan_to_num(), []
+        for code, kind in enumerate(KINDS):
+            chosen = known & (self.kinds == code)
+            count = chosen.sum(2)
+            means = (values * chosen).sum(2) / count
+            part, example = count.nonzero().T
+            names = parts.iloc[part.numpy()].reset_index(drop=True)
+            groups = [self.groups[0][place] for place in example.tolist()]
+            columns = {"example": example.numpy(), "group": groups, "cosine": means[part, example].numpy()}
+            tables.append(names.assign(kind=kind, **columns))
+        return pandas.concat(tables, ignore_index=True)
+
     def means(self, by: str = "all", *, level: float = 0.95) -> pandas.DataFrame:
         """One row for each part and kind of pairs.
 
@@ -78,8 +144,10 @@ class GradientConsistency:
         Raises:
             CircuitsError: nothing was compared by that.
         """
-        cosines, parts = self._by(by)
-        rows = []
+        return self._means(by, self._by(by)[1], level)
+
+    def _means(self, by: str, parts: pandas.DataFrame, level: float = 0.95) -> pandas.DataFrame:
+        cosines, rows = self.cosines[by], []
         for number, part in enumerate(parts.to_dict("records")):
             values, known = cosines[number].double(), ~cosines[number].isnan()
             left_out: dict[str, numpy.ndarray] = {}
@@ -139,6 +207,12 @@ def _interval(values: numpy.ndarray, level: float) -> tuple[float, float]:
         return numpy.nan, numpy.nan
     low, high = intervals(values, kind="real", level=level)
     return float(low), float(high)
+
+
+def groups_of(task: Task, other: Task) -> tuple[list[Any], list[Any]]:
+    """The group of each example of both."""
+    one, two = (each.answers.groupby("example")["group"].first().tolist() for each in (task, other))
+    return one, two
 
 
 def pair_kinds(task: Task, other: Task) -> Int[Tensor, "example other"]:

@@ -25,7 +25,7 @@ from circuits.consistency.pairs import KINDS
 from circuits.errors import CircuitsError
 from circuits.models import Model, capture, shape_of
 from circuits.statistics import intervals
-from circuits.tasks import Task
+from circuits.tasks import Task, facts_in_common
 from circuits.units import Component, Head, KVGroup, ModelShape
 
 #: Where activations are read: whole ones of a layer, and those of its heads.
@@ -180,16 +180,7 @@ def _unit(site: str, layer: int, index: int, shape: ModelShape) -> Component | H
 
 
 def _facts(task: Task, other: Task) -> pandas.DataFrame:
-    """One row for each fact that both tell: what it is, and in each task (0, 1) the answer and the example."""
-    for one in (task, other):
-        if not one.provenance.get("grouped"):
-            raise CircuitsError(f"the task {one.name} names no groups: give each prompt one, such as its person")
-    keys = ["group", *(["attribute"] if all("attribute" in one.answers for one in (task, other)) else [])]
-    sides = [
-        one.answers[[*keys, "example"]].assign(answer=range(len(one.answers))).drop_duplicates(keys)
-        for one in (task, other)
-    ]
-    facts = sides[0].merge(sides[1], on=keys, suffixes=("_0", "_1"))
+    facts = facts_in_common(task, other)
     if len(facts) < 3:
         raise CircuitsError(
             f"{task.name} and {other.name} have {len(facts)} facts in common: give tasks with 3 or more, in the same "

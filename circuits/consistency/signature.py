@@ -5,9 +5,10 @@
    answer alone (``local``: the relation) only those since the answer before count; earlier ones are context.
 2. By replacement, which is causal and the one to report: a span's tokens are replaced by those of a donor, an answer
    of another group with another value and, where the task tells several attributes, of another attribute, that has
-   as many tokens there and not the same. The effect is the drop of the answer's log-probability, mean over donors
-   drawn at random. A span without tokens has none, nor has a context that is the same before all answers; a span
-   without donor is not known, and counted.
+   as many tokens there and not the same. Where no answer of another attribute has, as in biographies that all tell
+   their facts in one order, spans that are not local take those of the same attribute. The effect is the drop of the
+   answer's log-probability, mean over donors drawn at random. A span without tokens has none, nor has a context that
+   is the same before all answers; a span without donor is not known, and counted.
 3. By integrated gradients: the path goes from a prompt of mean embeddings (of the task's own tokens) to the prompt; a
    token's attribution is Σ over the embedding's features of change × mean gradient along the path, and a span's effect
    is the sum over its tokens. They add up to the log-probability less that at the baseline, but for ``delta``. Zero is
@@ -31,7 +32,7 @@ from circuits.metrics import evaluate
 from circuits.models import LeanModel, Model, lean_model, refuse_hooks
 from circuits.progress import track
 from circuits.statistics import intervals
-from circuits.tasks import Task
+from circuits.tasks import Task, one_answer_each
 
 METHODS: tuple[str, ...] = ("replacement", "integrated_gradients")
 #: The tokens of no span.
@@ -99,12 +100,14 @@ def input_signature(
             raise CircuitsError(f"the number of {name} is {value}: 1 is the least")
     _check_columns(by, [*task.answers, "place"])
     integrate = None if method == "replacement" else _captum(model)
-    asked = _one_answer_each(task)
+    asked = one_answer_each(task)
     parts = _parts(asked, task, list(dict.fromkeys(spans)), local)
     log_prob = evaluate(model, asked, batch_size)["log_prob"].to_numpy()
     columns: dict[str, Any]
     if integrate is None:
-        found, donors = _replaced(model, asked, parts, log_prob, draws=draws, seed=seed, batch_size=batch_size)
+        found, donors = _replaced(
+            model, asked, parts, log_prob, local=local, draws=draws, seed=seed, batch_size=batch_size
+        )
         columns = {"effect": found, "donors": donors}
     else:
         found, delta = _integrated(integrate, lean_model(model), asked, parts, steps=steps, batch_size=batch_size)
@@ -209,18 +212,45 @@ def _measured(
     mean, total = effects.mean(1), effects.sum(0)
     found = [mean, *intervals(effects, groups, kind="real")]
     if total.mean() != 0:
-        share = mean / total.mean()
-        # how far each answer is off the ratio, to first order
-        off = (effects - share[:, None] * total) / total.mean()
-        found += [share, *(share + end for end in intervals(off, groups, kind="real"))]
+        shares = _shares(effects)
+        found += [mean / total.mean(), *intervals(shares, groups, kind="real")]
     return dict(zip(_MEASURED, found, strict=False))
 
 
-def _one_answer_each(task: Task) -> Task:
-    """Each answer as an example of its own, behind everything before it, in the order of the answers."""
-    alone = replace(task.right_padded(), foils=None, counterfactuals=None)
-    chosen = alone.select(alone.answers["example"].tolist())
-    return replace(chosen, answers=alone.answers.assign(example=range(len(chosen))).reset_index(drop=True))
+def _shares(effects: Float[numpy.ndarray, "span answer"]) -> Float[numpy.ndarray, "span answer"]:
+    """Numbers whose means are the spans' shares, and vary as these do, to first order."""
+    total = effects.sum(0)
+    share = effects.mean(1, keepdims=True) / total.mean()
+    found: numpy.ndarray = share + (effects - share * total) / total.mean()
+    return found
+
+
+def answer_shares(answers: pandas.DataFrame) -> pandas.DataFrame:
+    """What each answer says of the spans' shares, for paired comparisons: a ratio of means has no value for one answer.
+
+    Args:
+        answers: from `input_signature` with ``per_answer``, of one model and task.
+
+    Returns:
+        The rows of answers of which all spans are known, with the column ``share``: its mean over answers is the
+        span's share, and its spread that of the share, to first order (the delta method).
+
+    Example:
+        >>> answers = pandas.DataFrame({
+        ...     "example": [0, 1, 0, 1], "start": 5, "group": [0, 1, 0, 1],
+        ...     "span": ["subject", "subject", "context", "context"], "effect": [4.0, 2.0, 1.0, 1.0]})
+        >>> answer_shares(answers).groupby("span")["share"].mean().to_dict()
+        {'context': 0.25, 'subject': 0.75}
+    """
+    table = answers.pivot(index=["example", "start"], columns="span", values="effect").dropna()
+    effects = table.to_numpy().T
+    if effects.shape[1] and effects.sum(0).mean() != 0:
+        effects = _shares(effects)
+    else:
+        effects = numpy.full_like(effects, numpy.nan)
+    keys = ["example", "start", "span"]
+    shares = pandas.DataFrame(effects.T, table.index, table.columns).reset_index().melt(keys[:2], value_name="share")
+    return answers.merge(shares, on=keys)
 
 
 def _parts(
@@ -248,6 +278,7 @@ def _replaced(
     parts: dict[str, Bool[Tensor, "answer pos"]],
     log_prob: Float[numpy.ndarray, " answer"],
     *,
+    local: Sequence[str],
     draws: int,
     seed: int,
     batch_size: int,
@@ -256,7 +287,8 @@ def _replaced(
     generator = torch.Generator().manual_seed(seed)
     effects, counts = [], []
     for span, inside in track(parts.items(), f"replace spans of {asked.name}", len(parts), "span"):
-        pairs = torch.tensor(list(_donors(asked, inside, draws, generator, span == CONTEXT)), dtype=torch.long)
+        donors = _donors(asked, inside, draws, generator, alike=span == CONTEXT, local=span in local)
+        pairs = torch.tensor(list(donors), dtype=torch.long)
         ours, theirs = pairs.view(-1, 2).T
         count, lost = torch.bincount(ours, minlength=len(asked)), torch.zeros(len(asked)).double()
         if len(pairs):
@@ -273,7 +305,13 @@ def _replaced(
 
 
 def _donors(
-    asked: Task, inside: Bool[Tensor, "answer pos"], draws: int, generator: torch.Generator, alike: bool
+    asked: Task,
+    inside: Bool[Tensor, "answer pos"],
+    draws: int,
+    generator: torch.Generator,
+    *,
+    alike: bool,
+    local: bool,
 ) -> Iterator[tuple[int, int]]:
     """Pairs of an answer and one whose tokens replace its own; if ``alike`` the same ones, for want of others."""
     answers = asked.answers
@@ -285,8 +323,11 @@ def _donors(
         members = (lengths == length).nonzero().flatten()
         tokens = asked.tokens[members][inside[members]].view(len(members), -1)
         for answer, own in zip(members.tolist(), tokens, strict=True):
-            about_others = torch.stack([code[members] != code[answer] for code in codes]).all(0)
-            candidates = members[about_others & (tokens != own).any(1)]
+            differs = torch.stack([code[members] != code[answer] for code in codes])
+            about_others, changed = differs.all(0), (tokens != own).any(1)
+            candidates = members[about_others & changed]
+            if len(candidates) == 0 and not local:
+                candidates = members[differs[:2].all(0) & changed]
             if alike and len(candidates) == 0:
                 candidates = members[about_others][:1]
             for donor in candidates[torch.randperm(len(candidates), generator=generator)[:draws]].tolist():

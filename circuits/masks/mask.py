@@ -292,14 +292,21 @@ def _some(allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """So many of the allowed entries of a tensor, drawn without replacement."""
     # the smaller of the set and its complement is drawn; every entry is as likely as any other at each draw, so that
     # drawing again for those that were drawn before leaves all sets equally likely
-    room = int(allowed.sum())
+    forbidden = numpy.flatnonzero(~allowed.numpy())
+    room = allowed.numel() - len(forbidden)
     few = min(count, room - count)
     drawn = torch.zeros(room, dtype=torch.bool)
     missing = few
     while missing:
         drawn[torch.randint(room, (min(missing, _DRAWN),), generator=generator)] = True
-        missing = few - int(drawn.sum())
-    return torch.zeros_like(allowed).masked_scatter_(allowed, drawn if few == count else ~drawn)
+        missing = few - int(numpy.count_nonzero(drawn.numpy()))
+    # the n-th allowed entry stands behind the forbidden ones that have no more than n allowed ones before them
+    ranks = numpy.flatnonzero(drawn.numpy())
+    before = forbidden - numpy.arange(len(forbidden))
+    places = ranks + numpy.searchsorted(before, ranks, side="right")
+    found = torch.zeros_like(allowed) if few == count else allowed.clone()
+    found.view(-1)[torch.from_numpy(places)] = few == count
+    return found
 
 
 def covered_parameters(model: Model) -> dict[str, Tensor]:

@@ -7,10 +7,12 @@
 4. compare: `circuits.analysis.compare` of θ_mixed and the θ_two-stage with the small second rate, with the model before
    training: gradients of BIO and QA-ID, what they share, reverting it, the fewest fine-tuned parameters that keep
    QA-ID, every head ablated, and patched from the BIO run; rankings of heads and neurons, and whether their top ones
-   are enough, and needed.
-5. patch_people: every head from another person's run.
-6. attend: every head's attention in both formats.
-7. report: ``summary.json`` and ``report.html``, with the paper's claims.
+   are enough, and needed; how alike both formats are inside, and what answers rest on.
+5. full_rate: consistency of BIO and QA-OOD, and what answers rest on, also of two-stage with the full second rate;
+   those of the other two are steps of `compare`.
+6. patch_people: every head from another person's run.
+7. attend: every head's attention in both formats.
+8. report: ``summary.json`` and ``report.html``, with the paper's claims.
 
 A study that is started again goes on after the last step that it finished, also within `compare`. Several seeds are
 several studies, and a summary of theirs.

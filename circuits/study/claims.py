@@ -13,6 +13,7 @@ import pandas
 
 from circuits.figures.rankings import RANKING_LABELS
 from circuits.study.folder import COMPARED
+from circuits.study.mechanism_claims import mechanism_findings
 from circuits.verdicts import (
     ERROR,
     ONE_RUN,
@@ -68,6 +69,7 @@ def findings(summary: dict[str, Any], tables: dict[str, pandas.DataFrame]) -> li
             for kind in _KINDS
         ]
         asked += [functools.partial(_agreement, tables, name) for name in rankings]
+    asked += mechanism_findings(summary, tables, SCOPE_LABELS)
     return corrected_together([one(1 - ERROR / len(asked)) for one in asked])
 
 

@@ -10,7 +10,8 @@ import pandas
 
 from circuits.analysis import STEPS, Tables
 from circuits.analysis.artifacts import Table
-from circuits.analysis.comparison import SIDES
+from circuits.analysis.consistency import consistency, signature
+from circuits.analysis.differences import SIDES
 from circuits.analysis.running import done
 from circuits.facts import SPLITS, FactDataset
 from circuits.models import Model, facts_of, fingerprint, load_model
@@ -18,9 +19,10 @@ from circuits.storage import claim, read_json
 from circuits.study.settings import StudySettings
 from circuits.tasks import Task
 
-#: The models that are compared, two-stage training without most of its forgetting being one of them, and all that are
-#: evaluated.
+#: The models that are compared, of two-stage training the one that forgets little; the other one, of which less is
+#: measured; and all that are evaluated.
 COMPARED = ("mixed", "two_stage_gentle")
+FULL_RATE = "two_stage"
 EVALUATED = ("pre", "stage_1", "mixed", "two_stage", "two_stage_gentle")
 #: Steps of an analysis that the study does without, or in its own way.
 LEFT_OUT = ("neurons", "attend")
@@ -39,8 +41,8 @@ class Study:
 
     def __init__(self, out: Path, settings: StudySettings, say: Callable[[str], None] | None = None) -> None:
         self.out, self.settings, self.say = out, settings, say
-        self.checkpoints, self.figures, self.comparison = (
-            out / name for name in ("checkpoints", "figures", "comparison")
+        self.checkpoints, self.figures, self.comparison, self.full_rate = (
+            out / name for name in ("checkpoints", "figures", "comparison", "full_rate")
         )
         self.arms = {name: self.comparison / side for name, side in zip(COMPARED, SIDES, strict=True)}
         self._models: dict[str, Model] = {}
@@ -106,12 +108,15 @@ class Study:
         found = dict(Tables(self.out / "tables"))
         missing = self.missing()
         arms = {model: Tables(folder / "tables") for model, folder in self.arms.items()}
+        third = Tables(self.full_rate / "tables")
+        own = {made.name for one in (consistency, signature) for made in one.writes}
         for name in (
             made.name for one in STEPS if one.name not in missing for made in one.writes if isinstance(made, Table)
         ):
             if name in found or name in _LONG or not all(name in tables for tables in arms.values()):
                 continue
-            parts = [tables[name].assign(model=model) for model, tables in arms.items()]
+            more = {FULL_RATE: third} if name in own and name in third else {}
+            parts = [tables[name].assign(model=model) for model, tables in (arms | more).items()]
             joined = pandas.concat([part for part in parts if len(part)] or parts, ignore_index=True)
             found[name] = _as_in_the_paper(joined)
         return found

@@ -1,5 +1,6 @@
 """Tables and sentences of the study's pages."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,56 @@ def in_first_layer(heads: pandas.DataFrame, neurons: pandas.DataFrame) -> str:
         first = rows[rows["layer"] == 0]["size"].sum()
         parts.append(f"{first / max(total, 1):.0%} of them ({LABELS[str(model)]})")
     return f"{' and '.join(parts)} lie in the attention of layer 0."
+
+
+def mechanism_table(summary: dict[str, Any]) -> pandas.DataFrame:
+    """How alike BIO and QA-OOD are inside each arm, and what BIO answers rest on."""
+    return mechanism_rows([summary], lambda values, form: formatted(values[0], form))
+
+
+#: Column of the table → where its number stands in a summary, and how it is written.
+_MECHANISM = {
+    "gradients, same fact": ("consistency", "gradient", "matched", ".3f"),
+    "other facts": ("consistency", "gradient", "mismatched", ".3f"),
+    "inside S": ("consistency", "gradient", "inside", ".3f"),
+    "random outside": ("consistency", "gradient", "outside", ".3f"),
+    "inside S, per tensor": ("consistency", "gradient", "inside_per_tensor", ".3f"),
+    "random outside, per tensor": ("consistency", "gradient", "outside_per_tensor", ".3f"),
+    "activations, same fact": ("consistency", "representation", "matched", ".3f"),
+    "other facts ": ("consistency", "representation", "mismatched", ".3f"),
+    "retrieved": ("consistency", "representation", "retrieval", ".1%"),
+    "rests on subject": ("signature", None, "subject", ".1%"),
+    "relation": ("signature", None, "relation", ".1%"),
+    "context": ("signature", None, "context", ".1%"),
+}
+
+
+def mechanism_rows(
+    summaries: Sequence[dict[str, Any]], written: Callable[[Sequence[float | None], str], str]
+) -> pandas.DataFrame:
+    """The same for several seeds.
+
+    Args:
+        summaries: the content of each seed's ``summary.json``.
+        written: makes a cell of the seeds' numbers and a format.
+    """
+    rows = []
+    for arm in summaries[0]["consistency"]["gradient"]:
+        row = {"model": LABELS[arm]}
+        for column, (part, measure, name, form) in _MECHANISM.items():
+            parts = [summary.get(part, {}) for summary in summaries]
+            arms = [one if measure is None else one.get(measure, {}) for one in parts]
+            row[column] = written([one.get(arm, {}).get(name) for one in arms], form)
+        rows.append(row)
+    return pandas.DataFrame(rows).set_index("model").T.rename_axis("").reset_index()
+
+
+ABOUT_MECHANISM = (
+    "BIO and QA-OOD questions that tell the same facts: cosines of the gradients of their losses over all parameters, "
+    "beside those of the same attribute of other people; of the same fact inside the shared parameters S (thinned as "
+    "their control where that has too little room) and in as many random parameters outside; cosines of the centred "
+    "activations at the token that predicts the answer, mean over layers, and how many facts are nearest to themselves "
+    "in the other format. What a BIO answer rests on: the share of each span in what the answer's log-probability "
+    "falls by when its tokens are replaced by another person's; a two-stage model that has forgotten its biographies "
+    "has little to lose."
+)

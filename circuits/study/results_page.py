@@ -11,12 +11,14 @@ from circuits.figures.saving import save_images
 from circuits.storage import atomic_file, flatten
 from circuits.study.claims import claims_table, findings
 from circuits.study.page_tables import (
+    ABOUT_MECHANISM,
     condition_in_words,
     controls_in_words,
     controls_table,
     everything_else,
     grafts_table,
     heads_in_words,
+    mechanism_table,
     rankings_table,
     recall_table,
 )
@@ -45,6 +47,9 @@ _SHOWN = {
     "ablation": "Exact match with the shared parameters back at their values before training, against random ones "
     "outside them (Fig. 2b; range over draws).",
     "ablation_per_tensor": "The same for the shared parameters of each tensor.",
+    "consistency_bio_qa_ood": "How alike BIO and QA-OOD are by layer: the same fact (solid) and other facts (dashed).",
+    "inside_bio_qa_ood": "Cosines of the gradients of one fact's two formats, inside the shared parameters and out.",
+    "signature": "What answers rest on.",
     "grafts": "Exact match on QA-ID of grafts of every size (Fig. 3b).",
     "sufficient_heads_mixed": "Of all heads only the top n of each ranking have their trained weights (Fig. 4a).",
     "critical_heads_mixed": "The top n heads of each ranking go back to their weights before training (Fig. 4b).",
@@ -109,6 +114,9 @@ def write_results_page(
     if "ablation" in summary:
         parts += ["## Without them", controls_in_words(tables["ablation"], summary["settings"]["draws"])]
         parts += shown("ablation", "ablation_per_tensor")
+    if "consistency" in summary:
+        parts += ["## Are both formats alike inside?", ABOUT_MECHANISM, _markdown(mechanism_table(summary))]
+        parts += shown("consistency_bio_qa_ood", "inside_bio_qa_ood", "signature")
     if "graft" in summary:
         parts += [
             "## Grafts",
@@ -170,8 +178,9 @@ def write_seeds_results(
             f"seed on {_machine(summaries[0])}, at commit {source['git_commit']}.",
             _markdown(shown["recall"]),
             _markdown(shown["claims"].assign(verdict=verdicts)),
-            "Smallest grafts:",
+            f"The smallest grafts that keep {settings['keep']:.0%} of QA-ID:",
             _markdown(shown["grafts"]),
+            *([ABOUT_MECHANISM, _markdown(shown["mechanism"])] if "mechanism" in shown else []),
         ]
     path = Path(path)
     with atomic_file(path) as temporary:

@@ -107,7 +107,7 @@ def report_studies(folders: Sequence[str | Path], page: str | Path) -> Path:
 
 #: Parts of a summary, and numbers in the others, that are shares.
 _SHARES = ("accuracy", "ablation", "ablation_per_tensor", "splits")
-_SHARE_NAMES = ("share", "jaccard", "gini", "top_tenth", "fraction", "auc")
+_SHARE_NAMES = ("share", "jaccard", "gini", "top_tenth", "fraction", "auc", "retrieval")
 
 
 def _over_seeds(values: list[Any], share: bool = False) -> Any:

@@ -10,7 +10,7 @@ import pandas
 from circuits.figures import LABELS, Section, ranking_curves_figure, write_report
 from circuits.statistics import mean_interval
 from circuits.study.claims import claims_table, findings
-from circuits.study.page_tables import SHOWN_SPLITS, start_of
+from circuits.study.page_tables import ABOUT_MECHANISM, SHOWN_SPLITS, mechanism_rows, start_of
 from circuits.verdicts import ABOUT_VERDICTS, findings_over_seeds
 
 
@@ -20,7 +20,7 @@ def _with_interval(values: Sequence[float | int | None], form: str) -> str:
     if len(known) < len(values):
         return f"none in {len(values) - len(known)} of {len(values)} seeds"
     mean, low, high = mean_interval(known)
-    if form.endswith("%"):  # a share
+    if form.endswith("%") and min(known) >= 0:  # a share
         low, high = max(low, 0.0), min(high, 1.0)
     return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} ({low:{form}} to {high:{form}})"
 
@@ -28,7 +28,7 @@ def _with_interval(values: Sequence[float | int | None], form: str) -> str:
 def seeds_tables(
     summaries: Sequence[dict[str, Any]], tables: Sequence[dict[str, pandas.DataFrame]]
 ) -> dict[str, pandas.DataFrame]:
-    """What several seeds found, for a reader: ``claims``, ``recall`` and ``grafts``, means with intervals.
+    """What several seeds found, for a reader: ``claims``, ``recall``, ``grafts``, ``mechanism``; means with intervals.
 
     Args:
         summaries: the content of each seed's ``summary.json``.
@@ -55,10 +55,12 @@ def seeds_tables(
         for name, graft in summaries[0]["graft"].items()
         for method in graft["by"]
     ]
+    measured = all("consistency" in summary for summary in summaries)
     return {
         "claims": claims_table(found, "differences, seed by seed"),
         "recall": pandas.DataFrame(recall),
         "grafts": pandas.DataFrame(grafts),
+        **({"mechanism": mechanism_rows(summaries, _with_interval)} if measured else {}),
     }
 
 
@@ -111,6 +113,11 @@ def write_seeds_report(
             ),
             Section("Recall", ["Exact match under greedy decoding."], shown["recall"]),
             Section("Grafting", [f"The smallest grafts that keep {settings['keep']:.0%} of QA-ID."], shown["grafts"]),
+            *(
+                [Section("Are both formats alike inside?", [ABOUT_MECHANISM], shown["mechanism"])]
+                if "mechanism" in shown
+                else []
+            ),
             Section(
                 "Are the top heads enough?",
                 ["Heads of the mixed models; the band is the interval over seeds."],

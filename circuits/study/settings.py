@@ -20,6 +20,8 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "augmented": {"biographies": 3, "wordings": 5, "order": "permuted", "row": "sentence"},
 }
 _FAMILY_OF = {"LlamaForCausalLM": "llama", "GPTNeoXForCausalLM": "pythia"}
+#: Facts that both formats are compared on.
+_FACTS = 200
 
 
 #: Whole biographies are five times as long as sentences; a row holds as much in half as many.
@@ -91,7 +93,7 @@ class StudySettings:
     @property
     def analysis(self) -> AnalysisSettings:
         """How the mixed model and the two-stage one are analysed."""
-        scored = ("bio", "qa_id", "qa_ood")
+        scored, facts = ("bio", "qa_id", "qa_ood"), min(self.trace_examples, _FACTS)
         return AnalysisSettings(
             fraction=self.fraction,
             fractions=self.fractions,
@@ -113,12 +115,16 @@ class StudySettings:
                 "sweep": scored,
                 "patch": ("qa_ood",),
                 "rank": ("qa_id", "qa_ood"),
+                "consistency": ("bio", "qa_ood"),
+                "signature": ("bio", "qa_ood"),
             },
             examples_by_step={
                 "evaluate": self.evaluate_examples,
                 "trace": self.trace_examples,
                 "ablate": self.trace_examples,
                 "rank": self.rank_examples,
+                "consistency": facts,
+                "signature": facts,
             },
         )
 

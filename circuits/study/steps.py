@@ -1,9 +1,11 @@
 """The steps of the study: nothing but calls to the other rooms."""
 
+from dataclasses import replace
+
 import pandas
 import plotly.graph_objects as go
 
-from circuits.analysis import accuracies
+from circuits.analysis import accuracies, analyse
 from circuits.analysis import compare as compare_models
 from circuits.analysis.artifacts import Table
 from circuits.analysis.running import step
@@ -14,7 +16,7 @@ from circuits.metrics import METRICS
 from circuits.metrics import evaluate as score
 from circuits.rankings import attention_scores, read_head
 from circuits.storage import provenance, write_json
-from circuits.study.folder import COMPARED, EVALUATED, LEFT_OUT, Study
+from circuits.study.folder import COMPARED, EVALUATED, FULL_RATE, LEFT_OUT, Study
 from circuits.study.study_page import study_figures, write_study_report
 from circuits.study.summary import summarise
 from circuits.sweeps import sweep_patches
@@ -83,6 +85,23 @@ def compare(study: Study) -> tuple[()]:
     return ()
 
 
+@step()
+def full_rate(study: Study) -> tuple[()]:
+    """Measure consistency and signature of the two-stage model with the full second rate."""
+    say = study.say
+    analyse(
+        study.model(FULL_RATE),
+        list(study.tasks.values()),
+        study.model("pre"),
+        out=study.full_rate,
+        # the shared parameters are needed, and not their curve
+        settings=replace(study.settings.analysis, fractions=()),
+        only=["consistency", "signature"],
+        say=None if say is None else lambda line: say(f"{FULL_RATE}: {line}"),
+    )
+    return ()
+
+
 @step(PATCHES)
 def patch_people(study: Study) -> tuple[pandas.DataFrame]:
     """Patch every head from the run of another person."""
@@ -133,4 +152,4 @@ def _attention(study: Study, head: str) -> go.Figure:
     return attention_figure(readings, subtitle=f"mixed model, {study.start}, a QA-OOD person")
 
 
-STEPS = (data, train, evaluate, compare, patch_people, attend, report)
+STEPS = (data, train, evaluate, compare, full_rate, patch_people, attend, report)

@@ -6,6 +6,7 @@ from typing import Any
 import pandas
 import plotly.graph_objects as go
 
+from circuits.analysis.figures import consistency_figures
 from circuits.figures import (
     LABELS,
     Section,
@@ -21,6 +22,7 @@ from circuits.figures import (
 )
 from circuits.study.claims import claims_table, findings
 from circuits.study.page_tables import (
+    ABOUT_MECHANISM,
     SHOWN_SPLITS,
     controls_in_words,
     controls_table,
@@ -28,6 +30,7 @@ from circuits.study.page_tables import (
     grafts_table,
     heads_in_words,
     in_first_layer,
+    mechanism_table,
     rankings_table,
     recall_table,
     start_of,
@@ -75,7 +78,7 @@ def study_figures(tables: dict[str, pandas.DataFrame], keep: float | None = None
     for name, table in {"patch_person": "patches_from_people", "patch_bio": "patches"}.items():
         if table in tables:
             figures[name] = heads_figure(tables[table], "log_prob_effect", title=change)
-    return figures
+    return figures | consistency_figures(tables)
 
 
 def _ranking_figures(curves: pandas.DataFrame, agreement: pandas.DataFrame) -> dict[str, go.Figure]:
@@ -90,6 +93,26 @@ def _ranking_figures(curves: pandas.DataFrame, agreement: pandas.DataFrame) -> d
         square = pairs.pivot(index="metric", columns="other", values="spearman").loc[names, names]
         figures[f"agreement_{kind}s_{model}"] = agreement_figure(square, f"{kind}s, {LABELS[str(model)]}")
     return figures
+
+
+def _mechanism(summary: dict[str, Any], figures: dict[str, go.Figure]) -> list[Section]:
+    """How alike both formats are inside, and what answers rest on."""
+    if "consistency" not in summary:
+        return []
+    found = [
+        Section(
+            "Are both formats alike inside?",
+            [ABOUT_MECHANISM],
+            mechanism_table(summary),
+            figures.get("consistency_bio_qa_ood"),
+        )
+    ]
+    if "inside_bio_qa_ood" in figures:
+        text = "The cosine of the gradients of one fact's two formats over the shared parameters and outside them."
+        found.append(Section("Do they agree in the shared parameters?", [text], None, figures["inside_bio_qa_ood"]))
+    if "signature" in figures:
+        found.append(Section("What answers rest on", [], None, figures["signature"]))
+    return found
 
 
 def write_study_report(
@@ -182,6 +205,7 @@ def write_study_report(
             if "ablation_per_tensor" in figures
             else []
         ),
+        *_mechanism(summary, figures),
         Section(
             "Grafting",
             [

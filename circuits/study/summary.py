@@ -13,6 +13,7 @@ import torch
 
 from circuits.analysis import STEPS
 from circuits.analysis.running import seconds
+from circuits.analysis.summary import consistency_numbers
 from circuits.facts import SPLITS
 from circuits.masks import SCORES
 from circuits.rankings import BEHAVIOURS
@@ -38,6 +39,8 @@ def summarise(study: Study, tables: Frames) -> dict[str, Any]:
         "ablation_per_tensor": ("ablation", lambda: _ablation(tables["ablation_answers"], "tensor")),
         "graft": ("grafts", lambda: {name: _graft(tables, name) for name in COMPARED}),
         "rankings": ("ranking_summary", lambda: _rankings(tables["ranking_summary"])),
+        "consistency": ("gradient_consistency", lambda: _consistency(tables)),
+        "signature": ("signature", lambda: _signature(tables["signature"])),
         "top_head": ("shared_heads", lambda: _first(tables["shared_heads"], ["size"])),
         "attending_head": ("attention", lambda: _first(tables["attention"], [one.name for one in BEHAVIOURS])),
     }
@@ -54,8 +57,9 @@ def summarise(study: Study, tables: Frames) -> dict[str, Any]:
 def _seconds(study: Study) -> dict[str, float]:
     """How long each step took, those of both analyses together."""
     spent: Counter[str] = Counter()
-    for folder in (study.out, *study.arms.values()):
-        spent.update({name: took for name, took in seconds(folder).items() if name not in ("compare", "report")})
+    whole = ("compare", "full_rate", "report")
+    for folder in (study.out, *study.arms.values(), study.full_rate):
+        spent.update({name: took for name, took in seconds(folder).items() if name not in whole})
     order = ["data", "train", *(one.name for one in STEPS if one.name != "attend"), "patch_people", "attend"]
     named = {name: round(spent[name], 1) for name in order if name in spent}
     return {**named, "total": round(sum(spent.values()), 1)}
@@ -129,6 +133,29 @@ def _rankings(table: pandas.DataFrame) -> dict[str, dict[str, float | None]]:
     for metric in dict.fromkeys(table.index.get_level_values("metric")):
         values = {name: float(table.loc[(metric, row), column]) for name, (row, column) in columns.items()}
         found[metric] = {name: None if math.isnan(value) else round(value, 4) for name, value in values.items()}
+    return found
+
+
+def _consistency(tables: Frames) -> dict[str, dict[str, Any]]:
+    """``gradient`` and ``representation`` of BIO and QA-OOD, by arm."""
+    found: dict[str, dict[str, Any]] = {}
+    for model in tables["gradient_consistency"]["model"].unique():
+        own = {
+            name: tables[name][tables[name]["model"] == model]
+            for name in ("gradient_consistency", "representation_consistency")
+        }
+        for measure, numbers in consistency_numbers(own, "bio", "qa_ood").items():
+            found.setdefault(measure, {})[str(model)] = numbers
+    return found
+
+
+def _signature(table: pandas.DataFrame) -> dict[str, Any]:
+    """The share of each span in BIO by arm, and what replacing it costs in nats."""
+    found: dict[str, Any] = {}
+    for model, rows in table[table["task"] == "bio"].groupby("model", sort=False) if len(table) else ():
+        shares, effects = (rows.set_index("span")[name].astype(float).round(4) for name in ("share", "effect"))
+        told = {str(span): None if math.isnan(share) else share for span, share in shares.items()}
+        found[str(model)] = {**told, "nats": effects.to_dict()}
     return found
 
 

@@ -83,6 +83,8 @@ def test_the_command_says_how_long_it_takes_what_it_finds_and_where(planted):
         "graft": "there is no model before fine-tuning (pre)",
         "patch": "no task has counterfactuals, and no two have groups in common",
         "attend": "no task has spans",
+        "consistency": "no two tasks tell three facts of the same groups",
+        "signature": "no task has spans",
     }
     assert set(found.summary["seconds"]) == {step.name for step in STEPS} - set(found.summary["left_out"])
 

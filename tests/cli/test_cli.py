@@ -518,8 +518,15 @@ def test_a_study_writes_what_it_promises(study):
                 for low, high in summary[scope][arm][f"{condition}_interval_95"].values():
                     assert 0 <= low <= high <= 1
         assert summary["shared"][arm]["size"] != summary["shared_per_tensor"][arm]["size"]
+    for arm in ("mixed", "two_stage", "two_stage_gentle"):
+        assert {"matched", "mismatched", "inside", "outside"} <= set(summary["consistency"]["gradient"][arm])
+        assert {"matched", "mismatched", "retrieval"} <= set(summary["consistency"]["representation"][arm])
+        assert sum(summary["signature"][arm][name] for name in ("subject", "relation", "context")) == pytest.approx(
+            1, abs=1e-3
+        )
     assert summary["top_head"].startswith("L")
     steps = {"data", "train", "evaluate", "trace", "share", "ablate", "graft", "rank", "sweep", "patch", "attend"}
+    steps |= {"consistency", "signature"}
     assert steps | {"patch_people", "total"} == set(summary["seconds"])
     assert sum(summary["seconds"].values()) == pytest.approx(2 * summary["seconds"]["total"], abs=1)
     assert {"seeds", "versions"} <= set(summary)
@@ -538,6 +545,7 @@ def test_a_study_writes_what_it_promises(study):
     compared = Comparison(study / "comparison")
     assert compared.names == ("mixed", "two_stage_gentle")
     assert {"accuracy", "ablation", "sweep", "patches", "masks", "heads", "areas"} <= set(compared.tables)
+    assert {"gradient_consistency", "representation_consistency", "signature"} <= set(compared.tables)
     assert compared.report.is_file()
     answers, accuracy = tables["answers"], tables["accuracy"].set_index(["model", "split"])
     right = answers.groupby(["model", "split"])["exact_match"].mean()
@@ -634,6 +642,8 @@ def test_several_seeds_are_studies_and_a_summary(study, tmp_path):
         "mean": pytest.approx(mean), "interval_95": pytest.approx(ends), "values": values,
     }  # fmt: skip
     assert low < 0
+    for numbers in (summary["consistency"]["gradient"]["mixed"]["inside"], summary["signature"]["mixed"]["context"]):
+        assert set(numbers) == {"mean", "interval_95", "values"}
     assert summary["graft"]["mixed"]["size"]["mean"] is None
     # two seeds that are all alike show no spread to judge by
     alike = summary["rankings"]["random"]["sufficient_auc"]
@@ -643,6 +653,7 @@ def test_several_seeds_are_studies_and_a_summary(study, tmp_path):
     assert "seed" not in summary["settings"]
     page = (out / "report.html").read_text()
     assert "differences, seed by seed" in page
+    assert "Are both formats alike inside?" in page
     assert "1 of 2 seeds have no such number" in page
     assert "the seeds are all alike and show no spread to judge by" in page
     refused(call("study", "--seeds", "0,1", "--out", out, *SMALL_STUDY[:2], "--steps", 41), "not 41")
@@ -709,7 +720,7 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
     assert "| `rank_examples` | 3 |" in page
     assert "| `evaluate_examples` | all |" in page
     found = findings(summary, tables_of(study))
-    figures = ["1a"] * 2 + ["2a"] * 4 + ["2b"] * 8 + ["3b"] + ["4a", "4a", "4b", "4b"] * 2 + ["4c"] * 2
+    figures = ["1a"] * 2 + ["2a"] * 4 + ["2b"] * 8 + ["3b"] + ["4a", "4a", "4b", "4b"] * 2 + ["4c"] * 2 + ["v2"] * 8
     assert [one.figure for one in found] == figures
     for one in found:
         assert f"| {one.here} | {one.control} | " in page
@@ -729,16 +740,16 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
     refused(call("study", "--out", earlier, *SMALL_STUDY), "delete all of its steps but data.json and train.json")
     # the same study before its grafts and rankings
     unfinished = shutil.copytree(study, tmp_path / "unfinished")
-    for step in ("compare", "patch_people", "attend", "report"):
+    for step in ("compare", "full_rate", "patch_people", "attend", "report"):
         (unfinished / "steps" / f"{step}.json").unlink()
     for table in ("patches_from_people", "attention"):
         (unfinished / "tables" / f"{table}.parquet").unlink()
-    for step in ("graft", "rank", "sweep", "patch"):
+    for step in ("graft", "rank", "sweep", "patch", "consistency", "signature"):
         (unfinished / "comparison" / "b" / "steps" / f"{step}.json").unlink()
     (unfinished / "summary.json").unlink()
     assert call("report", unfinished, "--out", tmp_path / "part" / "page.md").returncode == 0
     part = (tmp_path / "part" / "page.md").read_text()
-    assert "not finished: graft, sweep, patch, rank, patch_people, attend, report are still to come" in part
+    assert "graft, sweep, patch, rank, consistency, signature, full_rate, patch_people, attend, report are still" in part
     for one in found:
         assert (one.here in part) == (one.figure in ("1a", "2a", "2b"))
 

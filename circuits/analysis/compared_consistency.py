@@ -1,0 +1,113 @@
+"""Consistency and signature of two models on the same facts, pair by pair and answer by answer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pandas
+
+from circuits.analysis.consistency import PARTS, mismatched_kind
+from circuits.analysis.differences import paired_differences, shown_differences
+from circuits.analysis.figures import consistency_figures
+from circuits.figures import Section
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Frames = Mapping[str, pandas.DataFrame]
+#: What is compared: the table that has a row for each pair or answer, what makes its rows, and the numbers.
+_COMPARED = {
+    "gradient_consistency": (
+        "gradient_consistency_pairs",
+        ("task", "other", *(name for name in PARTS if name != "draw"), "kind"),
+        ("cosine",),
+    ),
+    "representation_consistency": (
+        "representation_consistency_pairs",
+        ("task", "other", "site", "span", "unit", "layer", "index", "kind"),
+        ("cosine", "retrieved"),
+    ),
+    "signature": ("signature_answers", ("task", "span"), ("effect", "share")),
+}
+#: Matched less mismatched, fact by fact.
+EXCESS = "matched_less_mismatched"
+
+
+def consistency_differences(a: Frames, b: Frames) -> Iterator[tuple[str, pandas.DataFrame]]:
+    """Each table of differences, b less a, that both have what is needed for, as `paired_differences` gives it.
+
+    Draws of random parameters are averaged first. Among the kinds of pairs is ``matched_less_mismatched``.
+    """
+    for name, (source, keys, metrics) in _COMPARED.items():
+        sides = [tables.get(source, pandas.DataFrame()) for tables in (a, b)]
+        if not all(map(len, sides)):
+            continue
+        one, other = (_one_row_each(side, keys, metrics) for side in sides)
+        # a gradient or an activation that is nothing in one model has no cosine there
+        names = [*dict.fromkeys([*keys, "example", "group", "start"])]
+        both = one[names].merge(other[names])
+        one, other = (side.merge(both) for side in (one, other))
+        if len(both):
+            yield name, paired_differences(one, other, keys, metrics=metrics)
+
+
+def _one_row_each(table: pandas.DataFrame, keys: Sequence[str], metrics: Sequence[str]) -> pandas.DataFrame:
+    if "share" in table:
+        return table.dropna(subset="share")
+    if "draw" in table:
+        # how a mask was thinned is one model's own
+        table = table[table["condition"] != "shared_thinned"]
+    names = [*keys, "example", "group"]
+    means = table.groupby(names, sort=False, dropna=False)[[*metrics]].mean().dropna(subset="cosine").reset_index()
+    return pandas.concat([means, excess(means)], ignore_index=True).assign(start=0)
+
+
+def excess(pairs: pandas.DataFrame) -> pandas.DataFrame:
+    """Rows of the kind ``matched_less_mismatched``: how far each fact's cosine lies above that of mismatched pairs."""
+    kinds = ["matched", mismatched_kind(pairs["kind"].unique())]
+    names = [name for name in pairs if name not in ("kind", "cosine", "retrieved", "chance", "other_example", "draw")]
+    one, other = (pairs[pairs["kind"] == kind].groupby(names, dropna=False)["cosine"].mean() for kind in kinds)
+    return (one - other).dropna().rename("cosine").reset_index().assign(kind=EXCESS)
+
+
+def _both(a: Frames, b: Frames, names: tuple[str, str]) -> dict[str, pandas.DataFrame]:
+    """The tables of figures of both, with the column ``model``."""
+    tables = [name for name in _COMPARED if len(a.get(name, ())) and len(b.get(name, ()))]
+    return {
+        table: pandas.concat(
+            [side[table].assign(model=name) for side, name in zip((a, b), names, strict=True)], ignore_index=True
+        )
+        for table in tables
+    }
+
+
+def figures_of_both(a: Frames, b: Frames, names: tuple[str, str]) -> "dict[str, go.Figure]":
+    """The figures of both analyses in one."""
+    return consistency_figures(_both(a, b, names))
+
+
+def sections_of_both(tables: Frames, figures: "Mapping[str, go.Figure]", names: tuple[str, str]) -> list[Section]:
+    """What the page of a comparison says of consistency and signature."""
+    found = []
+    if "gradient_consistency" in tables:
+        table = tables["gradient_consistency"]
+        rows = table[table["by"].isin(["all", "mask"]) & table["kind"].isin(["matched", EXCESS])]
+        for (task, other), part in rows.groupby(["task", "other"], sort=False):
+            text = (
+                f"Cosines of the gradients of {task} and {other}, fact by fact: of matched pairs, and how far these "
+                f"lie above mismatched ones. The difference is that of {names[1]} less {names[0]}."
+            )
+            shown = shown_differences(part, ["scope", "unit", "kind"], names, metrics=["cosine"], digits=3)
+            figure = figures.get(f"consistency_{task}_{other}")
+            found.append(Section(f"Where are {task} and {other} alike?", [text], shown, figure))
+    if "representation_consistency" in tables:
+        table = tables["representation_consistency"]
+        last = table[(table["span"] == "last") & (table["layer"] == table["layer"].max())]
+        last = last[last["kind"].isin(["matched", EXCESS])]
+        text = "Activations of the last layer at the token that predicts the answer, and facts that are retrieved."
+        shown = shown_differences(last, ["task", "other", "kind"], names, metrics=["cosine", "retrieved"])
+        found.append(Section("Are facts in the same place?", [text], shown))
+    if "signature" in tables:
+        text = "What each span's replacement costs in nats, and its share of what all spans cost."
+        shown = shown_differences(tables["signature"], ["task", "span"], names, metrics=["effect", "share"])
+        found.append(Section("What the answers rest on", [text], shown, figures.get("signature")))
+    return found
