@@ -299,7 +299,7 @@ def _some(allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
     missing = few
     while missing:
         drawn[torch.randint(room, (min(missing, _DRAWN),), generator=generator)] = True
-        missing = few - numpy.count_nonzero(drawn.numpy())
+        missing = few - int(numpy.count_nonzero(drawn.numpy()))
     # the n-th allowed entry stands behind the forbidden ones that have no more than n allowed ones before them
     ranks = numpy.flatnonzero(drawn.numpy())
     before = forbidden - numpy.arange(len(forbidden))
