@@ -749,7 +749,7 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
     (unfinished / "summary.json").unlink()
     assert call("report", unfinished, "--out", tmp_path / "part" / "page.md").returncode == 0
     part = (tmp_path / "part" / "page.md").read_text()
-    assert "graft, sweep, patch, rank, consistency, signature, full_rate, patch_people, attend, report are still" in part
+    assert "graft, sweep, patch, rank, consistency, signature, full_rate, patch_people, attend, report are" in part
     for one in found:
         assert (one.here in part) == (one.figure in ("1a", "2a", "2b"))
 
