@@ -28,8 +28,8 @@ LABELS = {
 #: Colours of what is compared.
 COLOURS = {
     "mixed": "#1f77b4",
-    "two_stage": "#ff7f0e",
-    "two_stage_gentle": "#bbbbbb",
+    "two_stage": "#bbbbbb",
+    "two_stage_gentle": "#ff7f0e",
     "bio": "#7f7f7f",
     "qa_id": "#2ca02c",
     "qa_ood": "#9467bd",
