@@ -223,9 +223,10 @@ def compared(
             if "component" in here:
                 number = ("attention", "mlp").index(row.component)
                 here["component"].add(slice(number, number + 1), summed)
-            for name, mask in masks.items():
-                if row.name in mask.masks and mask.packed[row.name].count:
-                    inside[name].add(slice(0, 1), products_inside(*pair, block, mask.masks[row.name]))
+            here_too = {name: mask for name, mask in masks.items() if row.name in mask.masks}
+            chosen = {name: mask.masks[row.name] for name, mask in here_too.items() if mask.packed[row.name].count}
+            for name, every in products_inside(*pair, block, chosen).items() if chosen else ():
+                inside[name].add(slice(0, 1), every)
         for name, sums in here.items():
             found[name].insert(0, sums.cosines())
     cosines = {name: torch.cat(layers) for name, layers in found.items()}

@@ -9,7 +9,7 @@
    random signs R and R′: their inner products have the right mean.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,8 @@ from circuits.models import Row
 _AT_A_TIME = 1 << 24
 #: What adding up a product of two positions costs, beside a multiplication inside a matrix product.
 _ADDING = 10
+#: What taking single entries out of both sides costs, beside a multiplication inside a matrix product.
+_TAKING = 20
 
 
 @dataclass(frozen=True)
@@ -136,16 +138,38 @@ def _sketched(side: Sides, rows: Tensor, columns: Tensor, signs: tuple[Tensor, T
     return found
 
 
-def products_inside(one: Sides, two: Sides, block: Block, inside: Bool[Tensor, "..."]) -> Products:
-    """The same over the entries of a mask, which alone are formed."""
+def products_inside(
+    one: Sides, two: Sides, block: Block, inside: Mapping[str, Bool[Tensor, "..."]]
+) -> dict[str, Products]:
+    """The same over the entries of masks, by name: these alone are formed where they are few, else all and taken of."""
     n, m = len(one.written), len(two.written)
-    gram = one.written.new_zeros(1, n, m)
-    lengths = [one.written.new_zeros(1, count) for count in (n, m)]
-    size = max(1, _AT_A_TIME // (max(n, m) * max(one.written.shape[1], two.written.shape[1])))
-    chosen = [place[inside].split(size) for place in block.places]
-    for rows, columns in zip(*chosen, strict=True):
-        formed = [(side.written[..., rows] * side.read[..., columns]).sum(1) for side in (one, two)]
-        gram[0] += formed[0] @ formed[1].T
-        for length, side in zip(lengths, formed, strict=True):
-            length[0] += side.square().sum(1)
-    return gram, lengths[0], lengths[1]
+    found = {
+        name: (one.written.new_zeros(1, n, m), one.written.new_zeros(1, n), one.written.new_zeros(1, m))
+        for name in inside
+    }
+    entries = {name: tuple(place[mask] for place in block.places) for name, mask in inside.items()}
+    rows, columns = (place.unique() for place in block.places)
+    if sum(len(chosen) for chosen, _ in entries.values()) * _TAKING < len(rows) * len(columns):
+        size = max(1, _AT_A_TIME // (max(n, m) * max(one.written.shape[1], two.written.shape[1])))
+        for name, chosen in entries.items():
+            for some in zip(*(place.split(size) for place in chosen), strict=True):
+                _add(found[name], [_taken(side, *some) for side in (one, two)])
+        return found
+    for part in rows.split(max(1, _AT_A_TIME // (max(n, m) * len(columns)))):
+        formed = [_formed(side, part[None], columns[None])[0] for side in (one, two)]
+        for name, (row, column) in entries.items():
+            here = torch.isin(row, part)
+            at = torch.searchsorted(part, row[here]) * len(columns) + torch.searchsorted(columns, column[here])
+            _add(found[name], [side[:, at] for side in formed])
+    return found
+
+
+def _taken(side: Sides, rows: Tensor, columns: Tensor) -> Float[Tensor, "example entry"]:
+    return (side.written[..., rows] * side.read[..., columns]).sum(1)
+
+
+def _add(found: Products, formed: Sequence[Tensor]) -> None:
+    gram, *lengths = found
+    gram[0] += formed[0] @ formed[1].T
+    for length, side in zip(lengths, formed, strict=True):
+        length[0] += side.square().sum(1)

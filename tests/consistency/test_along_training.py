@@ -13,6 +13,7 @@ from circuits.consistency import (
     answer_shares,
     gradient_consistency,
     input_signature,
+    products,
     signature_means,
 )
 from circuits.errors import CircuitsError
@@ -151,3 +152,16 @@ def test_the_shares_of_answers_have_the_mean_and_the_spread_of_the_share(tasks):
     means = signature_means(answers).set_index("span")
     assert shares.groupby("span")["share"].mean().to_dict() == pytest.approx(means["share"].to_dict())
     assert len(shares) == 3 * means["answers"].iloc[0] < len(answers)
+
+
+@pytest.mark.parametrize("at_a_time", [1 << 24, 3_000])
+def test_entries_of_masks_are_the_same_taken_alone_or_from_all(facts, at_a_time, monkeypatch):
+    model = loaded("llama")
+    some = unit_mask(model, [Head(layer, 1) for layer in range(3)])
+    masks = {"some": some, "random": some.random(0)}
+    found = []
+    for cost in (0, 1e9):
+        monkeypatch.setattr(products, "_TAKING", cost)
+        monkeypatch.setattr(products, "_AT_A_TIME", at_a_time)
+        found.append(gradient_consistency(model, *facts, by=(), mask=masks).cosines["mask"])
+    assert torch.allclose(found[0], found[1], atol=1e-5)
