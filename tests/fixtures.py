@@ -70,6 +70,15 @@ def said_by(model, task):
 @pytest.fixture
 def unchecked():
     """Without checks of shapes and types: wrong ones reach our refusals, and small calls are ten times faster."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture(scope="module")
+def all_unchecked():
+    """The same for a whole module: one that puts together what other modules check piece by piece."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
