@@ -9,7 +9,7 @@
    they vary.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,9 @@ import pandas
 
 from circuits.analysis.analysis import Analysis, Tables, analyse
 from circuits.analysis.case import AnalysisSettings
-from circuits.analysis.figures import by_mode
+from circuits.analysis.comparison_page import METRICS, SIDES, figures_of, largest, write_comparison_page
 from circuits.analysis.summary import records
 from circuits.errors import CircuitsError
-from circuits.figures import Section, heads_figure, write_report
 from circuits.models import Model
 from circuits.statistics import Kind, corrected, paired
 from circuits.storage import claim, provenance, read_json, write_json, write_table
@@ -31,10 +30,7 @@ from circuits.tasks import Task
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-#: What the two models are called in tables and folders.
-SIDES = ("a", "b")
 _ANSWER = ("task", "example", "group", "start")
-_METRICS = ("exact_match", "log_prob", "logit_diff")
 
 
 class Comparison:
@@ -75,7 +71,7 @@ class Comparison:
     @property
     def figures(self) -> "dict[str, go.Figure]":
         """The figures of differences by name; each analysis has its own."""
-        return _figures(self.tables, self.names)
+        return figures_of(self.tables, self.names)
 
     @property
     def report(self) -> Path:
@@ -151,7 +147,7 @@ def compare(
         write_table(folder / "tables" / f"{name}.parquet", table, facts, csv=True)
     found = Comparison(folder)
     write_json(folder / "summary.json", {name: records(table.head(20)) for name, table in tables.items()})
-    _write_page(found)
+    write_comparison_page(found.report, found.tables, found.names)
     return found
 
 
@@ -216,7 +212,7 @@ def paired_differences(
     joined = one.merge(other, on=names, suffixes=("_a", "_b"), validate="one_to_one")
     if len(joined) != len(one) or len(joined) != len(other):
         raise CircuitsError("the two models were asked other questions: compare them on the same tasks and examples")
-    metrics = [f"{name}{ending}" for name in _METRICS if f"{name}{ending}_a" in joined]
+    metrics = [f"{name}{ending}" for name in METRICS if f"{name}{ending}_a" in joined]
     # answers differ by −1, 0 or 1; what interventions change of them by up to 2
     share: Kind = "real" if ending else "binary_difference"
     rows = []
@@ -263,13 +259,8 @@ def _with_places(table: pandas.DataFrame, measured: pandas.DataFrame) -> pandas.
     """The table with layer and index of its heads, the largest differences first."""
     places = measured.drop_duplicates("unit").set_index("unit")[["layer", "index"]]
     placed = table.join(places, on="unit")
-    effect = _largest(placed)
+    effect = largest(placed)
     return placed.sort_values(effect, key=abs, ascending=False, kind="stable", ignore_index=True)
-
-
-def _largest(table: pandas.DataFrame) -> str:
-    full = "logit_diff_effect_difference" in table and table["logit_diff_effect_difference"].notna().all()
-    return "logit_diff_effect_difference" if full else "log_prob_effect_difference"
 
 
 def _sizes(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFrame:
@@ -312,101 +303,3 @@ def _smallest_grafts(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFra
     ]
     columns = ["score", "size", "fraction", "exact_match"]
     return chosen[0][columns].add_suffix("_a").join(chosen[1][columns].add_suffix("_b"), how="outer").reset_index()
-
-
-def _figures(tables: Mapping[str, pandas.DataFrame], names: tuple[str, str]) -> "dict[str, go.Figure]":
-    figures = {}
-    less = f"{names[1]} less<br>{names[0]}"
-    for name in ("sweep", "patches"):
-        if name in tables:
-            table = by_mode(tables[name]).sort_values("task", kind="stable")
-            figures[name] = heads_figure(table, _largest(table), facet="task", title=less)
-    if "heads" in tables:
-        heads = tables["heads"]
-        panels = [
-            heads[heads["scope"] == "global"].assign(model=label, shown=heads[column])
-            for label, column in zip(
-                (*names, less.replace("<br>", " ")), ("size_a", "size_b", "difference"), strict=True
-            )
-        ]
-        figures["heads"] = heads_figure(pandas.concat(panels), "shown", title="shared<br>parameters", digits=0)
-    return figures
-
-
-def _write_page(found: Comparison) -> None:
-    one, other = found.names
-    tables, figures = found.tables, found.figures
-    sections = []
-    if "accuracy" in tables:
-        text = f"Means over the same answers; the difference is that of {other} less {one}, with its 95 % interval."
-        sections.append(Section("What both say", [text], _shown(tables["accuracy"], ["task"], found.names)))
-    if "masks" in tables:
-        text = (
-            "Parameters that the tasks share in each model, and how many of them are the same; chance is what "
-            "independent sets with as many in each tensor would have in common. One pair of models does not tell how "
-            "sizes vary."
-        )
-        shared = tables["masks"].rename(columns={"size_a": one, "size_b": other}).round(3)
-        sections.append(Section("What the tasks share", [text], shared, figures.get("heads")))
-    if "ablation" in tables:
-        text = "How far each falls without its own shared parameters, and the difference of the two drops."
-        shown = _shown(tables["ablation"], ["scope", "task"], found.names, "_effect", label="drop of ")
-        sections.append(Section("What happens without it", [text], shown))
-    if "grafts" in tables:
-        sections.append(Section("What is enough of the fine-tuning", [], tables["grafts"].round(4)))
-    for name, title in (("sweep", "Which heads differ when ablated"), ("patches", "Which heads differ when patched")):
-        if name in tables:
-            table = tables[name]
-            metric = _largest(table).removesuffix("_difference")
-            told = int((table[f"{metric}_q"] < 0.05).sum())
-            text = (
-                f"The change that each head makes in {one}, in {other}, and the difference, the largest first. "
-                f"{told} of {len(table)} differences are told from none (5 %, Benjamini–Hochberg)."
-            )
-            shown = _shown(by_mode(table.head(12)), ["task", "unit"], found.names, "_effect", [metric])
-            sections.append(Section(title, [text], shown, figures.get(name)))
-    if "areas" in tables:
-        text = (
-            "Areas under the curves along each ranking; the smallest number of units that is enough, or that breaks it."
-        )
-        sections.append(Section("Which rankings find the circuit", [text], tables["areas"].round(3)))
-    lead = f"{one} (a/report.html) and {other} (b/report.html) on the same tasks."
-    write_report(found.report, f"{one} and {other}", lead, sections, "circuits compare")
-
-
-def _areas(areas: pandas.DataFrame, names: tuple[str, str]) -> pandas.DataFrame:
-    """Areas as a person reads them: one row for each ranking, means over tasks."""
-    means = areas.groupby(["kind", "condition", "metric"], sort=False)[["auc_a", "auc_b"]].mean().reset_index()
-    shown = means[["kind", "condition", "metric"]].map(lambda cell: cell.replace("_", " "))
-    for side, name in zip(SIDES, names, strict=True):
-        shown[name] = means[f"auc_{side}"].map("{:.2f}".format)
-    return shown.rename(columns={"kind": "units", "metric": "ranking"})
-
-
-def _shown(
-    table: pandas.DataFrame,
-    keys: Sequence[str],
-    names: tuple[str, str],
-    ending: str = "",
-    metrics: Sequence[str] | None = None,
-    label: str = "",
-) -> pandas.DataFrame:
-    """A table of differences as a person reads it."""
-    shown = table[[*keys, "answers"]].copy()
-    for metric in metrics or [f"{name}{ending}" for name in _METRICS if f"{name}{ending}_difference" in table]:
-        share = metric.startswith("exact_match")
-
-        def written(value: float, signed: bool = False, share: bool = share) -> str:
-            sign = "+" if signed else ""
-            return "–" if value != value else f"{value:{sign}.1%}" if share else f"{value:{sign}.2f}"
-
-        what = label + metric.removesuffix("_effect").replace("_", " ")
-        for side, name in zip(SIDES, names, strict=True):
-            shown[f"{what}, {name}"] = [written(value) for value in table[f"{metric}_{side}"]]
-        columns = (f"{metric}_difference", f"{metric}_difference_low", f"{metric}_difference_high")
-        shown[f"{what}, difference"] = [
-            written(middle, True) + ("" if low != low else f" ({written(low, True)} to {written(high, True)})")
-            for middle, low, high in zip(*(table[column] for column in columns), strict=True)
-        ]
-        shown[f"p of {what}"] = [f"{value:.2g}" for value in table[f"{metric}_q"]]
-    return shown
