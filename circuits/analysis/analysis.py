@@ -186,7 +186,7 @@ def analyse(
         "settings": asdict(settings),
     }
     claim(case.folder / "analysis.json", facts, "an analysis")
-    missing = [one for one in chosen if not done(case.folder, one)]
+    missing = [one for one in chosen if not done(case.folder, one) and one.lacking(case) is None]
     if say is not None and missing:
         say(f"about {in_words(sum(estimate(case, missing).values()))} on this machine")
     left_out = run_steps(chosen, case, case.folder, provenance(**facts, seed=settings.seed), say)

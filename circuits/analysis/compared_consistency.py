@@ -8,6 +8,7 @@ import pandas
 from circuits.analysis.consistency import PARTS, mismatched_kind
 from circuits.analysis.differences import paired_differences, shown_differences
 from circuits.analysis.figures import consistency_figures
+from circuits.analysis.page import SCOPE_WORDS
 from circuits.figures import Section
 
 if TYPE_CHECKING:
@@ -96,13 +97,14 @@ def sections_of_both(tables: Frames, figures: "Mapping[str, go.Figure]", names: 
                 f"Cosines of the gradients of {task} and {other}, fact by fact: of matched pairs, and how far these "
                 f"lie above mismatched ones. The difference is that of {names[1]} less {names[0]}."
             )
-            shown = shown_differences(part, ["scope", "unit", "kind"], names, metrics=["cosine"], digits=3)
+            part = _in_words(part)
+            shown = shown_differences(part, ["the top", "where", "kind"], names, metrics=["cosine"], digits=3)
             figure = figures.get(f"consistency_{task}_{other}")
             found.append(Section(f"Where are {task} and {other} alike?", [text], shown, figure))
     if "representation_consistency" in tables:
         table = tables["representation_consistency"]
         last = table[(table["span"] == "last") & (table["layer"] == table["layer"].max())]
-        last = last[last["kind"].isin(["matched", EXCESS])]
+        last = _in_words(last[last["kind"].isin(["matched", EXCESS])])
         text = "Activations of the last layer at the token that predicts the answer, and facts that are retrieved."
         shown = shown_differences(last, ["task", "other", "kind"], names, metrics=["cosine", "retrieved"])
         found.append(Section("Are facts in the same place?", [text], shown))
@@ -111,3 +113,10 @@ def sections_of_both(tables: Frames, figures: "Mapping[str, go.Figure]", names: 
         shown = shown_differences(tables["signature"], ["task", "span"], names, metrics=["effect", "share"])
         found.append(Section("What the answers rest on", [text], shown, figures.get("signature")))
     return found
+
+
+def _in_words(table: pandas.DataFrame) -> pandas.DataFrame:
+    """With what a reader calls scopes, places and kinds of pairs."""
+    words = {name: table[name].str.replace("_", " ") for name in ("kind", "unit") if name in table}
+    shown = table.assign(**words).rename(columns={"unit": "where"})
+    return shown.assign(**{"the top": table["scope"].map(SCOPE_WORDS).fillna("–")}) if "scope" in table else shown

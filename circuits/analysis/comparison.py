@@ -9,7 +9,7 @@
    they vary.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,11 @@ import pandas
 
 from circuits.analysis.analysis import Analysis, Tables, analyse
 from circuits.analysis.case import AnalysisSettings
-from circuits.analysis.compared_consistency import consistency_differences, figures_of_both, sections_of_both
-from circuits.analysis.differences import SIDES, paired_differences, shown_differences
-from circuits.analysis.figures import by_mode
+from circuits.analysis.compared_consistency import consistency_differences, figures_of_both
+from circuits.analysis.comparison_page import figures_of, largest, write_comparison_page
+from circuits.analysis.differences import SIDES, paired_differences
 from circuits.analysis.summary import records
 from circuits.errors import CircuitsError
-from circuits.figures import Section, heads_figure, write_report
 from circuits.models import Model
 from circuits.storage import claim, provenance, read_json, write_json, write_table
 from circuits.tasks import Task
@@ -70,7 +69,7 @@ class Comparison:
     @property
     def figures(self) -> "dict[str, go.Figure]":
         """The figures of differences by name; each analysis has its own."""
-        return _figures(self.tables, self.names) | figures_of_both(self.a.tables, self.b.tables, self.names)
+        return figures_of(self.tables, self.names) | figures_of_both(self.a.tables, self.b.tables, self.names)
 
     @property
     def report(self) -> Path:
@@ -147,7 +146,7 @@ def compare(
         write_table(folder / "tables" / f"{name}.parquet", table, facts, csv=True)
     found = Comparison(folder)
     write_json(folder / "summary.json", {name: records(table.head(20)) for name, table in tables.items()})
-    _write_page(found)
+    write_comparison_page(found.report, found.tables, found.figures, found.names)
     return found
 
 
@@ -199,13 +198,8 @@ def _with_places(table: pandas.DataFrame, measured: pandas.DataFrame) -> pandas.
     """The table with layer and index of its heads, the largest differences first."""
     places = measured.drop_duplicates("unit").set_index("unit")[["layer", "index"]]
     placed = table.join(places, on="unit")
-    effect = _largest(placed)
+    effect = largest(placed)
     return placed.sort_values(effect, key=abs, ascending=False, kind="stable", ignore_index=True)
-
-
-def _largest(table: pandas.DataFrame) -> str:
-    full = "logit_diff_effect_difference" in table and table["logit_diff_effect_difference"].notna().all()
-    return "logit_diff_effect_difference" if full else "log_prob_effect_difference"
 
 
 def _sizes(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFrame:
@@ -248,73 +242,3 @@ def _smallest_grafts(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFra
     ]
     columns = ["score", "size", "fraction", "exact_match"]
     return chosen[0][columns].add_suffix("_a").join(chosen[1][columns].add_suffix("_b"), how="outer").reset_index()
-
-
-def _figures(tables: Mapping[str, pandas.DataFrame], names: tuple[str, str]) -> "dict[str, go.Figure]":
-    figures = {}
-    less = f"{names[1]} less<br>{names[0]}"
-    for name in ("sweep", "patches"):
-        if name in tables:
-            table = by_mode(tables[name]).sort_values("task", kind="stable")
-            figures[name] = heads_figure(table, _largest(table), facet="task", title=less)
-    if "heads" in tables:
-        heads = tables["heads"]
-        panels = [
-            heads[heads["scope"] == "global"].assign(model=label, shown=heads[column])
-            for label, column in zip(
-                (*names, less.replace("<br>", " ")), ("size_a", "size_b", "difference"), strict=True
-            )
-        ]
-        figures["heads"] = heads_figure(pandas.concat(panels), "shown", title="shared<br>parameters", digits=0)
-    return figures
-
-
-def _write_page(found: Comparison) -> None:
-    one, other = found.names
-    tables, figures = found.tables, found.figures
-    sections = []
-    if "accuracy" in tables:
-        text = f"Means over the same answers; the difference is that of {other} less {one}, with its 95 % interval."
-        sections.append(Section("What both say", [text], shown_differences(tables["accuracy"], ["task"], found.names)))
-    if "masks" in tables:
-        text = (
-            "Parameters that the tasks share in each model, and how many of them are the same; chance is what "
-            "independent sets with as many in each tensor would have in common. One pair of models does not tell how "
-            "sizes vary."
-        )
-        shared = tables["masks"].rename(columns={"size_a": one, "size_b": other}).round(3)
-        sections.append(Section("What the tasks share", [text], shared, figures.get("heads")))
-    if "ablation" in tables:
-        text = "How far each falls without its own shared parameters, and the difference of the two drops."
-        shown = shown_differences(tables["ablation"], ["scope", "task"], found.names, "_effect", label="drop of ")
-        sections.append(Section("What happens without it", [text], shown))
-    if "grafts" in tables:
-        sections.append(Section("What is enough of the fine-tuning", [], tables["grafts"].round(4)))
-    for name, title in (("sweep", "Which heads differ when ablated"), ("patches", "Which heads differ when patched")):
-        if name in tables:
-            table = tables[name]
-            metric = _largest(table).removesuffix("_difference")
-            told = int((table[f"{metric}_q"] < 0.05).sum())
-            text = (
-                f"The change that each head makes in {one}, in {other}, and the difference, the largest first. "
-                f"{told} of {len(table)} differences are told from none (5 %, Benjamini–Hochberg)."
-            )
-            shown = shown_differences(by_mode(table.head(12)), ["task", "unit"], found.names, "_effect", [metric])
-            sections.append(Section(title, [text], shown, figures.get(name)))
-    if "areas" in tables:
-        text = (
-            "Areas under the curves along each ranking; the smallest number of units that is enough, or that breaks it."
-        )
-        sections.append(Section("Which rankings find the circuit", [text], tables["areas"].round(3)))
-    sections += sections_of_both(tables, figures, found.names)
-    lead = f"{one} (a/report.html) and {other} (b/report.html) on the same tasks."
-    write_report(found.report, f"{one} and {other}", lead, sections, "circuits compare")
-
-
-def _areas(areas: pandas.DataFrame, names: tuple[str, str]) -> pandas.DataFrame:
-    """Areas as a person reads them: one row for each ranking, means over tasks."""
-    means = areas.groupby(["kind", "condition", "metric"], sort=False)[["auc_a", "auc_b"]].mean().reset_index()
-    shown = means[["kind", "condition", "metric"]].map(lambda cell: cell.replace("_", " "))
-    for side, name in zip(SIDES, names, strict=True):
-        shown[name] = means[f"auc_{side}"].map("{:.2f}".format)
-    return shown.rename(columns={"kind": "units", "metric": "ranking"})

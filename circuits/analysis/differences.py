@@ -1,5 +1,6 @@
 """Two models' answers side by side: paired differences, and how a person reads them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ _ANSWER = ("task", "example", "group", "start")
 _METRICS = ("exact_match", "log_prob", "logit_diff")
 #: Metrics that are 0 or 1 for each answer.
 _BINARY = ("exact_match", "retrieved")
+#: In place of an interval that would hold all that is possible.
+UNKNOWN = "too few to tell"
 
 
 def paired_differences(
@@ -102,12 +105,18 @@ def shown_differences(
             sign = "+" if signed else ""
             return "–" if value != value else f"{value:{sign}.1%}" if share else f"{value:{sign}.{digits}f}"
 
+        def within(low: float, high: float, most: float = (2.0 if ending else 1.0) if share else math.inf) -> str:
+            if low != low:
+                return ""
+            known = -most < low or high < most
+            return f" ({written(low, True)} to {written(high, True)})" if known else f" ({UNKNOWN})"
+
         what = label + metric.removesuffix("_effect").replace("_", " ")
         for side, name in zip(SIDES, names, strict=True):
             shown[f"{what}, {name}"] = [written(value) for value in table[f"{metric}_{side}"]]
         columns = (f"{metric}_difference", f"{metric}_difference_low", f"{metric}_difference_high")
         shown[f"{what}, difference"] = [
-            written(middle, True) + ("" if low != low else f" ({written(low, True)} to {written(high, True)})")
+            written(middle, True) + within(low, high)
             for middle, low, high in zip(*(table[column] for column in columns), strict=True)
         ]
         shown[f"p of {what}"] = [f"{value:.2g}" for value in table[f"{metric}_q"]]

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from circuits.analysis.summary import top_table
 from circuits.figures import Section, write_report
 
-_SCOPES = {"global": "of all parameters", "tensor": "of each tensor"}
+#: The two ways to take the top parameters, in words.
+SCOPE_WORDS = {"global": "of all parameters", "tensor": "of each tensor"}
 
 
 def write_page(
@@ -81,7 +82,7 @@ def _tasks(summary: Mapping[str, Any]) -> Sequence[Section]:
 def _shared(summary: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> Sequence[Section]:
     rows = [
         {
-            "the top": _SCOPES[row["scope"]],
+            "the top": SCOPE_WORDS[row["scope"]],
             "shared": f"{row['size']:,}",
             "share": _percent(row["share"]),
             "permuted": _percent(row["permuted_share"]),
@@ -111,16 +112,24 @@ def _shared(summary: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> Seq
     return found
 
 
+def _random_drop(row: Mapping[str, Any]) -> str:
+    """With its interval, unless that holds every drop that there can be."""
+    low, high = row["random_drop_low"], row["random_drop_high"]
+    if low is not None and low <= row["before"] - 1 and high >= row["before"]:
+        return f"{_percent(row['random_drop'])} (too few draws to tell)"
+    return _interval(row, "random_drop", _percent)
+
+
 def _without(summary: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> Sequence[Section]:
     rows = [
         {
-            "the top": _SCOPES[row["scope"]],
+            "the top": SCOPE_WORDS[row["scope"]],
             "task": row["task"],
             "parameters": f"{row['parameters']:,}",
             "before": _percent(row["before"]),
             "without them": _percent(row["after"]),
             "drop, thinned": _percent(row["thinned_drop"]),
-            "drop, random": _interval(row, "random_drop", _percent),
+            "drop, random": _random_drop(row),
         }
         for row in summary.get("ablation", ())
     ]
@@ -229,7 +238,7 @@ def _tests(tests: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.DataFrame(
         {
             "measure": tests["measure"].map(measures),
-            "where": [_SCOPES.get(row.scope, row.unit.replace(".resid_post", "")) for row in tests.itertuples()],
+            "where": [SCOPE_WORDS.get(row.scope, row.unit.replace(".resid_post", "")) for row in tests.itertuples()],
             "facts": tests["facts"],
             "value": tests["value"].map(_two),
             "less": [f"{row.than.replace('_', ' ')} {_two(row.control)}" for row in tests.itertuples()],

@@ -29,6 +29,7 @@ class Step:
         name: of the step.
         does: what it does, in a line.
         needs: what it takes from earlier steps, in the order of its arguments after the case.
+        uses: what it takes after these if it is there; it runs without.
         writes: what it gives, in the order of what it returns.
         lacking: says what a case lacks for it; None if nothing.
         run: the function.
@@ -37,6 +38,7 @@ class Step:
     name: str
     does: str
     needs: tuple[Artifact, ...]
+    uses: tuple[Artifact, ...]
     writes: tuple[Artifact, ...]
     lacking: Callable[[Any], str | None]
     run: Callable[..., Sequence[Any]]
@@ -45,13 +47,14 @@ class Step:
 def step(
     *writes: Artifact,
     needs: Sequence[Artifact] = (),
+    uses: Sequence[Artifact] = (),
     lacking: Callable[[Any], str | None] = lambda case: None,  # noqa: ARG005
 ) -> Callable[[Callable[..., Sequence[Any]]], Step]:
     """Make a step of a function; its name and the first line of its text are the step's."""
 
     def decorate(function: Callable[..., Sequence[Any]]) -> Step:
         does = (function.__doc__ or "").splitlines()[0].rstrip(".")
-        return Step(function.__name__, does, tuple(needs), writes, lacking, function)
+        return Step(function.__name__, does, tuple(needs), tuple(uses), writes, lacking, function)
 
     return decorate
 
@@ -107,7 +110,7 @@ def run_steps(
         if say is not None:
             say(f"{one.name}: {one.does}")
         begun = time.monotonic()
-        found = one.run(case, *(artifact.load(folder) for artifact in one.needs))
+        found = one.run(case, *(artifact.load(folder) for artifact in (*one.needs, *one.uses)))
         for artifact, value in zip(one.writes, found, strict=True):
             artifact.save(folder, value, facts)
         found = value = ()

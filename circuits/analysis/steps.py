@@ -32,6 +32,7 @@ from circuits.interventions import effects_table, pair_groups, run_interventions
 from circuits.masks import (
     SCOPES,
     SCORES,
+    Graft,
     ParameterMask,
     ablate_mask,
     ablation_means,
@@ -250,15 +251,17 @@ def patch(case: Case) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     return effects_table(joined), joined
 
 
-@step(RANKED, CURVES, CURVE_ANSWERS, AREAS, SUMMARY, AGREEMENT, needs=[TRACES, MASKS])
-def rank(case: Case, traces: TracesOnDisk, masks: dict[str, ParameterMask]) -> tuple[Any, ...]:
+@step(RANKED, CURVES, CURVE_ANSWERS, AREAS, SUMMARY, AGREEMENT, needs=[TRACES, MASKS], uses=[GRAFTS])
+def rank(
+    case: Case, traces: TracesOnDisk, masks: dict[str, ParameterMask], grafts: dict[str, Graft]
+) -> tuple[Any, ...]:
     """Rank heads and neurons, and test whether the top ones are needed and enough."""
     settings = case.settings
     draws, seed, ties = settings.draws, settings.seed, settings.ties
     tasks = list(case.of("rank").values())
     # in the order of the tasks, for the last trace gives gradient × activation
     ordered = traces.of(case.of("trace"))
-    made = GRAFTS.load(case.folder).get(tasks[0].name) if "graft_size" in settings.rankings else None
+    made = grafts.get(tasks[0].name)
     evidence = Evidence(
         case.model, case.pre, ordered, masks["global"], None if made is None else made.mask, task=tasks[0], seed=seed
     )

@@ -1,5 +1,6 @@
 """``circuits analyse``: one model on its tasks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,9 +10,11 @@ from circuits.cli.inputs import check_folder, load, open_tasks
 from circuits.cli.options import Chat, Data, Device, DropBad, Dtype, Model, Seed, task_option
 from circuits.cli.settings import options_of
 from circuits.cli.terminal import resumable, say, show
+from circuits.errors import CircuitsError
 
 if TYPE_CHECKING:
     from circuits.analysis import Analysis
+    from circuits.tasks import Task
 
 Tasks = Annotated[list[str], task_option("What the model is asked", "May be repeated.")]
 Start = Annotated[
@@ -24,6 +27,12 @@ Only = Annotated[
     list[str] | None, typer.Option(help="Only this step and those it needs; several times.", show_default=False)
 ]
 Skip = Annotated[list[str] | None, typer.Option(help="Not this step; several times.", show_default=False)]
+HeldOut = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="Score this task, but hold it out of the shared set; several times.", show_default=False
+    ),
+]
 analysis_options = options_of(
     "analysis.case.AnalysisSettings", "fraction", "draws", "keep", "examples", "rest", "neurons", "drawn"
 )
@@ -39,6 +48,7 @@ def analyse(
     ),
     only: Only = None,
     skip: Skip = None,
+    held_out: HeldOut = None,
     data: Data = None,
     chat: Chat = False,
     drop_bad: DropBad = False,
@@ -50,15 +60,34 @@ def analyse(
     """What do the tasks share, what happens without it, and which heads and neurons is it? Resumes where it was."""
     check_folder(out)
     opened = open_tasks(model, task, data, seed=seed, chat=chat, drop_bad=drop_bad)
+    by_step = without(opened.tasks, held_out)
     loaded = load(model, dtype, device)
     before = None if pre is None else load(pre, dtype, device)
     from circuits.analysis import AnalysisSettings
     from circuits.analysis import analyse as run
 
     with resumable():
-        chosen = AnalysisSettings(seed=seed, **settings)
+        chosen = AnalysisSettings(seed=seed, tasks_by_step=by_step, **settings)
         found = run(loaded, opened.tasks, before, out=out, settings=chosen, only=only, skip=skip, say=say)
     tell(found)
+
+
+def without(tasks: Sequence["Task"], held_out: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+    """`AnalysisSettings.tasks_by_step` for an analysis that traces all but these tasks.
+
+    Raises:
+        CircuitsError: there is no such task, or none is left.
+    """
+    if not held_out:
+        return {}
+    names = [task.name for task in tasks]
+    for name in held_out:
+        if name not in names:
+            raise CircuitsError(f"there is no task {name!r} to hold out: choose from {', '.join(names)}")
+    left = tuple(name for name in names if name not in held_out)
+    if not left:
+        raise CircuitsError("every task is held out: at least one has to be traced")
+    return {"trace": left}
 
 
 def tell(found: "Analysis") -> None:
@@ -70,5 +99,6 @@ def tell(found: "Analysis") -> None:
         show(table[[name for name in table if not name.endswith(("_low", "_high"))]], str(found.folder))
     top = top_table(found.tables, 8)
     if top is not None:
-        show(top, "the heads that matter most: change of the answers without each, and 95 % interval")
+        what = "change of the logit difference (of the log-probability where tasks have no foils)"
+        show(top, f"the heads that matter most: {what}, and 95 % interval")
     say(f"{found.report}")

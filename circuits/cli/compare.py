@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from circuits.cli.analyse import Only, Skip, Start, Tasks, analysis_options
+from circuits.cli.analyse import HeldOut, Only, Skip, Start, Tasks, analysis_options, without
 from circuits.cli.inputs import check_folder, load, open_tasks
 from circuits.cli.options import Chat, Data, Device, DropBad, Dtype, Model, Seed
 from circuits.cli.terminal import resumable, say, show
@@ -22,6 +22,7 @@ def compare(
     ),
     only: Only = None,
     skip: Skip = None,
+    held_out: HeldOut = None,
     data: Data = None,
     chat: Chat = False,
     drop_bad: DropBad = False,
@@ -33,6 +34,7 @@ def compare(
     """Analyse two models on the same tasks, and set every number of one beside the other's."""
     check_folder(out)
     opened = open_tasks(model, task, data, seed=seed, chat=chat, drop_bad=drop_bad)
+    by_step = without(opened.tasks, held_out)
     one, two = load(model, dtype, device), load(other, dtype, device)
     before = None if pre is None else load(pre, dtype, device)
     from circuits.analysis import AnalysisSettings
@@ -46,7 +48,7 @@ def compare(
         )
     names = (model.name, other.name) if model.name != other.name else (str(model), str(other))
     with resumable():
-        chosen = AnalysisSettings(seed=seed, **settings)
+        chosen = AnalysisSettings(seed=seed, tasks_by_step=by_step, **settings)
         found = run(
             one, two, opened.tasks, out=out, pre=before, names=names, settings=chosen, only=only, skip=skip, say=say
         )

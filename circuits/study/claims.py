@@ -93,11 +93,16 @@ def _by_question(answers: pandas.DataFrame, value: str = "exact_match", **chosen
 def _recall(summary: dict[str, Any], tables: dict[str, pandas.DataFrame], other: str, level: float) -> Finding:
     mixed, two = summary["accuracy"]["mixed"], summary["accuracy"][other]
     sides = [_by_question(tables["answers"], model=model, split="qa_ood") for model in ("mixed", other)]
+    full, gentle = (
+        of["bio_after_stage_1"] - of["bio"]
+        for of in (summary["accuracy"][name] for name in ("two_stage", "two_stage_gentle"))
+    )
+    forgets = ", which forgets more" if full > max(0.0, gentle) else ""
     claims = {
         "two_stage_gentle": "Mixed training recalls held-out questions, two-stage training with a small second rate "
         "does not (QA-OOD; the paper: 88.6 % against 9.7 %)",
-        "two_stage": "Mixed training also recalls more of them than two-stage training with the full second rate, "
-        "which forgets more (QA-OOD)",
+        "two_stage": "Mixed training also recalls more of them than two-stage training with the full second rate"
+        f"{forgets} (QA-OOD)",
     }
     return Finding(
         "1a",

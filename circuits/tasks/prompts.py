@@ -138,7 +138,10 @@ def _place(prompt: Prompt, name: str, given: Any) -> tuple[int, int]:
             raise prompt.error(f"the span {name!r} is {_shown(part)}, which does not occur in {_shown(text)}")
         if number is None and len(starts) > 1:
             which = json.dumps([part, 2], ensure_ascii=False)
-            raise prompt.error(f"{_shown(part)} occurs {len(starts)} times in {_shown(text)}: say which, as {which}")
+            raise prompt.error(
+                f"the span {name!r} is {_shown(part)}, which occurs {len(starts)} times in {_shown(text)}: "
+                f"say which, as {which}"
+            )
         if number is not None and not 1 <= number <= len(starts):
             raise prompt.error(
                 f"the span {name!r} is occurrence {number} of {_shown(part)}, which occurs {len(starts)} "

@@ -93,6 +93,7 @@ def test_what_is_there_is_not_done_again(planted):
     found, command, _ = planted
     files = [file for file in found.folder.rglob("*") if file.suffix in (".parquet", ".safetensors")]
     before = {file: file.stat().st_mtime_ns for file in files}
+    assert "on this machine" not in run(*command).output  # what lacks something is not waited for
     (found.folder / "steps" / "sweep.json").unlink()
     sweep = found.tables["sweep"]
     assert run(*command).exit_code == 0

@@ -2,7 +2,8 @@ import pandas
 import pytest
 from typer.testing import CliRunner
 
-from circuits.analysis import AnalysisSettings, Comparison, compare, paired_differences
+from circuits.analysis import Analysis, AnalysisSettings, Comparison, compare, paired_differences
+from circuits.analysis.comparison_page import shown_differences
 from circuits.cli.app import app
 from circuits.errors import CircuitsError
 from circuits.interventions import Intervention, run_interventions
@@ -136,3 +137,44 @@ def test_the_command_compares_two_checkpoints(models, tmp_path):
     assert result.exit_code == 0, result.output
     assert "a: one, b: two" in result.output
     assert Comparison(tmp_path / "out").names == ("one", "two")
+
+
+def test_the_page_names_models_and_rankings_as_a_person_does(found):
+    page = found.report.read_text()
+    assert "<th>ranking</th>" in page
+    assert "shared size per tensor" in page
+    for raw in ("auc_a<", "n50_b<", "size_a<", "score_a<", ">global<"):
+        assert raw not in page
+    row = found.tables["areas"].query("kind == 'head' and condition == 'sufficient' and metric == 'shared_size'")
+    assert f"<td>sufficient</td>\n      <td>shared size</td>\n      <td>{row['auc_a'].mean():.2f}</td>" in page
+
+
+def test_an_interval_that_holds_everything_possible_is_not_shown():
+    table = pandas.DataFrame({"task": ["a", "b"], "answers": 2, "exact_match_effect_a": 0.0})
+    table = table.assign(exact_match_effect_b=0.85, exact_match_effect_difference=0.85, exact_match_effect_q=1.0)
+    table["exact_match_effect_difference_low"] = [-10.0, 0.5]
+    table["exact_match_effect_difference_high"] = [11.7, 1.2]
+    shown = shown_differences(table, ["task"], ("one", "two"), "_effect")["exact match, difference"].tolist()
+    assert shown == ["+85.0% (too few to tell)", "+85.0% (+50.0% to +120.0%)"]
+
+
+@pytest.mark.parametrize("command", ["analyse", "compare"])
+def test_a_task_is_held_out_of_the_shared_set_from_the_shell(command, models, dataset, tmp_path):
+    sides = ["a"] if command == "analyse" else ["a", "b"]
+    tasks = [part for name in ("bio", "qa_id", "qa_ood") for part in ("--task", name)]
+    for side, model in zip(sides, models, strict=False):
+        save_model(model, tmp_path / side)
+    base = [command, *(str(tmp_path / side) for side in sides), *tasks, "--data", str(dataset.folder)]
+    base += ["--out", str(tmp_path / "out"), "--examples", "4", "--draws", "2", "--only", "ablate"]
+    result = CliRunner().invoke(app, [*base, "--held-out", "qa_ood"])
+    assert result.exit_code == 0, result.output
+    for out in [tmp_path / "out" / side for side in sides] if command == "compare" else [tmp_path / "out"]:
+        found = Analysis(out)
+        assert list(found.traces) == ["bio", "qa_id"]
+        assert set(found.tables["ablation"]["task"]) == {"bio", "qa_id", "qa_ood"}
+    result = CliRunner().invoke(app, [*base, "--held-out", "qa"])
+    assert isinstance(result.exception, CircuitsError)
+    assert str(result.exception) == "there is no task 'qa' to hold out: choose from bio, qa_id, qa_ood"
+    everything = [part for name in ("bio", "qa_id", "qa_ood") for part in ("--held-out", name)]
+    result = CliRunner().invoke(app, [*base, *everything])
+    assert str(result.exception) == "every task is held out: at least one has to be traced"

@@ -73,3 +73,10 @@ def test_pairs_are_of_the_same_questions_whatever_the_order():
     turned = {"answers": tables["answers"].iloc[::-1]}
     assert findings(summary, turned) == findings(summary, tables)
     assert findings(summary, turned)[0].difference == 0.25
+
+
+def test_only_a_second_stage_that_lowers_recall_of_biographies_forgets():
+    summary, tables = study([[1.0]] * 6, [[0.0]] * 6)
+    for before, after, forgets in ((1.0, 0.2, True), (0.2, 0.9, False), (1.0, 1.0, False)):
+        summary["accuracy"]["two_stage"] |= {"bio_after_stage_1": before, "bio": after}
+        assert any("forgets" in claim.claim for claim in findings(summary, tables)) == forgets

@@ -281,9 +281,13 @@ def test_spans_are_where_they_say(span, places):
     [
         ("IO", "Paul", f"the span 'IO' is 'Paul', which does not occur in '{TEXT}'"),
         ("IO", "", f"the span 'IO' is '', which does not occur in '{TEXT}'"),
-        ("S", "John", f"'John' occurs 3 times in '{TEXT}': say which, as [\"John\", 2]"),
-        ("S", ["John", "Mary"], f"'John' occurs 3 times in '{TEXT}': say which, as [\"John\", 2]"),
-        ("S", "ana", f"'ana' occurs 2 times in '{TEXT}': say which, as [\"ana\", 2]"),
+        ("S", "John", f"the span 'S' is 'John', which occurs 3 times in '{TEXT}': say which, as [\"John\", 2]"),
+        (
+            "S",
+            ["John", "Mary"],
+            f"'S' is 'John', which occurs 3 times in '{TEXT}': say which, as [\"John\", 2]",
+        ),
+        ("S", "ana", f"the span 'S' is 'ana', which occurs 2 times in '{TEXT}': say which, as [\"ana\", 2]"),
         ("S", ["John", 4], f"the span 'S' is occurrence 4 of 'John', which occurs 3 times in '{TEXT}': count from 1"),
         ("S", ["Mary", 0], f"the span 'S' is occurrence 0 of 'Mary', which occurs 1 time in '{TEXT}': count from 1"),
         *(

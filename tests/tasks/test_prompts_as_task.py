@@ -159,7 +159,7 @@ def test_bad_lines_are_named_or_dropped(words, tmp_path):
             {"counterfactuals": ["Mary gave a drink to"]},
             "prompt 0: the counterfactual has 6 tokens and the prompt 14: make them equal",
         ),
-        ({"spans": [{"S": "John"}]}, "'John' occurs 2 times in 'When Mary"),
+        ({"spans": [{"S": "John"}]}, "the span 'S' is 'John', which occurs 2 times in 'When Mary"),
         ({"chat": True}, "prompt 0: .* has no chat template: leave out chat=True"),
     ],
 )
