@@ -25,6 +25,8 @@ from circuits.units import Head, Neuron
 from tests.fixtures import loaded
 from tests.test_planted_truth import planted_checkpoint, planted_units, reached, task_of
 
+pytestmark = pytest.mark.usefixtures("all_unchecked")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -14,6 +14,8 @@ from circuits.tasks import Task
 from circuits.units import Head
 from tests.fixtures import loaded
 
+pytestmark = pytest.mark.usefixtures("all_unchecked")
+
 SETTINGS = AnalysisSettings(draws=2, neurons=2, drawn=0, fractions=(0.01,))
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -211,18 +212,17 @@ def test_an_interruption_leaves_whole_parts_and_says_how_to_go_on(plan_of, tmp_p
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
 def test_workers_give_the_same_bytes_and_end_when_their_parent_is_killed(long, tmp_path, undisturbed):
-    expected, _ = undisturbed(long)
+    plan = replace(long, per_answer=True)
+    expected, _ = undisturbed(plan)
     out = tmp_path / "out"
-    child = forked(lambda: run_sweep(long, out, "processes", 2))
+    child = forked(lambda: run_sweep(plan, out, "processes", 2))
     wait_for(lambda: len(parts(out)) > 4, 300)
     family = subprocess.run(["ps", "-o", "pid=", "--ppid", str(child)], capture_output=True, text=True).stdout.split()
     assert len(family) >= 2
     os.kill(child, signal.SIGKILL)
     assert ended(child) == -signal.SIGKILL
     wait_for(lambda: not any(running(int(process)) for process in family), 10)
-    done = parts(out)
-    assert {name: (out / "parts" / name).read_bytes() for name in done} == {
-        name: expected[f"parts/{name}"] for name in done
-    }
-    run_sweep(long, out)
+    done = [f"{folder}/{name}" for folder in ("parts", "answers") for name in parts(out)]
+    assert {name: (out / name).read_bytes() for name in done} == {name: expected[name] for name in done}
+    run_sweep(plan, out)
     assert contents(out) == expected
