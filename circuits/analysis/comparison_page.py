@@ -98,7 +98,7 @@ def _readable(table: pandas.DataFrame, names: tuple[str, str]) -> pandas.DataFra
         for side, name in zip(SIDES, names, strict=True):
             if column.endswith(f"_{side}"):
                 return f"{column[:-2].replace('_', ' ')}, {name}"
-        return {"scope": "the top"}.get(column, column.replace("_", " "))
+        return "the top" if column == "scope" else column
 
     worded = {
         column: table[column].map(words[column.removesuffix("_a").removesuffix("_b")], na_action="ignore")

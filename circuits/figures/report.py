@@ -17,7 +17,8 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.2em; border-bottom: 1px solid #ddd; 
 table { border-collapse: collapse; margin: 1em 0; font-size: 14px; }
 th, td { padding: .3em .8em; border-bottom: 1px solid #e5e5e5; text-align: right; }
 th:first-child, td:first-child, .words th, .words td { text-align: left; }
-.figure { overflow-x: auto; } .lead { font-size: 18px; } footer { color: #777; font-size: 13px; margin-top: 3em; }
+.figure, .wide { overflow-x: auto; } .lead { font-size: 18px; }
+footer { color: #777; font-size: 13px; margin-top: 3em; }
 """
 
 
@@ -61,7 +62,8 @@ def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Sec
             # numbers stand to the right, sentences to the left
             wordy = section.table.map(lambda cell: isinstance(cell, str) and len(cell) > 40).to_numpy().any()
             kind = "words" if wordy else None
-            parts.append(section.table.to_html(index=False, border=0, na_rep="", escape=True, classes=kind))
+            table = section.table.to_html(index=False, border=0, na_rep="", escape=True, classes=kind)
+            parts.append(f"<div class='wide'>{table}</div>")  # what is wider than the page scrolls alone
         if section.figure is not None:
             drawn = section.figure.to_html(
                 full_html=False, include_plotlyjs=False, config={"displaylogo": False, "displayModeBar": False}

@@ -285,7 +285,7 @@ def test_spans_are_where_they_say(span, places):
         (
             "S",
             ["John", "Mary"],
-            f"'S' is 'John', which occurs 3 times in '{TEXT}': say which, as [\"John\", 2]",
+            f"the span 'S' is 'John', which occurs 3 times in '{TEXT}': say which, as [\"John\", 2]",
         ),
         ("S", "ana", f"the span 'S' is 'ana', which occurs 2 times in '{TEXT}': say which, as [\"ana\", 2]"),
         ("S", ["John", 4], f"the span 'S' is occurrence 4 of 'John', which occurs 3 times in '{TEXT}': count from 1"),
