@@ -23,7 +23,7 @@ _AT_A_TIME = 1 << 24
 #: What adding up a product of two positions costs, beside a multiplication inside a matrix product.
 _ADDING = 10
 #: What taking single entries out of both sides costs, beside a multiplication inside a matrix product.
-_TAKING = 20
+_TAKING = 60
 
 
 @dataclass(frozen=True)
