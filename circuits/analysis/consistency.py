@@ -6,7 +6,7 @@
    layer and component, inside the shared parameters, and inside as many random ones outside them (both thinned alike
    where there is too little room, as in the step ``ablate``).
 3. Activations of the same pairs are compared layer by layer, at the token that predicts the answer and at the last
-   token of each span that both tasks have.
+   token of the first span that both tasks have, such as the subject.
 4. Differences are tested fact by fact: matched less mismatched, inside less random, retrieval less chance.
 5. The signature is by causal replacement, of the same facts where a task shares facts with another.
 """
@@ -40,6 +40,8 @@ SIGNATURE, SIGNATURE_ANSWERS = Table("signature"), Table("signature_answers")
 
 #: Fewer facts have no mismatched ones to be told from.
 _LEAST = 3
+#: Answers that lend their tokens to each span, where there are as many draws.
+DONORS = 3
 #: What tells the parts of gradients apart.
 PARTS = ("by", "scope", "condition", "draw", "unit", "layer", "index")
 
@@ -67,7 +69,7 @@ def consistency(case: Case, masks: Mapping[str, ParameterMask]) -> tuple[pandas.
     for name, other in track(named, "consistency", len(named), "pair of tasks"):
         about, count = {"task": name, "other": other}, case.count("consistency")
         one, two = pair_facts(case.tasks[name], case.tasks[other], count, seed=settings.seed)
-        spans = ["last", *_common_spans(one, two)]
+        spans = ["last", *_common_spans(one, two)[:1]]
         tables = [
             *_gradients(case, one, two, controlled),
             representation_consistency(case.model, one, two, spans=spans, seed=settings.seed),
@@ -196,8 +198,9 @@ def _matched_less_mismatched(
     for key, part in together.groupby(keys, sort=False):
         about = dict(zip(keys, key, strict=True)) | {"scope": ""}
         cosines = part.pivot(index=["group", "example"], columns="kind", values="cosine")
-        for kind in cosines:
-            if kind != "matched":
+        wanted = [kind for kind in cosines if kind != "matched"]
+        for kind in wanted if about["unit"] == "all" else [mismatched_kind(wanted)]:
+            if kind in cosines:
                 yield about | {"than": kind, **_tested(cosines, "matched", str(kind))}
         if about["measure"] == "representation":
             matched = part[part["kind"] == "matched"].set_index(["group", "example"])
@@ -258,7 +261,12 @@ def signature(case: Case) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     means, answers = [], []
     for name, task in asked_of(case).items():
         found = input_signature(
-            case.model, task, list(task.spans), per_answer=True, draws=case.settings.draws, seed=case.settings.seed
+            case.model,
+            task,
+            list(task.spans),
+            per_answer=True,
+            draws=min(case.settings.draws, DONORS),
+            seed=case.settings.seed,
         )
         shares = answer_shares(found)
         if shares.empty:

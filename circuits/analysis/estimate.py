@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from circuits.analysis.case import Case
-from circuits.analysis.consistency import asked_of, facts_of
+from circuits.analysis.consistency import DONORS, asked_of, facts_of
 from circuits.analysis.running import Step
 from circuits.analysis.steps import sources_of
 from circuits.masks import SCOPES, SCORES, covered_parameters
@@ -21,7 +21,7 @@ _PROBED = 4
 #: Forward passes that a per-example gradient, and the run of one head from its layer on, come to.
 _GRADIENT, _FROM_A_LAYER = 4.0, 0.35
 #: Forward passes that comparing the gradients and activations of one fact comes to, inside masks and outside them.
-_COMPARED = 60.0
+_COMPARED = 40.0
 #: Seconds to select a set of one parameter, and models that the search for a graft tries.
 _SELECT, _TRIED = 1.8e-8, 20
 
@@ -66,7 +66,9 @@ def estimate(case: Case, steps: Sequence[Step]) -> Mapping[str, float]:
         "rank": curves * rankings * points * passes("rank"),
         "attend": passes("attend"),
         "consistency": _COMPARED * facts * forward,
-        "signature": sum((1 + settings.draws * (1 + len(task.spans))) * len(task) for task in asked_of(case).values())
+        "signature": sum(
+            (1 + min(settings.draws, DONORS) * (1 + len(task.spans))) * len(task) for task in asked_of(case).values()
+        )
         * forward,
     }
     return {step.name: found[step.name] for step in steps if step.lacking(case) is None}

@@ -23,7 +23,7 @@ _AT_A_TIME = 1 << 24
 #: What adding up a product of two positions costs, beside a multiplication inside a matrix product.
 _ADDING = 10
 #: What taking single entries out of both sides costs, beside a multiplication inside a matrix product.
-_TAKING = 20
+_TAKING = 60
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,13 @@ class Sides:
 
     written: Float[Tensor, "example pos out"]
     read: Float[Tensor, "example pos in"]
+
+
+def _present(index: Int[Tensor, "..."]) -> Int[Tensor, " value"]:
+    """The values that there are, in order: without sorting them all, as ``unique`` does."""
+    found = torch.zeros(int(index.max()) + 1, dtype=torch.bool)
+    found[index.flatten()] = True
+    return found.nonzero().flatten()
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class Block:
             index.movedim(row.axis if units else 0, 0).reshape(index.shape[row.axis] if units else 1, -1)
             for index in places
         ]
-        rows, columns = (torch.stack([one.unique() for one in index]) for index in by_unit)
+        rows, columns = (torch.stack([_present(one) for one in index]) for index in by_unit)
         return cls(row, rows, columns, places)
 
     def parts(self, examples: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -148,7 +155,7 @@ def products_inside(
         for name in inside
     }
     entries = {name: tuple(place[mask] for place in block.places) for name, mask in inside.items()}
-    rows, columns = (place.unique() for place in block.places)
+    rows, columns = map(_present, block.places)
     if sum(len(chosen) for chosen, _ in entries.values()) * _TAKING < len(rows) * len(columns):
         size = max(1, _AT_A_TIME // (max(n, m) * max(one.written.shape[1], two.written.shape[1])))
         for name, chosen in entries.items():

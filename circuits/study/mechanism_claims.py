@@ -136,4 +136,4 @@ def _named(model: str) -> str:
 
 
 def _both(numbers: list[dict[str, Any]], name: str, between: str = " against ") -> str:
-    return between.join(f"{one[name]:.3f}" for one in numbers)
+    return between.join(f"{round(one[name], 3) + 0.0:.3f}" for one in numbers)

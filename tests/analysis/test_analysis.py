@@ -157,7 +157,7 @@ def test_tasks_about_the_same_people_are_patched_into_each_other(people):
 
 
 def test_an_analysis_shows_itself(people):
-    assert "steps=[ablate, attend, evaluate" in repr(people)
+    assert "steps=[ablate, attend, consistency, evaluate" in repr(people)
     assert "<table" in people._repr_html_()
     assert {"sharing", "shared_heads", "sweep", "patches", "attention"} <= set(people.figures)
     assert list(people.folder.glob("figures/attention_*.html"))
@@ -190,7 +190,14 @@ def by_step(tasks, tmp_path_factory):
         examples_by_step={"trace": 4, "ablate": 5, "rank": 3},
     )
     out = tmp_path_factory.mktemp("by_step") / "out"
-    return analyse(loaded("llama"), chosen, loaded("llama", seed=1), out=out, settings=settings, skip=["attend"])
+    return analyse(
+        loaded("llama"),
+        chosen,
+        loaded("llama", seed=1),
+        out=out,
+        settings=settings,
+        skip=["attend", "consistency", "signature"],
+    )
 
 
 def test_a_step_is_done_on_the_tasks_and_examples_that_are_asked_for(by_step, tasks):
