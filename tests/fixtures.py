@@ -18,6 +18,8 @@ from circuits.tasks import Task
 from circuits.training import new_model
 
 FAMILIES = ("llama", "pythia")
+#: Of which the one ties its embeddings, and the other does not.
+START = {"llama": "tiny-llama", "pythia": "tiny-pythia-untied"}
 
 # small models are fastest on one thread, and a busy machine makes two far slower
 torch.set_num_threads(1)
@@ -26,7 +28,7 @@ torch.set_flush_denormal(True)
 
 def lively(family: str, seed: int = 0):
     """A Hugging Face model whose attention is far from uniform and whose biases are not zero."""
-    model = new_model(f"tiny-{family}", word_tokenizer(), seed)
+    model = new_model(START[family], word_tokenizer(), seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

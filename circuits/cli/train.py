@@ -23,7 +23,9 @@ def train(
         list[Recipe] | None,
         typer.Option(help="What to train; may be given several times. Default: mixed and two-stage."),
     ] = None,
-    start: Annotated[str, typer.Option(help="tiny-llama, tiny-pythia, or the folder of a checkpoint.")] = "tiny-llama",
+    start: Annotated[
+        str, typer.Option(help="tiny-llama, tiny-pythia, tiny-pythia-untied, or the folder of a checkpoint.")
+    ] = "tiny-llama",
     seed: Seed = 0,
     **settings: Any,
 ) -> None:

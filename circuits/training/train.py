@@ -63,7 +63,7 @@ def train(
         dataset: what to learn; held-out questions (``qa_ood``) are only evaluated.
         out: gets a checkpoint for each stage (``mixed``; ``stage_1`` and ``two_stage``; ``stage_1`` and
             ``two_stage_gentle``) and ``pre``. A stage that is finished there is not run again.
-        start: ``tiny-llama`` or ``tiny-pythia``, trained from scratch, or the folder of a checkpoint.
+        start: one of `CONFIGURATIONS`, trained from scratch, or the folder of a checkpoint.
         optimisation: steps, rows, rates.
         seed: of new weights and of the order of rows.
         evaluate_every: steps between points of the curve and between saved states.

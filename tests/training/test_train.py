@@ -20,6 +20,7 @@ from circuits.training import Job, Optimisation, new_model, stages, train, train
 from circuits.training.rows import IGNORED, Collator, TokenisedRows
 from circuits.training.trainer import compact_loss
 from circuits.units import Head
+from tests.fixtures import START
 from tests.processes import ended, forked, needs_fork, running, wait_for
 
 SMALL = Optimisation(steps=12, rows=24, warmup_steps=3)
@@ -121,7 +122,7 @@ def test_compact_training_learns_as_plain_training_does(few, tmp_path, monkeypat
 @pytest.mark.parametrize("family", ["llama", "pythia"])
 def test_frozen_embeddings_keep_their_bits_and_everything_else_learns(few, tmp_path, family):
     optimisation = Optimisation(steps=2, rows=6, freeze_embeddings=True, weight_decay=0.1)
-    (folder,) = train("mixed", few, tmp_path, f"tiny-{family}", optimisation)
+    (folder,) = train("mixed", few, tmp_path, START[family], optimisation)
     before, after = weights(tmp_path / "pre"), weights(folder)
     frozen = {name for name, value in after.items() if torch.equal(value, before[name])}
     embeddings = {"llama": {"model.embed_tokens.weight"}, "pythia": {"gpt_neox.embed_in.weight", "embed_out.weight"}}
