@@ -134,14 +134,14 @@ def mechanism_table(summary: dict[str, Any]) -> pandas.DataFrame:
 
 #: Column of the table → where its number stands in a summary, and how it is written.
 _MECHANISM = {
-    "gradients, same fact": ("consistency", "gradient", "matched", ".3f"),
-    "gradients, other facts": ("consistency", "gradient", "mismatched", ".3f"),
-    "inside S": ("consistency", "gradient", "inside", ".3f"),
-    "random outside": ("consistency", "gradient", "outside", ".3f"),
-    "inside S, per tensor": ("consistency", "gradient", "inside_per_tensor", ".3f"),
-    "random outside, per tensor": ("consistency", "gradient", "outside_per_tensor", ".3f"),
-    "activations, same fact": ("consistency", "representation", "matched", ".3f"),
-    "activations, other facts": ("consistency", "representation", "mismatched", ".3f"),
+    "gradients, same fact": ("consistency", "gradient", "matched", "z.3f"),
+    "gradients, other facts": ("consistency", "gradient", "mismatched", "z.3f"),
+    "inside S": ("consistency", "gradient", "inside", "z.3f"),
+    "random outside": ("consistency", "gradient", "outside", "z.3f"),
+    "inside S, per tensor": ("consistency", "gradient", "inside_per_tensor", "z.3f"),
+    "random outside, per tensor": ("consistency", "gradient", "outside_per_tensor", "z.3f"),
+    "activations, same fact": ("consistency", "representation", "matched", "z.3f"),
+    "activations, other facts": ("consistency", "representation", "mismatched", "z.3f"),
     "retrieved": ("consistency", "representation", "retrieval", ".1%"),
     "rests on subject": ("signature", None, "subject", ".1%"),
     "relation": ("signature", None, "relation", ".1%"),
