@@ -13,6 +13,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from textwrap import shorten
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -28,7 +29,8 @@ _MEANINGS = {
     "subject_linking": "subject linking: attention to the subject's tokens, mean over the tokens after its first",
     "relation_focusing": "relation focusing: attention of the last token to the words that name the relation",
 }
-_CELL = 34
+#: Pixels of a token's cell, and of a character above a panel.
+_CELL, _CHARACTER = 34, 7
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def attention_figure(
         horizontal_spacing=0.16 if columns > 1 else 0,
     )
     for column, reading in enumerate(readings, start=1):
-        _draw_pattern(figure, reading, column, columns, _colours(readings))
+        _draw_pattern(figure, reading, column, columns, _colours(readings), side)
         _draw_reading(figure, reading, column)
     _draw_rectangles(figure, drawn, readings)
     _explain(figure, drawn, readings)
@@ -193,7 +195,7 @@ def _axis(number: int, letter: str) -> str:
 
 
 def _draw_pattern(
-    figure: go.Figure, reading: HeadReading, column: int, columns: int, colours: Mapping[str, str]
+    figure: go.Figure, reading: HeadReading, column: int, columns: int, colours: Mapping[str, str], side: int
 ) -> None:
     length = len(reading.tokens)
     behaviours = {behaviour.name: behaviour.keys for behaviour in reading.behaviours}
@@ -265,8 +267,10 @@ def _draw_pattern(
         f"{name.replace('_', ' ')} {score:.2f} (uniform {uniform:.2f})"
         for name, (score, uniform) in reading.scores.items()
     )
+    # no wider than the panel; all tokens stand at its axes
+    characters = side // _CHARACTER
     figure.add_annotation(
-        text=f"<b>{escape(reading.title)}</b>  {escape(reading.text)}"
+        text=f"<b>{escape(reading.title)}</b>  {escape(shorten(reading.text, characters, placeholder=' …'))}"
         f"<br><span style='font-size:11px'>{scores or '&nbsp;'}</span>",
         x=0.5,
         y=1,

@@ -83,6 +83,14 @@ def test_labels_of_one_character_stand_upright_and_the_legend_has_a_row_of_its_o
     assert "has −0.50, rank 1,204" in attention_figure([asked]).layout.xaxis2.title.text
 
 
+def test_a_text_that_is_wider_than_its_panel_is_cut():
+    asked = replace(reading(), text="Ada Lovelace was born in London. " * 9)
+    (above,) = (note.text for note in attention_figure([asked]).layout.annotations if "Ada" in note.text)
+    assert "London. Ada" in above
+    assert " …<br>" in above
+    assert 7 * len(above.split("<br>")[0].split("  ")[1]) <= 300
+
+
 def test_a_rectangle_by_hand_replaces_the_found_ones():
     figure = attention_figure([reading()], [Rectangle(0, (4, 4), (0, 1), "copying")])
     (shape,) = figure.layout.shapes
