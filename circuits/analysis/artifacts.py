@@ -65,7 +65,7 @@ class Masks(Artifact):
 
     def load(self, folder: Path) -> dict[str, ParameterMask]:
         """Read what `save` wrote."""
-        return {file.stem: ParameterMask.load(file) for file in sorted(self.path(folder).glob("*.safetensors"))}
+        return {file.stem: ParameterMask.load(file) for file in sorted(self.path(folder).glob("[!.]*.safetensors"))}
 
 
 #: The shared parameters, which several steps take.
@@ -84,7 +84,7 @@ class Traces(Artifact):
 
     def load(self, folder: Path) -> "TracesOnDisk":
         """Give them by task, in the order of their names; each is as large as the model, and read when asked for."""
-        return TracesOnDisk({file.stem: file for file in sorted(self.path(folder).glob("*.safetensors"))})
+        return TracesOnDisk({file.stem: file for file in sorted(self.path(folder).glob("[!.]*.safetensors"))})
 
 
 class TracesOnDisk(Mapping[str, GradientTrace]):

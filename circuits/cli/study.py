@@ -119,4 +119,5 @@ def report(
             written = report_study(folders[0], out)
         else:
             written = [report_studies(folders, out)]
-    say(f"{written[-1]}, {len(written) - 1} images")
+    images = f", {len(written) - 1} images" if len(written) > 1 else ""
+    say(f"{written[-1]}{images}")
