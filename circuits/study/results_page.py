@@ -222,8 +222,9 @@ def _opening(summary: dict[str, Any], tables: dict[str, pandas.DataFrame], missi
         f"{condition_in_words(settings)}, {data['qa_id_fraction']:.0%} of them with their questions in "
         f"training. *Mixed* training takes {training['steps']} steps of {training['rows']} rows, of which "
         f"{training['qa_share']:.0%} are questions, at a peak rate of {training['learning_rate']:g}. *Two-stage* "
-        "training takes the same biographies alone in as many steps, then the same questions alone. As a control, the "
-        f"second stage is run again at a peak rate of {training['gentle_learning_rate']:g}.",
+        "training takes the same biographies alone in as many steps, then the same questions alone, at two peak rates: "
+        f"{training['gentle_learning_rate']:g}, which forgets little and is compared with mixed training below, and "
+        f"{training['learning_rate']:g}.",
         f"Seed {settings['seed']}, {summary['seconds']['total'] / 3600:.1f} hours on {_machine(summary)}. Written by "
         f"`circuits report` from a study made at commit {source['git_commit']} (version {source['library_version']}, "
         f"dataset {source['dataset']}, model {settings.get('model_fingerprint', 'new')}).",

@@ -24,7 +24,7 @@ from circuits.masks import Graft, ParameterMask, ablate_mask, graft, unit_mask
 from circuits.models import fingerprint, load_model, parameters_of, save_model
 from circuits.statistics import mean_interval
 from circuits.storage import atomic_file
-from circuits.study import PRETRAINED_STUDY, StudySettings, findings, results_page, run_study
+from circuits.study import AUGMENTED_STUDY, PRETRAINED_STUDY, StudySettings, findings, results_page, run_study
 from circuits.study import steps as study_steps
 from circuits.study.folder import Study
 from circuits.tracing import GradientTrace
@@ -677,6 +677,14 @@ def test_several_seeds_are_studies_and_a_summary(study, tmp_path):
     assert "Are both formats alike inside?" in page
     assert "1 of 2 seeds have no such number" in page
     assert "the seeds are all alike and show no spread to judge by" in page
+    small = tmp_path / "small.md"
+    refused(call("report", out, tmp_path, "--out", small), "holds no finished studies")
+    assert not small.exists()
+    assert call("report", out, out, "--out", small).returncode == 0
+    text = small.read_text()
+    assert text.count("## Small llama model, facts told once") == 2
+    assert f"{mean:.1%}" in text
+    assert "1 of 2 seeds have no such number" in text
     refused(call("study", "--seeds", "0,1", "--out", out, *SMALL_STUDY[:2], "--steps", 41), "not 41")
     refused(call("study", "--seeds", "0", "--out", study, *SMALL_STUDY), "holds something that is no set of studies")
     refused(call("study", "--out", out, *SMALL_STUDY), "holds something that is not a study")
@@ -842,6 +850,12 @@ def test_a_model_brings_its_own_defaults(pretrained, tmp_path, monkeypatch):
     ]  # fmt: skip
     assert call("study", "--out", tmp_path / "out").returncode == 130
     assert asked[1] == StudySettings()
+    assert call("study", "--out", tmp_path / "out", "--condition", "augmented").returncode == 130
+    assert asked[2] == AUGMENTED_STUDY
+    assert asked[2].data == DatasetSettings()
+    assert call(*model, pretrained / "llama", "--condition", "single").returncode == 130
+    assert asked[3].data == replace(FAMILIAR, biographies=1, wordings=1, order="fixed", row="biography")
+    assert asked[3].optimisation == PRETRAINED
     refused(call(*model, tmp_path / "nowhere"), "there is no folder")
     refused(call(*model, tmp_path), "is no checkpoint: it has no config.json")
     refused(call(*model, pretrained / "llama", "--family", "pythia"), "is a llama, not a pythia: leave out the family")
