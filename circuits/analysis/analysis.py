@@ -132,6 +132,7 @@ def analyse(
     settings: AnalysisSettings | None = None,
     only: Sequence[str] | None = None,
     skip: Sequence[str] | None = None,
+    traces: Mapping[str, GradientTrace] | None = None,
     check_start: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> Analysis:
@@ -146,6 +147,8 @@ def analyse(
         settings: how; see `AnalysisSettings`.
         only: these steps of `circuits.analysis.STEPS`, and those they need; all if not given.
         skip: not these.
+        traces: of the tasks that are traced, by name, made elsewhere: over checkpoints or along training, say, with this
+            model as the last. Made here if not given.
         check_start: refuse a ``pre`` if the checkpoint of ``model`` says that it was trained from another model.
         say: called with a line when a step begins.
 
@@ -154,8 +157,8 @@ def analyse(
 
     Raises:
         CircuitsError: two tasks have one name or the same prompts, a task's name cannot be a file's, a step or a task
-            that is named does not exist, functions are hooked into a model, ``pre`` is not the start, or the folder
-            holds something else.
+            that is named does not exist, functions are hooked into a model, ``pre`` is not the start, the traces are
+            not those of these tasks or of this model, or the folder holds something else.
 
     Example:
         >>> import tempfile
@@ -171,7 +174,7 @@ def analyse(
         (['global', 'tensor'], True)
     """
     settings = settings or AnalysisSettings()
-    case = Case(model, _by_name(tasks), pre, settings, Path(out))
+    case = Case(model, _by_name(tasks), pre, settings, Path(out), traces)
     chosen = choose(made_by.STEPS, only, skip)
     _check_names(case)
     for one in (model, pre):
@@ -179,12 +182,19 @@ def analyse(
             refuse_hooks(one)
     if pre is not None and check_start:
         require_start(model, pre)
-    facts = {
+    facts: dict[str, Any] = {
         "model": {"source": str(checkpoint_of(model).source), **facts_of(model)},
         "pre": None if pre is None else {"source": str(checkpoint_of(pre).source), "model": identity(pre)},
         "tasks": {name: task.identity() for name, task in case.tasks.items()},
         "settings": asdict(settings),
     }
+    if traces is not None:
+        facts["traces"] = {name: _made(case, name, trace) for name, trace in traces.items()}
+        if missing_traces := case.named("trace").keys() ^ traces.keys():
+            raise CircuitsError(
+                f"traces are given of {', '.join(traces)}, and {sorted(missing_traces)[0]} is one of these or of the "
+                f"traced tasks alone: give those of {', '.join(case.named('trace'))}"
+            )
     claim(case.folder / "analysis.json", facts, "an analysis")
     missing = [one for one in chosen if not done(case.folder, one) and one.lacking(case) is None]
     if say is not None and missing:
@@ -196,6 +206,16 @@ def analyse(
     write_json(case.folder / "summary.json", summary_of(analysis.tables, facts, left_out, seconds(case.folder)))
     write_page(analysis.report, analysis.summary, analysis.tables, analysis.figures)
     return analysis
+
+
+def _made(case: Case, name: str, trace: GradientTrace) -> dict[str, Any]:
+    """How a given trace was made; refuses one of another task or model."""
+    made = trace.provenance
+    if trace.task != name:
+        raise CircuitsError(f"the trace given for {name} is of {trace.task}: give one of {name}")
+    if made.get("model") != identity(case.model):
+        raise CircuitsError(f"the trace of {name} is of the model {made.get('model')}, not of {identity(case.model)}")
+    return {one: made.get(one) for one in ("statistic", "loss", "per", "steps", "checkpoints", "examples")}
 
 
 def _check_names(case: Case) -> None:

@@ -9,6 +9,7 @@ from circuits.interventions import ABLATIONS
 from circuits.models import Model
 from circuits.rankings import RANKINGS, RESTS
 from circuits.tasks import Task
+from circuits.tracing import GradientTrace
 
 #: Steps that look at all examples of their tasks, where no number is asked for.
 _ON_ALL = ("evaluate", "trace", "graft")
@@ -93,6 +94,7 @@ class Case:
         pre: the model before fine-tuning.
         settings: how.
         folder: for what is too large to keep in memory.
+        traces: of the tasks, where they were made elsewhere.
     """
 
     model: Model
@@ -100,6 +102,7 @@ class Case:
     pre: Model | None
     settings: AnalysisSettings
     folder: Path
+    traces: Mapping[str, GradientTrace] | None = None
 
     @property
     def mode(self) -> str:

@@ -23,6 +23,7 @@ from circuits.analysis.comparison_page import figures_of, largest, write_compari
 from circuits.analysis.differences import SIDES, paired_differences
 from circuits.analysis.summary import records
 from circuits.errors import CircuitsError
+from circuits.masks import ParameterMask
 from circuits.models import Model
 from circuits.storage import claim, provenance, read_json, write_json, write_table
 from circuits.tasks import Task
@@ -218,21 +219,27 @@ def _overlaps(a: Analysis, b: Analysis) -> pandas.DataFrame:
         if {name: packed.shape for name, packed in mask.packed.items()} == {
             name: packed.shape for name, packed in other.packed.items()
         }:
-            both, either = 0, 0
-            chance = 0.0
-            for name, packed in mask.packed.items():
-                one, two = mask.masks[name], other.masks[name]
-                both += int((one & two).sum())
-                either += int((one | two).sum())
-                chance += packed.count * other.packed[name].count / one.numel()
-            row |= {
-                "both": both,
-                "jaccard": both / either if either else float("nan"),
-                "chance": chance,
-                "lift": both / chance if chance else float("nan"),
-            }
+            row |= overlap(mask, other)
         rows.append(row)
     return pandas.DataFrame(rows)
+
+
+def overlap(mask: ParameterMask, other: ParameterMask) -> dict[str, float]:
+    """How many parameters two masks of models of one kind have in ``both``, and beside it what is expected by chance of
+    sets with as many in each tensor."""
+    both, either = 0, 0
+    chance = 0.0
+    for name, packed in mask.packed.items():
+        one, two = mask.masks[name], other.masks[name]
+        both += int((one & two).sum())
+        either += int((one | two).sum())
+        chance += packed.count * other.packed[name].count / one.numel()
+    return {
+        "both": both,
+        "jaccard": both / either if either else float("nan"),
+        "chance": chance,
+        "lift": both / chance if chance else float("nan"),
+    }
 
 
 def _smallest_grafts(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFrame:

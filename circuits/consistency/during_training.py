@@ -1,31 +1,28 @@
 """Gradient consistency along the course of training (docs/method.md, section 8).
 
-1. Every few steps, after the optimizer's, the gradients of both tasks' examples are compared at the weights of that
-   moment, on a model that borrows the training model's tensors, as `circuits.tracing.TraceCallback` does: losses and
-   weights of the run are the same to the bit as without it.
-2. Just before the Trainer saves its state, the rows so far are saved beside it, and a run that goes on from a state
-   goes on from the rows of that step.
+Every few steps the gradients of both tasks' examples are compared at the weights of that moment, without disturbing the
+run and across its interruptions (`circuits.tracing.along_training`).
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import pandas
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel
 
 from circuits.consistency.gradients import by_name, compared, wanted_parts
 from circuits.consistency.pairs import GradientConsistency, groups_of, pair_kinds
-from circuits.errors import CircuitsError
 from circuits.masks import ParameterMask
-from circuits.models import lean_model
+from circuits.models import LeanModel
 from circuits.storage import write_table
 from circuits.tasks import Task
+from circuits.tracing import AlongTraining
 
-_FILE = "consistency-{step}.parquet"
+_FILE = "means.parquet"
 
 
-class ConsistencyCallback(TrainerCallback):
+class ConsistencyCallback(AlongTraining):
     """Measures gradient consistency while a `transformers.Trainer` trains, without disturbing it.
 
     Args:
@@ -59,6 +56,8 @@ class ConsistencyCallback(TrainerCallback):
         [2, 4]
     """
 
+    noun: ClassVar[str] = "cosines"
+
     def __init__(
         self,
         task: Task,
@@ -71,9 +70,8 @@ class ConsistencyCallback(TrainerCallback):
         loss: str = "answer",
         batch_size: int = 64,
     ) -> None:
-        if every < 1:
-            raise CircuitsError(f"measurements every {every} steps are none: the least is 1")
-        self.every, self.out = every, None if out is None else Path(out)
+        super().__init__(every)
+        self.out = None if out is None else Path(out)
         self._kinds = pair_kinds(task, other)
         self._tasks = task.right_padded(), other.right_padded()
         self._masks = by_name(mask)
@@ -86,66 +84,29 @@ class ConsistencyCallback(TrainerCallback):
         """The rows of `GradientConsistency.means` so far, with ``step`` and ``by``; empty before the first step."""
         return pandas.concat(self._rows, ignore_index=True) if self._rows else pandas.DataFrame()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        """Start from nothing, or from what was saved with the state that training goes on from."""
-        if self.every > state.max_steps:
-            raise CircuitsError(
-                f"measurements every {self.every} steps are none in {state.max_steps} steps of training"
-            )
+    def begin(self, steps: list[int]) -> None:  # noqa: ARG002
+        """No rows."""
         self._rows = []
-        if state.global_step:
-            file = Path(args.output_dir) / _FILE.format(step=state.global_step)
-            if not file.is_file():
-                raise CircuitsError(
-                    f"training goes on from step {state.global_step}, but there is no {file} of the steps before: "
-                    "start again with an empty folder, or go on without measuring"
-                )
-            self._rows = [pandas.read_parquet(file)]
-        return control
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
-    ) -> TrainerControl:
-        """Measure if it is time, and save the rows if the Trainer is about to save."""
-        if state.global_step % self.every == 0:
-            self._measure(others["model"], state.global_step)
-        return self._save_if_due(args, state, control)
-
-    def _measure(self, model: PreTrainedModel, step: int) -> None:
+    def measure(self, model: LeanModel, step: int) -> None:
+        """Add the means of this step."""
         cosines, parts = compared(
-            lean_model(model),
-            *self._tasks,
-            self._by,
-            masks=self._masks,
-            loss=self._loss,
-            batch_size=self._batch_size,
+            model, *self._tasks, self._by, masks=self._masks, loss=self._loss, batch_size=self._batch_size
         )
         found = GradientConsistency(cosines, parts, self._kinds, groups_of(*self._tasks))
         for name in cosines:
             means = found.means(name)
             self._rows.append(means.assign(step=step, by=name)[["step", "by", *means]])
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        """Save the rows if the Trainer is about to save."""
-        return self._save_if_due(args, state, control)
+    def save(self, folder: Path) -> None:
+        """Save the rows."""
+        self._write(folder / _FILE)
 
-    def _save_if_due(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> TrainerControl:
-        if control.should_save:
-            self._write(Path(args.output_dir) / _FILE.format(step=state.global_step))
-        return control
+    def load(self, folder: Path) -> None:
+        """Load the rows."""
+        self._rows = [pandas.read_parquet(folder / _FILE)]
 
-    def on_save(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
-        """Drop rows that belong to states the Trainer has dropped."""
-        for file in Path(args.output_dir).glob(_FILE.format(step="*")):
-            step = file.stem.rpartition("-")[2]
-            if not (file.parent / f"checkpoint-{step}").is_dir():
-                file.unlink()
-
-    def on_train_end(self, *_: Any, **__: Any) -> None:
+    def end(self, model: PreTrainedModel) -> None:  # noqa: ARG002
         """Write the table."""
         if self.out is not None:
             self._write(self.out)

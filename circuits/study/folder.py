@@ -41,10 +41,10 @@ class Study:
 
     def __init__(self, out: Path, settings: StudySettings, say: Callable[[str], None] | None = None) -> None:
         self.out, self.settings, self.say = out, settings, say
-        self.checkpoints, self.figures, self.comparison, self.full_rate = (
-            out / name for name in ("checkpoints", "figures", "comparison", "full_rate")
-        )
+        self.checkpoints, self.figures, self.along = (out / name for name in ("checkpoints", "figures", "along"))
+        self.comparison, self.full_rate = out / "comparison", out / "full_rate"
         self.arms = {name: self.comparison / side for name, side in zip(COMPARED, SIDES, strict=True)}
+        self.updated = {name: out / "updated" / name for name in COMPARED}
         self._models: dict[str, Model] = {}
 
     def claim(self) -> None:

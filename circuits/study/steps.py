@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 
 from circuits.analysis import accuracies, analyse
 from circuits.analysis import compare as compare_models
-from circuits.analysis.artifacts import Table
+from circuits.analysis.artifacts import MASKS, Table
+from circuits.analysis.comparison import overlap
 from circuits.analysis.running import step
 from circuits.facts import make_dataset
 from circuits.figures import attention_figure, save_figure
@@ -16,13 +17,16 @@ from circuits.metrics import METRICS
 from circuits.metrics import evaluate as score
 from circuits.rankings import attention_scores, read_head
 from circuits.storage import provenance, write_json
+from circuits.study.along import callbacks_along, consistency_along, updated_traces
 from circuits.study.folder import COMPARED, EVALUATED, FULL_RATE, LEFT_OUT, Study
 from circuits.study.study_page import study_figures, write_study_report
 from circuits.study.summary import summarise
 from circuits.sweeps import sweep_patches
 from circuits.training import Job, train_side_by_side
 
-CURVES, ANSWERS, ACCURACY = Table("curves"), Table("answers"), Table("accuracy")
+CURVES, ALONG = Table("curves"), Table("consistency_along")
+ANSWERS, ACCURACY = Table("answers"), Table("accuracy")
+UPDATED = Table("updated")
 PATCHES, ATTENTION = Table("patches_from_people"), Table("attention")
 
 
@@ -33,8 +37,8 @@ def data(study: Study) -> tuple[()]:
     return ()
 
 
-@step(CURVES)
-def train(study: Study) -> tuple[pandas.DataFrame]:
+@step(CURVES, ALONG)
+def train(study: Study) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """Train mixed, two-stage, and two-stage with a small second rate."""
     train_side_by_side(
         [Job("mixed"), Job("bio-only"), Job("two-stage", "bio-only"), Job("two-stage-gentle", "bio-only")],
@@ -44,13 +48,14 @@ def train(study: Study) -> tuple[pandas.DataFrame]:
         study.settings.optimisation,
         study.settings.seed,
         evaluate_every=study.settings.evaluate_every,
+        callbacks=callbacks_along(study),
     )
     curves = [
         pandas.read_parquet(study.checkpoints / name / "curve.parquet").assign(model=name)
         for name in EVALUATED
         if name != "pre"
     ]
-    return (pandas.concat(curves, ignore_index=True).drop(columns="stage"),)
+    return pandas.concat(curves, ignore_index=True).drop(columns="stage"), consistency_along(study)
 
 
 @step(ANSWERS, ACCURACY)
@@ -100,6 +105,32 @@ def full_rate(study: Study) -> tuple[()]:
         say=None if say is None else lambda line: say(f"{FULL_RATE}: {line}"),
     )
     return ()
+
+
+@step(UPDATED)
+def updated(study: Study) -> tuple[pandas.DataFrame]:
+    """Find the parameters that both formats updated along training, and measure what is measured of the shared ones."""
+    shared, say = [], study.say
+    settings = study.settings.analysis
+    for name, folder in study.updated.items():
+        found = analyse(
+            study.model(name),
+            list(study.tasks.values()),
+            study.model("pre"),
+            out=folder,
+            settings=replace(settings, fractions=()),
+            traces=updated_traces(study, name),
+            only=["ablate", "consistency"],
+            say=None if say is None else lambda line, name=name: say(f"{name}, updated: {line}"),
+        )
+        first = MASKS.load(study.arms[name])
+        rows = [
+            {"scope": scope, "of_shared": first[scope].size}
+            | {f"{column}_with_shared": value for column, value in overlap(mask, first[scope]).items()}
+            for scope, mask in found.masks.items()
+        ]
+        shared.append(found.tables["shared"].merge(pandas.DataFrame(rows), on="scope").assign(model=name))
+    return (pandas.concat(shared, ignore_index=True),)
 
 
 @step(PATCHES)
@@ -152,4 +183,4 @@ def _attention(study: Study, head: str) -> go.Figure:
     return attention_figure(readings, subtitle=f"mixed model, {study.start}, a QA-OOD person")
 
 
-STEPS = (data, train, evaluate, compare, full_rate, patch_people, attend, report)
+STEPS = (data, train, evaluate, compare, full_rate, updated, patch_people, attend, report)

@@ -1,20 +1,23 @@
 """Gradient traces at parameters and at hook points: at a checkpoint, over several, and during training."""
 
 from circuits.tracing.accumulation import STATISTICS
+from circuits.tracing.along_training import AlongTraining
 from circuits.tracing.during_training import TraceCallback
 from circuits.tracing.gradients import trace_checkpoints, trace_gradients
 from circuits.tracing.losses import LOSSES, example_losses, loss_gradients
 from circuits.tracing.settings import PER
-from circuits.tracing.trace import GradientTrace
+from circuits.tracing.trace import GradientTrace, sum_traces
 
 __all__ = [
     "LOSSES",
     "PER",
     "STATISTICS",
+    "AlongTraining",
     "GradientTrace",
     "TraceCallback",
     "example_losses",
     "loss_gradients",
+    "sum_traces",
     "trace_checkpoints",
     "trace_gradients",
 ]

@@ -11,17 +11,22 @@ import os
 import queue
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerCallback
 
 from circuits.errors import CircuitsError
 from circuits.facts import FactDataset
 from circuits.progress import bar
 from circuits.training.recipes import Optimisation
 from circuits.training.train import save_start, train
+
+#: Recipe → stage → callbacks.
+Callbacks = Callable[[str], Mapping[str, Sequence[TrainerCallback]]]
 
 _worker: dict[str, Any] = {}
 
@@ -43,6 +48,7 @@ def train_side_by_side(
     seed: int = 0,
     workers: int = 2,
     evaluate_every: int = 100,
+    callbacks: Callbacks | None = None,
 ) -> None:
     """Train several recipes from the same start, as `circuits.training.train` does, in processes of one thread each.
 
@@ -55,6 +61,8 @@ def train_side_by_side(
         seed: of new weights and of the order of rows.
         workers: processes at a time.
         evaluate_every: steps between points of the curves and between saved states.
+        callbacks: a function that can be pickled; called in a job's own process with the recipe, it gives the callbacks
+            of its stages, as `circuits.training.train` takes them.
 
     Raises:
         CircuitsError: as `circuits.training.train`, or a job waits for one that is not there.
@@ -79,6 +87,7 @@ def train_side_by_side(
                         optimisation,
                         seed,
                         evaluate_every,
+                        callbacks,
                     )
                     running[pool.submit(_train, *arguments)] = job.recipe
                     waiting.remove(job)
@@ -130,6 +139,14 @@ def _report(stage: str, step: int, steps: int) -> None:
 
 
 def _train(
-    recipe: str, data: str, out: str, start: str, optimisation: Optimisation | None, seed: int, evaluate_every: int
+    recipe: str,
+    data: str,
+    out: str,
+    start: str,
+    optimisation: Optimisation | None,
+    seed: int,
+    evaluate_every: int,
+    callbacks: Callbacks | None,
 ) -> None:
-    train(recipe, FactDataset(data), out, start, optimisation, seed, evaluate_every, progress=_report)
+    more = None if callbacks is None else callbacks(recipe)
+    train(recipe, FactDataset(data), out, start, optimisation, seed, evaluate_every, _report, more)

@@ -66,22 +66,20 @@ def test_a_run_that_goes_on_goes_on_from_its_rows(dataset, facts, tmp_path):
     shutil.copytree(tmp_path / "b", tmp_path / "c")
     train("mixed", dataset, tmp_path / "b", callbacks={"mixed": [again]}, **settings)
     pandas.testing.assert_frame_equal(again.table, whole.table)
-    [rows] = (tmp_path / "c" / ".training-mixed").glob("consistency-*.parquet")
-    assert rows.name == "consistency-2.parquet"
-    rows.unlink()
-    with pytest.raises(
-        CircuitsError, match="goes on from step 2, but there is no .*consistency-2.parquet of the steps"
-    ):
+    [rows] = (tmp_path / "c" / ".training-mixed").glob("cosines-*")
+    assert rows.name == "cosines-2"
+    shutil.rmtree(rows)
+    with pytest.raises(CircuitsError, match="goes on from step 2, but there are no cosines up to it in .*cosines-2"):
         train("mixed", dataset, tmp_path / "c", callbacks={"mixed": [ConsistencyCallback(*facts, 1)]}, **settings)
 
 
 def test_what_cannot_be_measured_is_refused(dataset, facts, tmp_path):
-    with pytest.raises(CircuitsError, match="measurements every 0 steps are none: the least is 1"):
+    with pytest.raises(CircuitsError, match="cosines every 0 steps are none: the least is 1"):
         ConsistencyCallback(*facts, 0)
     with pytest.raises(CircuitsError, match="inside and outside of which mask"):
         ConsistencyCallback(*facts, 1, by=("mask",))
     callbacks = {"mixed": [ConsistencyCallback(*facts, 9)]}
-    with pytest.raises(CircuitsError, match="measurements every 9 steps are none in 4 steps of training"):
+    with pytest.raises(CircuitsError, match="cosines every 9 steps are none in 4 steps of training"):
         train("mixed", dataset, tmp_path / "a", optimisation=SHORT, callbacks=callbacks)
 
 

@@ -1,0 +1,71 @@
+"""What a study measures while its models learn: both formats' gradients, and how alike those of a fact are.
+
+Every so many steps of every stage, some biographies and some questions of people whose questions are learned are
+traced, and the traces are added up: what each format would have changed, of which the parameters updated by both are
+the largest (docs/method.md, section 2). At the same steps, the gradients of some facts' two formats are compared
+(section 8).
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas
+from transformers import TrainerCallback
+
+from circuits.consistency import ConsistencyCallback
+from circuits.facts import FactDataset
+from circuits.models import load_tokenizer
+from circuits.study.folder import EVALUATED, Study
+from circuits.tasks import pair_facts
+from circuits.tracing import GradientTrace, TraceCallback, sum_traces
+from circuits.training import Optimisation, stages
+
+#: The formats whose gradients are added up, and those whose facts are compared.
+TRACED = ("bio", "qa_id")
+_COMPARED = ("bio", "qa_ood")
+#: Examples of each format that are traced, and facts that are compared: at every step that is measured.
+_EXAMPLES, _FACTS = 100, 60
+
+
+def callbacks_along(study: Study) -> partial[Mapping[str, Sequence[TrainerCallback]]]:
+    """The callbacks of each recipe's stages, as `circuits.training.train_side_by_side` takes them."""
+    settings = study.settings
+    every = min(settings.evaluate_every, settings.optimisation.steps)
+    places = study.out / "data", study.checkpoints, study.along
+    return partial(_callbacks, *places, settings.optimisation, settings.seed, every)
+
+
+def _callbacks(
+    data: Path, checkpoints: Path, along: Path, optimisation: Optimisation, seed: int, every: int, recipe: str
+) -> Mapping[str, Sequence[TrainerCallback]]:
+    dataset, tokenizer = FactDataset(data), load_tokenizer(checkpoints / "pre")
+    probes = [dataset.task(split, tokenizer).sample(_EXAMPLES, seed) for split in TRACED]
+    facts = pair_facts(*(dataset.task(split, tokenizer) for split in _COMPARED), _FACTS, seed=seed)
+    return {
+        stage.name: [
+            TraceCallback(probes, every, along / stage.name),
+            ConsistencyCallback(*facts, every, out=along / stage.name / "consistency.parquet"),
+        ]
+        for stage in stages(recipe, optimisation)
+    }
+
+
+def consistency_along(study: Study) -> pandas.DataFrame:
+    """The cosines of every stage, by ``model`` (the checkpoint that the stage leaves) and ``step``."""
+    tables = [
+        pandas.read_parquet(study.along / name / "consistency.parquet").assign(model=name)
+        for name in EVALUATED
+        if name != "pre"
+    ]
+    joined = pandas.concat(tables, ignore_index=True)
+    return joined[["model", *(name for name in joined if name != "model")]]
+
+
+def updated_traces(study: Study, arm: str) -> dict[str, GradientTrace]:
+    """The gradients of each format, summed over all stages that an arm's training went through."""
+    stages_of = (arm,) if arm == "mixed" else ("stage_1", arm)
+    return {
+        split: sum_traces([GradientTrace.load(study.along / stage / f"{split}.safetensors") for stage in stages_of])
+        for split in TRACED
+    }
