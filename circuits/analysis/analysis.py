@@ -147,8 +147,8 @@ def analyse(
         settings: how; see `AnalysisSettings`.
         only: these steps of `circuits.analysis.STEPS`, and those they need; all if not given.
         skip: not these.
-        traces: of the tasks that are traced, by name, made elsewhere: over checkpoints or along training, say, with this
-            model as the last. Made here if not given.
+        traces: of the tasks that are traced, by name, made elsewhere: over checkpoints or along training, say, with
+            this model as the last. Made here if not given.
         check_start: refuse a ``pre`` if the checkpoint of ``model`` says that it was trained from another model.
         say: called with a line when a step begins.
 
@@ -189,12 +189,12 @@ def analyse(
         "settings": asdict(settings),
     }
     if traces is not None:
-        facts["traces"] = {name: _made(case, name, trace) for name, trace in traces.items()}
-        if missing_traces := case.named("trace").keys() ^ traces.keys():
+        if traces.keys() != case.named("trace").keys():
             raise CircuitsError(
-                f"traces are given of {', '.join(traces)}, and {sorted(missing_traces)[0]} is one of these or of the "
-                f"traced tasks alone: give those of {', '.join(case.named('trace'))}"
+                f"traces are given of {', '.join(traces) or 'no task'}, but the tasks that are traced are "
+                f"{', '.join(case.named('trace'))}: give one of each"
             )
+        facts["traces"] = {name: _made(case, name, trace) for name, trace in traces.items()}
     claim(case.folder / "analysis.json", facts, "an analysis")
     missing = [one for one in chosen if not done(case.folder, one) and one.lacking(case) is None]
     if say is not None and missing:

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import pandas
 
-from circuits.analysis.consistency import PARTS, mismatched_kind
+from circuits.analysis.consistency import PARTS
 from circuits.analysis.differences import paired_differences, shown_differences
 from circuits.analysis.figures import consistency_figures
 from circuits.analysis.page import SCOPE_WORDS
+from circuits.consistency import mismatched_kind
 from circuits.figures import Section
 
 if TYPE_CHECKING:

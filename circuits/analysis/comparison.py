@@ -225,8 +225,7 @@ def _overlaps(a: Analysis, b: Analysis) -> pandas.DataFrame:
 
 
 def overlap(mask: ParameterMask, other: ParameterMask) -> dict[str, float]:
-    """How many parameters two masks of models of one kind have in ``both``, and beside it what is expected by chance of
-    sets with as many in each tensor."""
+    """How many parameters two masks of models of one kind share, and what sets with as many in each tensor would."""
     both, either = 0, 0
     chance = 0.0
     for name, packed in mask.packed.items():

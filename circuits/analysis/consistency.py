@@ -11,7 +11,7 @@
 5. The signature is by causal replacement, of the same facts where a task shares facts with another.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -25,6 +25,7 @@ from circuits.consistency import (
     answer_shares,
     gradient_consistency,
     input_signature,
+    mismatched_kind,
     representation_consistency,
     signature_means,
 )
@@ -144,11 +145,6 @@ def _starts(task: Task) -> torch.Tensor:
 
 
 # what is tested
-
-
-def mismatched_kind(kinds: Sequence[str]) -> str:
-    """What matched pairs are set beside: the same attribute of another group, where the tasks have attributes."""
-    return "same_attribute" if "same_attribute" in set(kinds) else "unrelated"
 
 
 def masked_cosines(pairs: pandas.DataFrame) -> pandas.DataFrame:

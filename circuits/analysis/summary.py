@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas
 
-from circuits.analysis.consistency import mismatched_kind
 from circuits.analysis.figures import by_mode, effect_of
+from circuits.consistency import mismatched_kind
 from circuits.masks import ablation_summary
 from circuits.metrics import METRICS
 from circuits.statistics import Kind, intervals

@@ -2,7 +2,7 @@
 
 from circuits.consistency.during_training import ConsistencyCallback
 from circuits.consistency.gradients import BY, gradient_consistency, gradient_consistency_along
-from circuits.consistency.pairs import KINDS, GradientConsistency
+from circuits.consistency.pairs import KINDS, GradientConsistency, mismatched_kind
 from circuits.consistency.representation import linear_cka, representation_consistency
 from circuits.consistency.signature import answer_shares, input_signature, signature_means
 
@@ -16,6 +16,7 @@ __all__ = [
     "gradient_consistency_along",
     "input_signature",
     "linear_cka",
+    "mismatched_kind",
     "representation_consistency",
     "signature_means",
 ]

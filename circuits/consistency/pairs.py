@@ -28,6 +28,11 @@ KINDS: tuple[str, ...] = ("matched", "same_attribute", "same_group", "unrelated"
 _SHOWN = 12
 
 
+def mismatched_kind(kinds: Sequence[str]) -> str:
+    """What matched pairs are set beside: the same attribute of another group, where the tasks have attributes."""
+    return "same_attribute" if "same_attribute" in set(kinds) else "unrelated"
+
+
 @dataclass(frozen=True)
 class GradientConsistency:
     """The cosines between the loss gradients of the examples of two tasks.

@@ -5,6 +5,7 @@ from pandas import DataFrame
 from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
+from circuits.consistency import mismatched_kind
 from circuits.figures.style import COLOURS, PAGE, label, need
 
 #: Panels of the profile: column of the table, title, kinds that are drawn.
@@ -114,6 +115,63 @@ def consistency_figure(gradients: DataFrame, representations: DataFrame) -> go.F
     figure.update_xaxes(title="layer", tickformat="d", **({"dtick": 1} if gradients["layer"].max() < 10 else {}))
     figure.update_yaxes(range=[min(-0.05, float(gradients["low"].min())), 1.05])
     figure.update_yaxes(tickformat=".0%", col=len(_PANELS))
+    return figure
+
+
+def consistency_along_figure(table: DataFrame) -> go.Figure:
+    """How alike the gradients of a fact's two formats are along training, one panel for each stage.
+
+    Matched pairs are solid lines with their intervals, those of the same attribute of another group dashed.
+
+    Args:
+        table: rows of `circuits.consistency.ConsistencyCallback` over all parameters, with the column ``model``.
+
+    Raises:
+        CircuitsError: a column is missing or there are no rows.
+    """
+    need(table, "model", "step", "by", "kind", "mean", "low", "high")
+    table = table[table["by"] == "all"]
+    models = list(table["model"].unique())
+    figure = make_subplots(cols=len(models), shared_yaxes=True, subplot_titles=[label(model) for model in models])
+    for column, model in enumerate(models, start=1):
+        colour = COLOURS.get(model, _SPANS[0])
+        for kind, dash in (("matched", "solid"), (mismatched_kind(table["kind"].unique()), "dash")):
+            rows = table[(table["model"] == model) & (table["kind"] == kind)].sort_values("step")
+            figure.add_scatter(
+                x=rows["step"],
+                y=rows["mean"],
+                name="same fact" if kind == "matched" else "other facts",
+                legendgroup=kind,
+                showlegend=column == 1,
+                mode="lines+markers",
+                marker={"size": 5},
+                line={"color": colour, "dash": dash},
+                hovertemplate="step %{x}: %{y:.3f}",
+                row=1,
+                col=column,
+            )
+            if kind == "matched":
+                figure.add_scatter(
+                    x=[*rows["step"], *rows["step"][::-1]],
+                    y=[*rows["high"], *rows["low"][::-1]],
+                    fill="toself",
+                    fillcolor=_band(colour),
+                    mode="none",
+                    showlegend=False,
+                    hoverinfo="skip",
+                    row=1,
+                    col=column,
+                )
+    figure.update_layout(
+        template="plotly_white",
+        width=min(PAGE, max(560, 230 * len(models) + 160)),
+        height=380,
+        margin={"t": 90, "b": 60},
+        legend={"orientation": "h", "y": 1.32},
+    )
+    figure.update_annotations(font_size=14)
+    figure.update_xaxes(title="step")
+    figure.update_yaxes(title="cosine of gradients", col=1)
     return figure
 
 

@@ -41,7 +41,8 @@ def _callbacks(
 ) -> Mapping[str, Sequence[TrainerCallback]]:
     dataset, tokenizer = FactDataset(data), load_tokenizer(checkpoints / "pre")
     probes = [dataset.task(split, tokenizer).sample(_EXAMPLES, seed) for split in TRACED]
-    facts = pair_facts(*(dataset.task(split, tokenizer) for split in _COMPARED), _FACTS, seed=seed)
+    bio, asked = (dataset.task(split, tokenizer) for split in _COMPARED)
+    facts = pair_facts(bio, asked, _FACTS, seed=seed)
     return {
         stage.name: [
             TraceCallback(probes, every, along / stage.name),

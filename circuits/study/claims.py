@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas
 
+from circuits.analysis.consistency import masked_cosines
 from circuits.figures.rankings import RANKING_LABELS
 from circuits.study.folder import COMPARED
-from circuits.study.mechanism_claims import mechanism_findings
+from circuits.study.mechanism_claims import inside_finding, mechanism_findings
 from circuits.verdicts import (
     ERROR,
     ONE_RUN,
@@ -30,6 +31,8 @@ from circuits.verdicts import (
 
 _TASKS = {"qa_id": "QA-ID", "qa_ood": "QA-OOD"}
 _KINDS = ("head", "neuron")
+#: The second definition of shared parameters (docs/method.md, section 2).
+UPDATED = "the parameters updated by both formats"
 SCOPE_LABELS = {"global": "top of all parameters", "tensor": "top of each tensor"}
 
 
@@ -70,6 +73,8 @@ def findings(summary: dict[str, Any], tables: dict[str, pandas.DataFrame]) -> li
         ]
         asked += [functools.partial(_agreement, tables, name) for name in rankings]
     asked += mechanism_findings(summary, tables, SCOPE_LABELS)
+    if "updated" in summary:
+        asked += _updated(tables)
     return corrected_together([one(1 - ERROR / len(asked)) for one in asked])
 
 
@@ -118,9 +123,9 @@ def _relative(one: float, other: float) -> float:
     return 2 * (one - other) / (one + other) if one + other else 0.0
 
 
-def _shared(tables: dict[str, pandas.DataFrame], scope: str) -> list[dict[str, Any]]:
+def _shared(tables: dict[str, pandas.DataFrame], scope: str, name: str = "shared") -> list[dict[str, Any]]:
     """The numbers of sharing of the two models that are compared."""
-    rows = tables["shared"]
+    rows = tables[name]
     by_model = rows[rows["scope"] == scope].set_index("model")
     return [by_model.loc[model].to_dict() for model in COMPARED]
 
@@ -133,6 +138,43 @@ def _sharing(tables: dict[str, pandas.DataFrame], scope: str, _level: float) -> 
         f"{mixed['size']:,} against {two['size']:,} of {mixed['influenced']:,}",
         f"one task's set shuffled within each tensor: {mixed['permuted']:,.0f} and {two['permuted']:,.0f}; "
         f"independent sets: {mixed['chance']:,.0f}",
+        _relative(mixed["size"], two["size"]),
+        smallest=SMALLEST_SIZE,
+    )
+
+
+def _updated(tables: dict[str, pandas.DataFrame]) -> list[Callable[[float], Finding]]:
+    """The claims about shared parameters, of those that both formats updated along training."""
+    # the same tables, as made with these parameters
+    own = {name.removeprefix("updated_"): table for name, table in tables.items() if name.startswith("updated_")}
+    asked: list[Callable[[float], Finding]] = []
+    for scope in own["ablation"]["scope"].unique():
+        asked.append(functools.partial(_more_updated, tables, scope))
+        if len(of_scope := own["ablation_answers"].query("scope == @scope and condition == 'random'")):
+            told = of_scope["task"].unique()
+            asked += [
+                functools.partial(_costs_more_than_random, own, scope, task, of=UPDATED)
+                for task in _TASKS
+                if task in told
+            ]
+    pairs = own["gradient_consistency_pairs"]
+    masked = masked_cosines(pairs[pairs["model"] == "mixed"])
+    asked += [
+        functools.partial(inside_finding, own, masked[masked["scope"] == scope], SCOPE_LABELS[scope], of=UPDATED)
+        for scope in masked["scope"].unique()
+    ]
+    return asked
+
+
+def _more_updated(tables: dict[str, pandas.DataFrame], scope: str, _level: float) -> Finding:
+    mixed, two = _shared(tables, scope, "updated")
+    return Finding(
+        "v2",
+        f"In mixed training both formats update more parameters, by their gradients along training "
+        f"({SCOPE_LABELS[scope]})",
+        f"{mixed['size']:,} against {two['size']:,} of {mixed['influenced']:,}",
+        f"one task's set shuffled within each tensor: {mixed['permuted']:,.0f} and {two['permuted']:,.0f}; also shared "
+        f"by the gradients after training: {mixed['both_with_shared']:,} and {two['both_with_shared']:,}",
         _relative(mixed["size"], two["size"]),
         smallest=SMALLEST_SIZE,
     )
@@ -190,12 +232,14 @@ def _control_in_words(side: dict[str, "pandas.Series[float]"]) -> str:
     return f"{side['random'].mean():.1%}{thinned}" if "random" in side else "none"
 
 
-def _costs_more_than_random(tables: dict[str, pandas.DataFrame], scope: str, task: str, level: float) -> Finding:
+def _costs_more_than_random(
+    tables: dict[str, pandas.DataFrame], scope: str, task: str, level: float, of: str = "the shared parameters"
+) -> Finding:
     mixed, draws = _ablated(tables, scope, task, "mixed")
     mask = mixed[_mask_of(mixed)]
     return Finding(
-        "2b",
-        f"It costs the mixed model more than reverting random ones outside the mask ({_TASKS[task]}; "
+        "v2" if of == UPDATED else "2b",
+        f"Reverting {of} costs the mixed model more than reverting random ones outside them ({_TASKS[task]}; "
         f"{SCOPE_LABELS[scope]})",
         f"{mask.mean():.1%} against {mixed['random'].mean():.1%} ({len(draws)} draws, {min(draws):.1%} to "
         f"{max(draws):.1%})",

@@ -119,7 +119,18 @@ class Study:
             parts = [tables[name].assign(model=model) for model, tables in (arms | more).items()]
             joined = pandas.concat([part for part in parts if len(part)] or parts, ignore_index=True)
             found[name] = _as_in_the_paper(joined)
-        return found
+        return found | self._updated_tables()
+
+    def _updated_tables(self) -> dict[str, pandas.DataFrame]:
+        """Those of the parameters updated by both formats, their names beginning with ``updated_``."""
+        arms = {model: Tables(folder / "tables") for model, folder in self.updated.items()}
+        return {
+            f"updated_{name}": pandas.concat(
+                [tables[name].assign(model=model) for model, tables in arms.items()], ignore_index=True
+            )
+            for name in ("ablation", "ablation_answers", "gradient_consistency", "gradient_consistency_pairs")
+            if all(name in tables for tables in arms.values())
+        }
 
 
 def _as_in_the_paper(table: pandas.DataFrame) -> pandas.DataFrame:

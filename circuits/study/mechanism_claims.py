@@ -38,7 +38,7 @@ def mechanism_findings(
         pairs = tables["gradient_consistency_pairs"]
         masked = masked_cosines(pairs[pairs["model"] == "mixed"])
         asked += [
-            functools.partial(_inside, tables, masked[masked["scope"] == scope], scopes[scope])
+            functools.partial(inside_finding, tables, masked[masked["scope"] == scope], scopes[scope])
             for scope in masked["scope"].unique()
         ]
     if "mixed" in summary.get("signature", {}):
@@ -92,7 +92,18 @@ def _places(summary: dict[str, Any], tables: Frames, other: str, level: float) -
     )
 
 
-def _inside(tables: Frames, masked: pandas.DataFrame, scope: str, level: float) -> Finding:
+def inside_finding(
+    tables: Frames, masked: pandas.DataFrame, scope: str, level: float, of: str = "the shared parameters"
+) -> Finding:
+    """Whether gradients agree more inside a set of parameters than outside it.
+
+    Args:
+        tables: with ``gradient_consistency``.
+        masked: the facts of one scope, as `circuits.analysis.consistency.masked_cosines` gives them.
+        scope: its name for a reader.
+        level: of the interval.
+        of: what the parameters are, for a reader.
+    """
     table = tables["gradient_consistency"]
     rows = table[(table["model"] == "mixed") & (table["scope"] == masked["scope"].iloc[0])]
     rows = rows[rows["kind"] == "matched"]
@@ -101,8 +112,8 @@ def _inside(tables: Frames, masked: pandas.DataFrame, scope: str, level: float) 
     thinned = " (thinned as their control)" if (rows["condition"] == "shared_thinned").any() else ""
     return Finding(
         "v2",
-        "The mixed model's gradients of both formats agree more inside the shared parameters than in as many random "
-        f"ones outside them ({scope})",
+        f"The mixed model's gradients of both formats agree more inside {of} than in as many random ones outside them "
+        f"({scope})",
         f"cosine {inside.mean():.3f}{thinned} against {random.mean():.3f} ({len(draws)} draws, {min(draws):.3f} to "
         f"{max(draws):.3f})",
         f"all parameters outside them: {masked['rest'].mean():.3f}",

@@ -169,6 +169,44 @@ def mechanism_rows(
     return pandas.DataFrame(rows).set_index("model").T.rename_axis("").reset_index()
 
 
+def updated_table(tables: dict[str, pandas.DataFrame]) -> pandas.DataFrame:
+    """The parameters updated by both formats: how many, how many the first definition has too, and what they do."""
+    cosines = tables["updated_gradient_consistency"]
+    cosines = cosines[(cosines["by"] == "mask") & (cosines["kind"] == "matched") & (cosines["other"] == "qa_ood")]
+    recall = tables["updated_ablation_answers"].query("task == 'qa_ood'")
+    rows = []
+    for row in tables["updated"].itertuples():
+        own = cosines[(cosines["model"] == row.model) & (cosines["scope"] == row.scope)]
+        inside = own.groupby("condition")["mean"].mean()
+        kept = recall[(recall["model"] == row.model) & (recall["scope"] == row.scope)]
+        kept = kept.groupby("condition")["exact_match"].mean()
+        mask = "shared_thinned" if "shared_thinned" in kept else "shared"
+        rows.append(
+            {
+                "scope": SCOPE_LABELS[row.scope],
+                "model": LABELS[row.model],
+                "size": f"{row.size:,}",
+                "shuffled": f"{row.permuted:,.0f}",
+                "in S too": f"{row.both_with_shared:,} of {row.of_shared:,}",
+                "lift": f"{row.lift_with_shared:.1f}",
+                "cosine inside": formatted(inside.get(mask, inside.get("shared")), ".3f"),
+                "random outside": formatted(inside.get("random"), ".3f"),
+                "QA-OOD without them": formatted(kept.get(mask), ".1%"),
+                "without random ones": formatted(kept.get("random"), ".1%"),
+            }
+        )
+    return pandas.DataFrame(rows)
+
+
+ABOUT_UPDATED = (
+    "The second version speaks of parameters updated by both formats: here those in the top by each format's own "
+    "gradients, taken at regular steps of all stages of training and added up, in place of the gradients after "
+    "training (S). Shuffled: the size with one task's set shuffled within each tensor. Lift: how many lie in S for "
+    "each one that would by chance, with as many in each tensor. Cosine: of the gradients of one fact's two formats. "
+    "QA-OOD: exact match with these parameters back at their values before training, and with as many random ones "
+    "outside them; where there is too little room outside, both are thinned alike."
+)
+
 ABOUT_MECHANISM = (
     "BIO and QA-OOD questions that tell the same facts: cosines of the gradients of their losses over all parameters, "
     "beside those of the same attribute of other people; of the same fact inside the shared parameters S (thinned as "

@@ -12,6 +12,7 @@ from circuits.storage import atomic_file, flatten
 from circuits.study.claims import claims_table, findings
 from circuits.study.page_tables import (
     ABOUT_MECHANISM,
+    ABOUT_UPDATED,
     condition_in_words,
     controls_in_words,
     controls_table,
@@ -21,6 +22,7 @@ from circuits.study.page_tables import (
     mechanism_table,
     rankings_table,
     recall_table,
+    updated_table,
 )
 from circuits.study.seeds_page import over_seeds_in_words, seeds_tables
 from circuits.study.study_page import study_figures
@@ -48,6 +50,7 @@ _SHOWN = {
     "outside them (Fig. 2b; range over draws).",
     "ablation_per_tensor": "The same for the shared parameters of each tensor.",
     "consistency_bio_qa_ood": "How alike BIO and QA-OOD are by layer: the same fact (solid) and other facts (dashed).",
+    "consistency_along": "Cosines of the gradients of one fact's two formats along training; dashed, other facts.",
     "inside_bio_qa_ood": "Cosines of the gradients of one fact's two formats, inside the shared parameters and out.",
     "signature": "What answers rest on.",
     "grafts": "Exact match on QA-ID of grafts of every size (Fig. 3b).",
@@ -116,7 +119,9 @@ def write_results_page(
         parts += shown("ablation", "ablation_per_tensor")
     if "consistency" in summary:
         parts += ["## Are both formats alike inside?", ABOUT_MECHANISM, _markdown(mechanism_table(summary))]
-        parts += shown("consistency_bio_qa_ood", "inside_bio_qa_ood", "signature")
+        parts += shown("consistency_bio_qa_ood", "consistency_along", "inside_bio_qa_ood", "signature")
+    if "updated" in summary:
+        parts += ["## Parameters updated by both formats", ABOUT_UPDATED, _markdown(updated_table(tables))]
     if "graft" in summary:
         parts += [
             "## Grafts",

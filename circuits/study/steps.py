@@ -1,5 +1,6 @@
 """The steps of the study: nothing but calls to the other rooms."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pandas
@@ -90,10 +91,14 @@ def compare(study: Study) -> tuple[()]:
     return ()
 
 
+def _says(study: Study, about: str) -> Callable[[str], None] | None:
+    say = study.say
+    return None if say is None else lambda line: say(f"{about}: {line}")
+
+
 @step()
 def full_rate(study: Study) -> tuple[()]:
     """Measure consistency and signature of the two-stage model with the full second rate."""
-    say = study.say
     analyse(
         study.model(FULL_RATE),
         list(study.tasks.values()),
@@ -102,7 +107,7 @@ def full_rate(study: Study) -> tuple[()]:
         # the shared parameters are needed, and not their curve
         settings=replace(study.settings.analysis, fractions=()),
         only=["consistency", "signature"],
-        say=None if say is None else lambda line: say(f"{FULL_RATE}: {line}"),
+        say=_says(study, FULL_RATE),
     )
     return ()
 
@@ -110,18 +115,18 @@ def full_rate(study: Study) -> tuple[()]:
 @step(UPDATED)
 def updated(study: Study) -> tuple[pandas.DataFrame]:
     """Find the parameters that both formats updated along training, and measure what is measured of the shared ones."""
-    shared, say = [], study.say
-    settings = study.settings.analysis
+    shared = []
+    settings = replace(study.settings.analysis, fractions=())
     for name, folder in study.updated.items():
         found = analyse(
             study.model(name),
             list(study.tasks.values()),
             study.model("pre"),
             out=folder,
-            settings=replace(settings, fractions=()),
+            settings=settings,
             traces=updated_traces(study, name),
             only=["ablate", "consistency"],
-            say=None if say is None else lambda line, name=name: say(f"{name}, updated: {line}"),
+            say=_says(study, f"{name}, updated"),
         )
         first = MASKS.load(study.arms[name])
         rows = [

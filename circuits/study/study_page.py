@@ -13,6 +13,7 @@ from circuits.figures import (
     ablation_figure,
     accuracy_figure,
     agreement_figure,
+    consistency_along_figure,
     curves_figure,
     graft_figure,
     heads_figure,
@@ -23,6 +24,7 @@ from circuits.figures import (
 from circuits.study.claims import claims_table, findings
 from circuits.study.page_tables import (
     ABOUT_MECHANISM,
+    ABOUT_UPDATED,
     SHOWN_SPLITS,
     controls_in_words,
     controls_table,
@@ -34,6 +36,7 @@ from circuits.study.page_tables import (
     rankings_table,
     recall_table,
     start_of,
+    updated_table,
 )
 from circuits.verdicts import ABOUT_VERDICTS
 
@@ -54,6 +57,8 @@ def study_figures(tables: dict[str, pandas.DataFrame], keep: float | None = None
         figures["accuracy"] = accuracy_figure(chosen)
     if "curves" in tables:
         figures["curves"] = curves_figure(tables["curves"])
+    if "consistency_along" in tables:
+        figures["consistency_along"] = consistency_along_figure(tables["consistency_along"])
     for scope, ending in (("global", ""), ("tensor", "_per_tensor")):
         of = {
             name: tables[name][tables[name]["scope"] == scope]
@@ -95,7 +100,9 @@ def _ranking_figures(curves: pandas.DataFrame, agreement: pandas.DataFrame) -> d
     return figures
 
 
-def _mechanism(summary: dict[str, Any], figures: dict[str, go.Figure]) -> list[Section]:
+def _mechanism(
+    summary: dict[str, Any], tables: dict[str, pandas.DataFrame], figures: dict[str, go.Figure]
+) -> list[Section]:
     """How alike both formats are inside, and what answers rest on."""
     if "consistency" not in summary:
         return []
@@ -107,11 +114,16 @@ def _mechanism(summary: dict[str, Any], figures: dict[str, go.Figure]) -> list[S
             figures.get("consistency_bio_qa_ood"),
         )
     ]
+    if "consistency_along" in figures:
+        text = "The cosine of the gradients of one fact's two formats, and of other facts', along every stage."
+        found.append(Section("When do they come to agree?", [text], None, figures["consistency_along"]))
     if "inside_bio_qa_ood" in figures:
         text = "The cosine of the gradients of one fact's two formats over the shared parameters and outside them."
         found.append(Section("Do they agree in the shared parameters?", [text], None, figures["inside_bio_qa_ood"]))
     if "signature" in figures:
         found.append(Section("What answers rest on", [], None, figures["signature"]))
+    if "updated" in summary:
+        found.append(Section("Parameters updated by both formats", [ABOUT_UPDATED], updated_table(tables), None))
     return found
 
 
@@ -210,7 +222,7 @@ def write_study_report(
             if "ablation_per_tensor" in figures
             else []
         ),
-        *_mechanism(summary, figures),
+        *_mechanism(summary, tables, figures),
         Section(
             "Grafting",
             [

@@ -35,6 +35,7 @@ def summarise(study: Study, tables: Frames) -> dict[str, Any]:
         "accuracy": ("accuracy", lambda: _accuracy(tables["accuracy"])),
         "shared": ("shared", lambda: _shared(tables["shared"], "global")),
         "shared_per_tensor": ("shared", lambda: _shared(tables["shared"], "tensor")),
+        "updated": ("updated", lambda: _updated(tables)),
         "ablation": ("ablation", lambda: _ablation(tables["ablation_answers"], "global")),
         "ablation_per_tensor": ("ablation", lambda: _ablation(tables["ablation_answers"], "tensor")),
         "graft": ("grafts", lambda: {name: _graft(tables, name) for name in COMPARED}),
@@ -57,8 +58,8 @@ def summarise(study: Study, tables: Frames) -> dict[str, Any]:
 def _seconds(study: Study) -> dict[str, float]:
     """How long each step took, those of both analyses together."""
     spent: Counter[str] = Counter()
-    whole = ("compare", "full_rate", "report")
-    for folder in (study.out, *study.arms.values(), study.full_rate):
+    whole = ("compare", "full_rate", "updated", "report")
+    for folder in (study.out, *study.arms.values(), study.full_rate, *study.updated.values()):
         spent.update({name: took for name, took in seconds(folder).items() if name not in whole})
     order = ["data", "train", *(one.name for one in STEPS if one.name != "attend"), "patch_people", "attend"]
     named = {name: round(spent[name], 1) for name in order if name in spent}
@@ -85,6 +86,14 @@ def _accuracy(table: pandas.DataFrame) -> dict[str, dict[str, float]]:
 def _shared(table: pandas.DataFrame, scope: str) -> dict[str, Any]:
     by_model: dict[str, Any] = table[table["scope"] == scope].set_index("model").to_dict("index")
     return by_model
+
+
+def _updated(tables: Frames) -> dict[str, Any]:
+    """What is shared by the gradients along training, by scope and model, and the cosines inside it and outside."""
+    found: dict[str, Any] = {}
+    for (scope, model), rows in tables["updated"].groupby(["scope", "model"], sort=False):
+        found.setdefault(str(scope), {})[str(model)] = rows.drop(columns=["scope", "model"]).iloc[0].to_dict()
+    return found
 
 
 def _ablation(answers: pandas.DataFrame, scope: str) -> dict[str, Any]:

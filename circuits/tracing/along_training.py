@@ -26,8 +26,8 @@ class AlongTraining(TrainerCallback, ABC):
         every: steps between measurements; the first is after so many steps.
 
     Raises:
-        CircuitsError: ``every`` is less than 1; in training, there are no steps to measure at, or the run goes on from a
-            state that was saved without this callback.
+        CircuitsError: ``every`` is less than 1; in training, there are no steps to measure at, or the run goes on from
+            a state that was saved without this callback.
     """
 
     #: What is measured, in the plural; saved folders are called after it.
@@ -69,8 +69,8 @@ class AlongTraining(TrainerCallback, ABC):
             folder = self._folder(args, state)
             if not folder.is_dir():
                 raise CircuitsError(
-                    f"training goes on from step {state.global_step}, but there are no {self.noun} up to it in {folder}: "
-                    f"start again with an empty folder, or go on without {self.noun}"
+                    f"training goes on from step {state.global_step}, but there are no {self.noun} up to it in "
+                    f"{folder}: start again with an empty folder, or go on without {self.noun}"
                 )
             self.load(folder)
         return control

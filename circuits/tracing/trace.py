@@ -1,11 +1,13 @@
 """A gradient trace: what it holds, what a notebook shows of it, and its file."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas
+import torch
 from torch import Tensor
 
 from circuits.errors import CircuitsError
@@ -124,7 +126,6 @@ def sum_traces(traces: Sequence[GradientTrace]) -> GradientTrace:
         docs/method.md, section 1.
 
     Example:
-        >>> import torch
         >>> one, two = (GradientTrace("qa", {"w": torch.tensor([x, 2.0])}, {}, 3) for x in (1.0, 5.0))
         >>> sum_traces([one, two]).gradients["w"]
         tensor([6., 4.])
@@ -146,10 +147,14 @@ def sum_traces(traces: Sequence[GradientTrace]) -> GradientTrace:
             )
     return replace(
         last,
-        gradients={name: sum(one.gradients[name] for one in traces) for name in last.gradients},
-        hook_points={name: sum(one.hook_points[name] for one in traces) for name in last.hook_points},
+        gradients={name: _total([one.gradients[name] for one in traces]) for name in last.gradients},
+        hook_points={name: _total([one.hook_points[name] for one in traces]) for name in last.hook_points},
         provenance={**last.provenance, "steps": [one.provenance.get("steps") for one in traces]},
     )
+
+
+def _total(values: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, values)
 
 
 def _shapes(trace: GradientTrace) -> dict[str, tuple[int, ...]]:

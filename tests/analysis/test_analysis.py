@@ -20,7 +20,7 @@ from circuits.models import load_model
 from circuits.rankings import Evidence, default_counts, rank_units
 from circuits.statistics import intervals
 from circuits.tasks import Task
-from circuits.tracing import trace_gradients
+from circuits.tracing import trace_checkpoints, trace_gradients
 from circuits.units import Head, Neuron
 from tests.fixtures import loaded
 from tests.test_planted_truth import planted_checkpoint, planted_units, reached, task_of
@@ -276,6 +276,33 @@ def test_what_cannot_be_analysed_is_refused(both, tmp_path, unchecked):
         analyse(model, [bio, qa], out=tmp_path / "a", settings=settings)
     with pytest.raises(CircuitsError, match="the task 'a/b' cannot name a file of results"):
         analyse(model, Task(**{**bio.__dict__, "name": "a/b"}), out=tmp_path / "a")
+
+
+def test_traces_made_elsewhere_are_taken(both, tmp_path):
+    model, pre, tasks = both
+    traces = {task.name: trace_checkpoints([pre, model], task) for task in tasks}
+    found = analyse(model, tasks, out=tmp_path / "out", only=["share"], traces=traces)
+    expected = shared_parameters(list(traces.values()), 0.01, "tensor")
+    assert found.masks["tensor"].size == expected.size > 0
+    assert (found.masks["tensor"] & expected).size == expected.size
+    for name, trace in traces.items():
+        assert torch.equal(found.traces[name].gradients["blocks.0.attn.W_V"], trace.gradients["blocks.0.attn.W_V"])
+    # they are part of what the folder was made from
+    with pytest.raises(CircuitsError, match="holds an analysis with traces"):
+        analyse(model, tasks, out=tmp_path / "out", only=["share"])
+
+
+def test_traces_of_something_else_are_refused(both, tmp_path, unchecked):
+    model, pre, tasks = both
+    bio = trace_gradients(model, tasks[0])
+    for traces, message in (
+        ({"bio": bio}, "traces are given of bio, but the tasks that are traced are bio, qa_id: give one of each"),
+        ({"bio": bio, "qa_id": bio}, "the trace given for qa_id is of bio"),
+        ({"bio": bio, "qa_id": trace_gradients(pre, tasks[1])}, "the trace of qa_id is of the model .*, not of"),
+    ):
+        with pytest.raises(CircuitsError, match=message):
+            analyse(model, tasks, out=tmp_path / "out", traces=traces)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_has_no_record_is_made_again_whatever_lies_there(both, people, tmp_path):

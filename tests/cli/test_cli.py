@@ -769,16 +769,19 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
     refused(call("study", "--out", earlier, *SMALL_STUDY), "delete all of its steps but data.json and train.json")
     # the same study before its grafts and rankings
     unfinished = shutil.copytree(study, tmp_path / "unfinished")
-    for step in ("compare", "full_rate", "patch_people", "attend", "report"):
+    for step in ("compare", "full_rate", "updated", "patch_people", "attend", "report"):
         (unfinished / "steps" / f"{step}.json").unlink()
-    for table in ("patches_from_people", "attention"):
+    for table in ("updated", "patches_from_people", "attention"):
         (unfinished / "tables" / f"{table}.parquet").unlink()
     for step in ("graft", "rank", "sweep", "patch", "consistency", "signature"):
         (unfinished / "comparison" / "b" / "steps" / f"{step}.json").unlink()
     (unfinished / "summary.json").unlink()
     assert call("report", unfinished, "--out", tmp_path / "part" / "page.md").returncode == 0
     part = (tmp_path / "part" / "page.md").read_text()
-    assert "graft, sweep, patch, rank, consistency, signature, full_rate, patch_people, attend, report are" in part
+    assert (
+        "graft, sweep, patch, rank, consistency, signature, full_rate, updated, patch_people, attend, report are"
+        in part
+    )
     for one in found:
         assert (one.here in part) == (one.figure in ("1a", "2a", "2b"))
 
