@@ -3,18 +3,17 @@
 from circuits.masks.ablation import NAMES_OF_ANSWERS, ablate_mask, ablation_means, ablation_summary
 from circuits.masks.acting import MASK_MODES, graft, mean, revert, zero
 from circuits.masks.at_positions import ablate_at, graft_at
+from circuits.masks.centralisation import gini, top_share
 from circuits.masks.grafting import SCORES, graft_by_optimisation, graft_by_score
 from circuits.masks.grafts import Graft
 from circuits.masks.mask import ParameterMask, covered_parameters, unit_mask
 from circuits.masks.shared import (
     FRACTIONS,
     SCOPES,
-    gini,
     influenced_parameters,
     shared_parameters,
     sharing,
     sharing_curve,
-    top_share,
 )
 from circuits.masks.sizes import shared_size, units_of
 

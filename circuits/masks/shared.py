@@ -7,9 +7,7 @@
    same intersection with all traces but the first permuted within each tensor, which keeps how much each tensor holds.
    Everything that is said of S is also said of several such draws, with an interval.
 4. The Shared Size of a unit: how many of its parameters lie in S (`circuits.masks.sizes`).
-5. Centralisation: the Gini coefficient of Shared Size over heads (neurons), and the share of S in heads (neurons) that
-   the top tenth of them holds. Both depend on |S|: few parameters lie unevenly by chance alone. So beside them stands
-   what random sets have: as many parameters as S has in heads (neurons), drawn from all that heads (neurons) own.
+5. How unevenly units hold S: `circuits.masks.centralisation`.
 """
 
 import functools
@@ -21,22 +19,22 @@ from typing import Any
 import numpy
 import pandas
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from circuits.errors import CircuitsError
+from circuits.masks.centralisation import gini, random_sizes, top_share
 from circuits.masks.mask import ParameterMask
 from circuits.masks.packing import PackedTensor, PackedTensors, pack
 from circuits.masks.selection import all_finite, largest
-from circuits.masks.sizes import owned_counts, unit_counts
+from circuits.masks.sizes import unit_counts
 from circuits.progress import track
 from circuits.statistics import mean_interval
 from circuits.storage import digest, provenance
 from circuits.tracing import GradientTrace
-from circuits.units import Head, KVGroup, Neuron
+from circuits.units import Head, Neuron
 
 SCOPES: tuple[str, ...] = ("global", "tensor")
-_DEALT = 10**9
 #: The fractions k that a sharing curve goes through: four for each factor of ten from 0.01 % to 10 %, and 20 %.
 FRACTIONS: tuple[float, ...] = (*(round(10 ** (power / 4 - 4), 6) for power in range(13)), 0.2)
 
@@ -317,7 +315,7 @@ def _sharing(sets: list[ParameterMask], draws: int, seed: int) -> dict[str, Any]
         report |= _interval(control, [measured[name] for measured in controls])
     shared, generator = functools.reduce(operator.and_, sets), numpy.random.default_rng(int(digest(str(seed)), 16))
     for kind, prefix in _CENTRALISED:
-        spread = [_centralisation(_random_sizes(shared, kind, generator)) for _ in range(draws)]
+        spread = [_centralisation(random_sizes(shared, kind, generator)) for _ in range(draws)]
         for name in spread[0]:
             report |= _interval(f"random_{prefix}{name}", [one[name] for one in spread])
     return report
@@ -351,64 +349,3 @@ _CENTRALISED: tuple[tuple[type[Head] | type[Neuron], str], ...] = ((Head, ""), (
 
 def _centralisation(sizes: Float[Tensor, " units"]) -> dict[str, float]:
     return {"gini": gini(sizes), "top_tenth": top_share(sizes, 0.1)}
-
-
-def _random_sizes(
-    mask: ParameterMask, kind: type[Head] | type[Neuron], generator: numpy.random.Generator
-) -> Float[Tensor, " units"]:
-    """The sizes of units in a random set with as many parameters of such units, all of them equally likely."""
-    counted = [owned_counts(mask, kind), *([owned_counts(mask, KVGroup)] if kind is Head else [])]
-    slices = [(number, layer) for number, found in enumerate(counted) for layer in found]
-    if not slices:
-        return torch.zeros(1)
-    inside, owned = (torch.cat([counted[number][layer][which] for number, layer in slices]) for which in (0, 1))
-    drawn = torch.from_numpy(_dealt(owned.long().numpy(), int(inside.sum()), generator)).double()
-    sizes = dict(zip(slices, drawn.split([len(counted[number][layer][0]) for number, layer in slices]), strict=True))
-    parts = []
-    for layer in counted[0]:
-        own = sizes[0, layer]
-        if (1, layer) in sizes:
-            repeats = len(own) // len(sizes[1, layer])
-            own = own + sizes[1, layer].repeat_interleave(repeats) / repeats
-        parts.append(own)
-    return torch.cat(parts) if parts else torch.zeros(1)
-
-
-def _dealt(
-    owned: Int[numpy.ndarray, " slice"], count: int, generator: numpy.random.Generator
-) -> Int[numpy.ndarray, " slice"]:
-    """How many of so many entries, drawn without replacement, fall into slices of these sizes."""
-    if owned.sum() < _DEALT:
-        return generator.multivariate_hypergeometric(owned, count, method="marginals")
-    # numpy draws from no more at once: of so many, each half has its share with the spread of a binomial
-    half = len(owned) // 2
-    low, high = max(0, count - int(owned[half:].sum())), min(count, int(owned[:half].sum()))
-    first = min(high, max(low, int(generator.binomial(count, owned[:half].sum() / owned.sum()))))
-    return numpy.concatenate([_dealt(owned[:half], first, generator), _dealt(owned[half:], count - first, generator)])
-
-
-def gini(values: Float[Tensor, " units"]) -> float:
-    """Gini coefficient: 0 if all units have the same, towards 1 if one unit has all; NaN if there is nothing.
-
-    Example:
-        >>> gini(torch.tensor([1.0, 1.0, 1.0])), round(gini(torch.tensor([0.0, 0.0, 9.0])), 3)
-        (0.0, 0.667)
-    """
-    ordered = values.double().sort().values
-    total, count = float(ordered.sum()), len(ordered)
-    if total == 0:
-        return math.nan
-    ranks = torch.arange(1, count + 1, dtype=torch.float64)
-    return max(0.0, float(2 * (ranks * ordered).sum() / (count * total) - (count + 1) / count))
-
-
-def top_share(values: Float[Tensor, " units"], fraction: float) -> float:
-    """The share of the sum that the top fraction of units holds; at least one unit counts. NaN if there is nothing.
-
-    Example:
-        >>> round(top_share(torch.tensor([1.0, 2.0, 7.0]), 0.1), 2)
-        0.7
-    """
-    total = float(values.sum())
-    count = max(1, round(fraction * len(values)))
-    return float(values.sort(descending=True).values[:count].sum()) / total if total else math.nan

@@ -201,10 +201,12 @@ def updated_table(tables: dict[str, pandas.DataFrame]) -> pandas.DataFrame:
 ABOUT_UPDATED = (
     "The second version speaks of parameters updated by both formats: here those in the top by each format's own "
     "gradients, taken at regular steps of all stages of training and added up, in place of the gradients after "
-    "training (S). Shuffled: the size with one task's set shuffled within each tensor. Lift: how many lie in S for "
-    "each one that would by chance, with as many in each tensor. Cosine: of the gradients of one fact's two formats. "
-    "QA-OOD: exact match with these parameters back at their values before training, and with as many random ones "
-    "outside them; where there is too little room outside, both are thinned alike."
+    "training (S). Shuffled: the size with one task's set shuffled within each tensor."
+)
+WHAT_UPDATED_DO = (
+    "Lift: how many lie in S for each one that would by chance, with as many in each tensor. Cosine: of the gradients "
+    "of one fact's two formats. QA-OOD: exact match with these parameters back at their values before training, and "
+    "with as many random ones outside them; where there is too little room outside, both are thinned alike."
 )
 
 ABOUT_MECHANISM = (

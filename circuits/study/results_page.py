@@ -13,6 +13,7 @@ from circuits.study.claims import claims_table, findings
 from circuits.study.page_tables import (
     ABOUT_MECHANISM,
     ABOUT_UPDATED,
+    WHAT_UPDATED_DO,
     condition_in_words,
     controls_in_words,
     controls_table,
@@ -121,7 +122,11 @@ def write_results_page(
         parts += ["## Are both formats alike inside?", ABOUT_MECHANISM, _markdown(mechanism_table(summary))]
         parts += shown("consistency_bio_qa_ood", "consistency_along", "inside_bio_qa_ood", "signature")
     if "updated" in summary:
-        parts += ["## Parameters updated by both formats", ABOUT_UPDATED, _markdown(updated_table(tables))]
+        parts += [
+            "## Parameters updated by both formats",
+            f"{ABOUT_UPDATED} {WHAT_UPDATED_DO}",
+            _markdown(updated_table(tables)),
+        ]
     if "graft" in summary:
         parts += [
             "## Grafts",
@@ -186,6 +191,7 @@ def write_seeds_results(
             f"The smallest grafts that keep {settings['keep']:.0%} of QA-ID:",
             _markdown(shown["grafts"]),
             *([ABOUT_MECHANISM, _markdown(shown["mechanism"])] if "mechanism" in shown else []),
+            *([ABOUT_UPDATED, _markdown(shown["updated"])] if "updated" in shown else []),
         ]
     path = Path(path)
     with atomic_file(path) as temporary:

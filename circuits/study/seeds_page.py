@@ -9,8 +9,8 @@ import pandas
 
 from circuits.figures import LABELS, Section, ranking_curves_figure, write_report
 from circuits.statistics import mean_interval
-from circuits.study.claims import claims_table, findings
-from circuits.study.page_tables import ABOUT_MECHANISM, SHOWN_SPLITS, mechanism_rows, start_of
+from circuits.study.claims import SCOPE_LABELS, claims_table, findings
+from circuits.study.page_tables import ABOUT_MECHANISM, ABOUT_UPDATED, SHOWN_SPLITS, mechanism_rows, start_of
 from circuits.verdicts import ABOUT_VERDICTS, findings_over_seeds
 
 
@@ -25,10 +25,19 @@ def _with_interval(values: Sequence[float | int | None], form: str) -> str:
     return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} ({low:{form}} to {high:{form}})"
 
 
+#: Of the parameters updated by both formats: column → number of the summary, and how it is written.
+_UPDATED = {
+    "size": ("size", ",.0f"),
+    "shuffled": ("permuted", ",.0f"),
+    "in S too": ("both_with_shared", ",.0f"),
+    "of S": ("of_shared", ",.0f"),
+}
+
+
 def seeds_tables(
     summaries: Sequence[dict[str, Any]], tables: Sequence[dict[str, pandas.DataFrame]]
 ) -> dict[str, pandas.DataFrame]:
-    """What several seeds found, for a reader: ``claims``, ``recall``, ``grafts``, ``mechanism``; means with intervals.
+    """What several seeds found, for a reader: ``claims``, ``recall``, ``grafts`` and so on; means with intervals.
 
     Args:
         summaries: the content of each seed's ``summary.json``.
@@ -55,11 +64,21 @@ def seeds_tables(
         for name, graft in summaries[0]["graft"].items()
         for method in graft["by"]
     ]
+    updated = [
+        {"scope": SCOPE_LABELS[scope], "model": LABELS[model]}
+        | {
+            column: _with_interval([summary["updated"][scope][model][name] for summary in summaries], form)
+            for column, (name, form) in _UPDATED.items()
+        }
+        for scope, models in summaries[0].get("updated", {}).items()
+        for model in models
+    ]
     measured = all("consistency" in summary for summary in summaries)
     return {
         "claims": claims_table(found, "differences, seed by seed"),
         "recall": pandas.DataFrame(recall),
         "grafts": pandas.DataFrame(grafts),
+        **({"updated": pandas.DataFrame(updated)} if updated else {}),
         **({"mechanism": mechanism_rows(summaries, _with_interval)} if measured else {}),
     }
 
@@ -116,6 +135,11 @@ def write_seeds_report(
             *(
                 [Section("Are both formats alike inside?", [ABOUT_MECHANISM], shown["mechanism"])]
                 if "mechanism" in shown
+                else []
+            ),
+            *(
+                [Section("Parameters updated by both formats", [ABOUT_UPDATED], shown["updated"])]
+                if "updated" in shown
                 else []
             ),
             Section(

@@ -26,6 +26,7 @@ from circuits.study.page_tables import (
     ABOUT_MECHANISM,
     ABOUT_UPDATED,
     SHOWN_SPLITS,
+    WHAT_UPDATED_DO,
     controls_in_words,
     controls_table,
     everything_else,
@@ -123,7 +124,9 @@ def _mechanism(
     if "signature" in figures:
         found.append(Section("What answers rest on", [], None, figures["signature"]))
     if "updated" in summary:
-        found.append(Section("Parameters updated by both formats", [ABOUT_UPDATED], updated_table(tables), None))
+        found.append(
+            Section("Parameters updated by both formats", [ABOUT_UPDATED, WHAT_UPDATED_DO], updated_table(tables), None)
+        )
     return found
 
 
