@@ -189,11 +189,15 @@ def claim(path: Path, facts: Mapping[str, Any], what: str) -> None:
         return
     found = flatten(read_json(path))
     for name in (*wanted, *found):
-        if found.get(name) != wanted.get(name):
-            raise CircuitsError(
-                f"{folder} holds {what} with {name} {found.get(name)}, not {wanted.get(name)}: choose another folder "
-                "or delete it"
-            )
+        if found.get(name) == wanted.get(name):
+            continue
+        if name not in wanted:
+            differs = f"with {name} {found[name]}, and none is given now"
+        elif name not in found:
+            differs = f"without {name}, and {wanted[name]} is given now"
+        else:
+            differs = f"with {name} {found[name]}, not {wanted[name]}"
+        raise CircuitsError(f"{folder} holds {what} {differs}: choose another folder or delete it")
 
 
 def write_table(path: Path, table: "pandas.DataFrame", facts: Mapping[str, Any], csv: bool = False) -> None:

@@ -24,6 +24,9 @@ tasks = typer.Typer(help="Look at prompts as a model's tokenizer does, or make w
 _COLOURS = ("cyan", "magenta", "yellow", "blue", "red", "bright_cyan", "bright_magenta")
 _ANSWER = "green"
 _EXAMPLES = 3
+#: Lines with one fault that are named by their numbers.
+_NUMBERED = 5
+_SEVERAL = {"line": "lines", "row": "rows", "entry": "entries"}
 
 
 @tasks.command()
@@ -113,8 +116,25 @@ def _by_line(messages: Sequence[str]) -> list[str]:
 def _list(bad: Sequence[str]) -> None:
     if bad:
         say(f"{counted(len(bad), 'line')} that cannot be used:")
-    for message in bad:
+    for message in _together(bad):
         say(f"  {message}")
+
+
+def _together(bad: Sequence[str]) -> Iterator[str]:
+    """The messages, each once, with the numbers of all lines that it is about."""
+    numbers: dict[tuple[str, str], list[str]] = {}
+    for message in bad:
+        found = re.match(rf"({'|'.join(_SEVERAL)}) (\d+)( .*)", message, re.DOTALL)
+        about = (found[1], found[3]) if found else ("", message)
+        numbers.setdefault(about, []).append(found[2] if found else "")
+    for (noun, rest), each in numbers.items():
+        if not noun:
+            yield rest
+        elif len(each) == 1:
+            yield f"{noun} {each[0]}{rest}"
+        else:
+            more = f" and {len(each) - _NUMBERED} more" if len(each) > _NUMBERED else ""
+            yield f"{_SEVERAL[noun]} {', '.join(each[:_NUMBERED])}{more}{rest}"
 
 
 def _describe(task: "Task", tokenizer: "PreTrainedTokenizerBase", file: str) -> None:

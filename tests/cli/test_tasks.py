@@ -171,6 +171,16 @@ def test_check_shows_what_the_tokenizer_makes_and_lists_every_bad_line(place, bi
     assert "4 lines that cannot be used" in must("tasks", "check", bad, "--model", place / "model0", "--drop-bad")
 
 
+def test_check_says_once_what_is_wrong_with_many_lines(place, births, tmp_path):
+    good = births.read_text().splitlines()
+    lines = [good[0], *['{"prompt": "Who"}'] * 7, '{"answer": " x"}', good[1]]
+    (tmp_path / "many.jsonl").write_text("\n".join(lines))
+    shown = must("tasks", "check", "many.jsonl", "--model", place / "model0", "--drop-bad")
+    [many] = [line for line in shown.splitlines() if "has no 'answer'" in line or "have no" in line]
+    assert many.startswith("  lines 2, 3, 4, 5, 6 and 2 more of many.jsonl")
+    assert "  line 9 of many.jsonl has no 'prompt'" in shown
+
+
 def test_check_needs_no_weights_and_lists_files_without_any_good_line(place, births, tmp_path):
     bare = shutil.copytree(place / "model0", tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     assert "span who" in must("tasks", "check", births, "--model", bare)
