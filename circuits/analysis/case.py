@@ -44,7 +44,7 @@ class AnalysisSettings:
         tasks_by_step: step → names of the tasks that it is done on, where these are not all. With the step ``trace`` it
             says which tasks the shared set is of; those held out of it are scored all the same.
         examples_by_step: step → as many examples of each task, in place of what ``examples`` says; of the steps
-            ``consistency`` and ``signature`` as many facts, 64 if nothing is said.
+            ``consistency``, ``localise`` and ``signature`` as many facts, 64 if nothing is said.
     """
 
     fraction: float = 0.01
@@ -120,7 +120,7 @@ class Case:
         usual = None if step in _ON_ALL else settings.examples
         if step == "rank":
             usual = min(settings.examples, _ON_CURVES)
-        elif step in ("consistency", "signature"):
+        elif step in ("consistency", "localise", "signature"):
             usual = _ON_FACTS
         return settings.examples_by_step.get(step, usual)
 

@@ -11,11 +11,14 @@ from circuits.analysis.figures import consistency_figures
 from circuits.analysis.page import SCOPE_WORDS
 from circuits.consistency import mismatched_kind
 from circuits.figures import Section
+from circuits.figures.consistency import ACT_WORDS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Frames = Mapping[str, pandas.DataFrame]
+#: Measures of a fact beside the cosine of its activations.
+RECALLED = ("retrieved", "exact_match", "log_prob")
 #: What is compared: the table that has a row for each pair or answer, what makes its rows, and the numbers.
 _COMPARED = {
     "gradient_consistency": (
@@ -28,6 +31,7 @@ _COMPARED = {
         ("task", "other", "site", "span", "unit", "layer", "index", "kind"),
         ("cosine", "retrieved"),
     ),
+    "localisation": ("localisation_facts", ("task", "other", "scope", "act", "condition"), ("cosine", *RECALLED)),
     "signature": ("signature_answers", ("task", "span"), ("effect", "share")),
 }
 #: Matched less mismatched, fact by fact.
@@ -58,6 +62,8 @@ def _one_row_each(table: pandas.DataFrame, keys: Sequence[str], metrics: Sequenc
     if "draw" in table:
         # how a mask was thinned is one model's own
         table = table[table["condition"] != "shared_thinned"]
+    if "act" in table:
+        return table[table["condition"] != "random"].dropna(subset="cosine").assign(start=0)
     names = [*keys, "example", "group"]
     means = table.groupby(names, sort=False, dropna=False)[[*metrics]].mean().dropna(subset="cosine").reset_index()
     return pandas.concat([means, excess(means)], ignore_index=True).assign(start=0)
@@ -109,6 +115,16 @@ def sections_of_both(tables: Frames, figures: "Mapping[str, go.Figure]", names: 
         text = "Activations of the last layer at the token that predicts the answer, and facts that are retrieved."
         shown = shown_differences(last, ["task", "other", "kind"], names, metrics=["cosine", "retrieved"])
         found.append(Section("Are facts in the same place?", [text], shown))
+    if "localisation" in tables:
+        text = (
+            "Facts after the shared parameters went back to their values before fine-tuning, and with these alone as "
+            "after it: activations at the token that predicts the answer, facts that are retrieved, and recalled."
+        )
+        table = tables["localisation"].replace({"act": ACT_WORDS})
+        shown = _in_words(table).rename(columns={"act": "parameters"})
+        keys = ["task", "other", "the top", "parameters"]
+        shown = shown_differences(shown, keys, names, metrics=["cosine", *RECALLED[:2]])
+        found.append(Section("Does the agreement hang on the shared parameters?", [text], shown))
     if "signature" in tables:
         text = "What each span's replacement costs in nats, and its share of what all spans cost."
         shown = shown_differences(tables["signature"], ["task", "span"], names, metrics=["effect", "share"])

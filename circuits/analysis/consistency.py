@@ -66,7 +66,7 @@ def consistency(case: Case, masks: Mapping[str, ParameterMask]) -> tuple[pandas.
     """Compare the gradients and activations of tasks that tell the same facts."""
     found: list[list[pandas.DataFrame]] = [[] for _ in range(4)]
     settings, named = case.settings, facts_of(case)
-    controlled = _with_controls(masks, settings.draws, settings.seed)
+    controlled = controlled_masks(masks, settings.draws, settings.seed)
     for name, other in track(named, "consistency", len(named), "pair of tasks"):
         about, count = {"task": name, "other": other}, case.count("consistency")
         one, two = pair_facts(case.tasks[name], case.tasks[other], count, seed=settings.seed)
@@ -82,7 +82,7 @@ def consistency(case: Case, masks: Mapping[str, ParameterMask]) -> tuple[pandas.
     return (*joined, consistency_tests(joined[1], joined[3]))
 
 
-def _with_controls(
+def controlled_masks(
     masks: Mapping[str, ParameterMask], draws: int, seed: int
 ) -> dict[tuple[str, str, int], ParameterMask]:
     """Scope, condition and draw → the shared parameters, and random ones outside them."""

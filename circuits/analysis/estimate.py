@@ -48,6 +48,9 @@ def estimate(case: Case, steps: Sequence[Step]) -> Mapping[str, float]:
     parameters = sum(value.numel() for value in covered_parameters(case.model).values())
     sets = (1 + settings.draws) * len(SCOPES) * len({settings.fraction, *settings.fractions})
     facts = sum(map(len, facts_of(case).values()))
+    # two tasks' activations and one's answers, of each set of parameters reverted and alone
+    sets_of_facts = 2 + 2 * len(SCOPES) * (1 + settings.draws)
+    localised = 3 * sets_of_facts * sum(map(len, facts_of(case, "localise").values()))
     curves = 1 if case.pre is None else 2
     rankings = len(settings.rankings) + len(case.of("trace")) + settings.draws
     points = sum(
@@ -66,6 +69,7 @@ def estimate(case: Case, steps: Sequence[Step]) -> Mapping[str, float]:
         "rank": curves * rankings * points * passes("rank"),
         "attend": passes("attend"),
         "consistency": _COMPARED * facts * forward,
+        "localise": localised * forward,
         "signature": sum(
             (1 + min(settings.draws, DONORS) * (1 + len(task.spans))) * len(task) for task in asked_of(case).values()
         )

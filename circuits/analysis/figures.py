@@ -11,6 +11,7 @@ from circuits.figures import (
     graft_figure,
     heads_figure,
     inside_figure,
+    localisation_figure,
     ranking_curves_figure,
     sharing_figure,
     signature_figure,
@@ -85,6 +86,9 @@ def consistency_figures(tables: Mapping[str, pandas.DataFrame], model: str = "mo
             inside = part[(part["by"] == "mask") & (part["kind"] == "matched")]
             if len(inside):
                 figures[f"inside_{task}_{other}"] = inside_figure(inside)
+    if "localisation" in tables:
+        for (task, other), part in of("localisation").groupby(["task", "other"], sort=False):
+            figures[f"localisation_{task}_{other}"] = localisation_figure(part)
     if len(tables.get("signature", ())):
         figures["signature"] = signature_figure(of("signature"))
     return figures

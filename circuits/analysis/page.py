@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from circuits.analysis.summary import top_table
 from circuits.figures import Section, write_report
+from circuits.figures.consistency import ACT_WORDS
 
 #: The two ways to take the top parameters, in words.
 SCOPE_WORDS = {"global": "of all parameters", "tensor": "of each tensor"}
@@ -28,6 +29,7 @@ def write_page(
         *_rankings(figures),
         *_attention(figures),
         *consistency_sections(tables, figures),
+        *localisation_sections(tables, figures),
         *_signature(tables, figures),
     ]
     if summary["left_out"]:
@@ -231,6 +233,51 @@ def consistency_sections(tables: Mapping[str, pandas.DataFrame], figures: Mappin
             figure = figures.get(f"inside_{task}_{other}")
             found.append(Section("Is it the shared parameters where they agree?", [text], _tests(inside), figure))
     return found
+
+
+def localisation_sections(
+    tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figure]
+) -> Sequence[Section]:
+    """The section of the step ``localise``, for each pair of tasks."""
+    found: list[Section] = []
+    if "localisation" not in tables:
+        return found
+    for (task, other), _ in tables["localisation"].groupby(["task", "other"], sort=False):
+        text = (
+            f"Facts of {task} and {other} after the shared parameters went back to their values before fine-tuning, "
+            "and with these alone as after it, beside as many random parameters outside them: how alike the activations of "
+            "both tasks are at the token that predicts the answer, how many facts are nearest to themselves in the "
+            f"other task, and how many answers of {other} are right. If the agreement hangs on the shared parameters, "
+            "it falls without them and stays with them alone."
+        )
+        tests = tables.get("localisation_tests")
+        shown = None if tests is None or tests.empty else _localisation(tests, task, other)
+        figure = figures.get(f"localisation_{task}_{other}")
+        found.append(Section("Does their agreement hang on the shared parameters?", [text], shown, figure))
+    return found
+
+
+_MEASURED = {"cosine": ("activations", _two), "retrieved": ("retrieved", _percent), "exact_match": ("right", _percent)}
+
+
+def _localisation(tests: pandas.DataFrame, task: str, other: str) -> pandas.DataFrame:
+    rows = tests[(tests["task"] == task) & (tests["other"] == other) & tests["measure"].isin(_MEASURED)]
+    shown = []
+    for row in rows.itertuples():
+        name, written = _MEASURED[str(row.measure)]
+        ends = {"difference": row.difference, "difference_low": row.low, "difference_high": row.high}
+        shown.append(
+            {
+                "top of": SCOPE_WORDS[row.scope],
+                "parameters": ACT_WORDS[row.act],
+                "measure": name,
+                "shared": written(row.shared),
+                "random": written(row.random),
+                "difference": _interval(ends, "difference", written),
+                "q": f"{row.q:.2g}",
+            }
+        )
+    return pandas.DataFrame(shown)
 
 
 def _tests(tests: pandas.DataFrame) -> pandas.DataFrame:

@@ -13,7 +13,8 @@
 10. attend: every head's attention to the spans of the tasks.
 11. consistency: how alike two tasks' gradients and activations are where they tell the same facts, inside the shared
     parameters and outside them.
-12. signature: which spans the answers rest on.
+12. localise: do the tasks still agree about facts without the shared parameters, and with these alone?
+13. signature: which spans the answers rest on.
 
 Each says what it needs of earlier ones and what it writes; `circuits.analysis.running` does the rest.
 """
@@ -26,6 +27,7 @@ import pandas
 from circuits.analysis.artifacts import MASKS, Grafts, Table, Traces, TracesOnDisk
 from circuits.analysis.case import Case
 from circuits.analysis.consistency import consistency, signature
+from circuits.analysis.localisation import localise
 from circuits.analysis.running import give_back, step
 from circuits.analysis.summary import accuracies
 from circuits.interventions import effects_table, pair_groups, run_interventions, single
@@ -329,4 +331,4 @@ def attend(case: Case) -> tuple[pandas.DataFrame]:
     return (table.assign(excess=table["attention"] - table["uniform"]),)
 
 
-STEPS = (evaluate, trace, share, ablate, graft, sweep, neurons, patch, rank, attend, consistency, signature)
+STEPS = (evaluate, trace, share, ablate, graft, sweep, neurons, patch, rank, attend, consistency, localise, signature)

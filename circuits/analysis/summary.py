@@ -7,6 +7,7 @@ from typing import Any
 import pandas
 
 from circuits.analysis.figures import by_mode, effect_of
+from circuits.analysis.localisation import MEASURES
 from circuits.consistency import mismatched_kind
 from circuits.masks import ablation_summary
 from circuits.metrics import METRICS
@@ -90,6 +91,8 @@ def summary_of(
     if "gradient_consistency" in tables:
         pairs = tables["gradient_consistency"][["task", "other"]].drop_duplicates().to_dict("records")
         found["consistency"] = [pair | consistency_numbers(tables, **pair) for pair in pairs]
+    if "localisation" in tables:
+        found["localisation"] = localisation_numbers(tables["localisation"])
     if len(tables.get("signature", ())):
         found["signature"] = records(tables["signature"])
     return found
@@ -131,6 +134,21 @@ def consistency_numbers(tables: Mapping[str, pandas.DataFrame], task: str, other
         name: {key: None if value != value else round(float(value), 4) for key, value in numbers.items()}
         for name, numbers in (("gradient", gradient), ("representation", representation))
     }
+
+
+def localisation_numbers(table: pandas.DataFrame) -> dict[str, Any]:
+    """The means of the step ``localise``: pair of tasks → scope → what is done, and to which parameters → measure.
+
+    What is done to all parameters alike, ``none`` and ``all``, stands beside the scopes.
+    """
+    found: dict[str, Any] = {}
+    for row in table.itertuples():
+        at = found.setdefault(f"{row.task} and {row.other}", {})
+        if row.scope:
+            at = at.setdefault(row.scope, {})
+        numbers = {name: round(float(getattr(row, name)), 4) for name in MEASURES}
+        at[f"{row.act}_{row.condition}" if row.condition else row.act] = numbers
+    return found
 
 
 def records(table: pandas.DataFrame) -> list[dict[str, Any]]:

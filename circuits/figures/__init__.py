@@ -2,7 +2,13 @@
 
 from circuits.figures.accuracy import accuracy_figure, curves_figure
 from circuits.figures.attention import Rectangle, attention_figure, found_rectangles
-from circuits.figures.consistency import consistency_along_figure, consistency_figure, inside_figure, signature_figure
+from circuits.figures.consistency import (
+    consistency_along_figure,
+    consistency_figure,
+    inside_figure,
+    localisation_figure,
+    signature_figure,
+)
 from circuits.figures.difference import difference_figure, write_difference
 from circuits.figures.heads import heads_figure
 from circuits.figures.masks import ablation_figure, graft_figure, sharing_figure
@@ -28,6 +34,7 @@ __all__ = [
     "graft_figure",
     "heads_figure",
     "inside_figure",
+    "localisation_figure",
     "ranking_curves_figure",
     "save_figure",
     "sharing_figure",

@@ -21,6 +21,21 @@ _CONDITIONS = {
     "random": "inside random ones outside",
     "rest": "all outside",
 }
+SCOPE_TITLES = {"global": "top of all", "tensor": "top of each tensor"}
+#: What the step ``localise`` does, for a reader.
+ACT_WORDS = {"none": "whole model", "revert": "reverted", "alone": "alone", "all": "all reverted"}
+_ACTED = {
+    ("none", ""): "whole model",
+    ("revert", "shared"): "shared reverted",
+    ("revert", "shared_thinned"): "shared reverted, thinned",
+    ("revert", "random"): "random reverted",
+    ("alone", "shared"): "shared alone",
+    ("alone", "shared_thinned"): "shared alone, thinned",
+    ("alone", "random"): "random alone",
+    ("all", ""): "all reverted",
+}
+#: Measures of facts, for a reader.
+_MEASURED = {"cosine": "activations: cosine", "retrieved": "facts retrieved", "exact_match": "recalled"}
 _CONDITION_COLOURS = {"rest": "#7f7f7f"}
 #: Colours of spans in the order in which they are drawn; the context, which is what is left, is grey.
 _SPANS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2")
@@ -172,6 +187,71 @@ def consistency_along_figure(table: DataFrame) -> go.Figure:
     figure.update_annotations(font_size=14)
     figure.update_xaxes(title="step")
     figure.update_yaxes(title="cosine of gradients", col=1)
+    return figure
+
+
+def localisation_figure(table: DataFrame) -> go.Figure:
+    """Facts with the shared parameters reverted, or these alone fine-tuned, beside as many random parameters.
+
+    A row of panels for each scope of shared parameters, a column for each measure; dots are means over facts with
+    their intervals, and the lines are the whole model and the model without any of the parameters.
+
+    Args:
+        table: of the step ``localise`` of an analysis, of one pair of tasks, with the column ``model``.
+
+    Raises:
+        CircuitsError: a column is missing or there are no rows.
+    """
+    need(table, "model", "scope", "act", "condition", *_MEASURED)
+    scopes = [scope for scope in table["scope"].unique() if scope]
+    models = list(table["model"].unique())
+    titles = [f"{title}, {SCOPE_TITLES.get(scope, scope)}" for scope in scopes for title in _MEASURED.values()]
+    figure = make_subplots(
+        rows=max(1, len(scopes)),
+        cols=len(_MEASURED),
+        shared_yaxes=True,
+        subplot_titles=titles,
+        horizontal_spacing=0.03,
+        vertical_spacing=0.2 / max(1, len(scopes)),
+    )
+    for place, model in enumerate(models):
+        colour = COLOURS.get(model, _SPANS[place % len(_SPANS)])
+        own = table[table["model"] == model]
+        for row, scope in enumerate(scopes, start=1):
+            rows = own[own["scope"].isin([scope, ""])]
+            named = [
+                _ACTED.get((act, condition), "") for act, condition in zip(rows["act"], rows["condition"], strict=True)
+            ]
+            for column, measure in enumerate(_MEASURED, start=1):
+                figure.add_scatter(
+                    x=rows[measure],
+                    y=named,
+                    error_x={
+                        "array": rows[f"{measure}_high"] - rows[measure],
+                        "arrayminus": rows[measure] - rows[f"{measure}_low"],
+                    },
+                    name=label(model),
+                    legendgroup=model,
+                    showlegend=len(models) > 1 and row == column == 1,
+                    mode="markers",
+                    marker={"color": colour, "size": 8},
+                    hovertemplate="%{y}: %{x:.3f}",
+                    row=row,
+                    col=column,
+                )
+    figure.update_layout(
+        template="plotly_white",
+        width=PAGE,
+        height=120 + 250 * max(1, len(scopes)),
+        margin={"t": 100, "b": 50},
+        legend={"orientation": "h", "y": 1.06, "yanchor": "bottom"},
+        scattermode="group",
+    )
+    figure.update_annotations(font_size=13)
+    figure.update_yaxes(categoryorder="array", categoryarray=[*_ACTED.values()][::-1])
+    for column, measure in enumerate(_MEASURED, start=1):
+        share = measure != "cosine"
+        figure.update_xaxes(range=[-0.05, 1.05], tickformat=".0%" if share else ".1f", col=column)
     return figure
 
 

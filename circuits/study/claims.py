@@ -14,7 +14,7 @@ import pandas
 from circuits.analysis.consistency import masked_cosines
 from circuits.figures.rankings import RANKING_LABELS
 from circuits.study.folder import COMPARED
-from circuits.study.mechanism_claims import inside_finding, mechanism_findings
+from circuits.study.mechanism_claims import inside_finding, localised_finding, mechanism_findings
 from circuits.verdicts import (
     ERROR,
     ONE_RUN,
@@ -157,6 +157,12 @@ def _updated(tables: dict[str, pandas.DataFrame]) -> list[Callable[[float], Find
                 for task in _TASKS
                 if task in told
             ]
+    asked += [
+        functools.partial(localised_finding, own, scope, SCOPE_LABELS[scope], act, of=UPDATED)
+        for scope in own["localisation"]["scope"].unique()
+        if scope
+        for act in ("revert", "alone")
+    ]
     pairs = own["gradient_consistency_pairs"]
     masked = masked_cosines(pairs[pairs["model"] == "mixed"])
     asked += [

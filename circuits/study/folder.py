@@ -26,6 +26,15 @@ FULL_RATE = "two_stage"
 EVALUATED = ("pre", "stage_1", "mixed", "two_stage", "two_stage_gentle")
 #: Steps of an analysis that the study does without, or in its own way.
 LEFT_OUT = ("neurons", "attend")
+#: Tables about the parameters updated by both formats.
+_OF_UPDATED = (
+    "ablation",
+    "ablation_answers",
+    "gradient_consistency",
+    "gradient_consistency_pairs",
+    "localisation",
+    "localisation_facts",
+)
 #: Tables of an analysis that no page shows: those with one row for each unit and answer.
 _LONG = ("sweep_answers", "patch_answers", "ranking_answers")
 
@@ -128,7 +137,7 @@ class Study:
             f"updated_{name}": pandas.concat(
                 [tables[name].assign(model=model) for model, tables in arms.items()], ignore_index=True
             )
-            for name in ("ablation", "ablation_answers", "gradient_consistency", "gradient_consistency_pairs")
+            for name in _OF_UPDATED
             if all(name in tables for tables in arms.values())
         }
 

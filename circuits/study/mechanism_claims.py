@@ -41,6 +41,13 @@ def mechanism_findings(
             functools.partial(inside_finding, tables, masked[masked["scope"] == scope], scopes[scope])
             for scope in masked["scope"].unique()
         ]
+    if "localisation_facts" in tables:
+        asked += [
+            functools.partial(localised_finding, tables, scope, scopes[scope], act)
+            for scope in scopes
+            for act in ("revert", "alone")
+            if (tables["localisation_facts"]["scope"] == scope).any()
+        ]
     if "mixed" in summary.get("signature", {}):
         others = [name for name in _OTHERS if name in summary["signature"]]
         asked += [functools.partial(_rests, summary, tables, other) for other in others]
@@ -119,6 +126,48 @@ def inside_finding(
         f"all parameters outside them: {masked['rest'].mean():.3f}",
         **_FORM,
         **beyond_draws(_compared(inside, random, level), draws, level, answers=len(inside)),
+    )
+
+
+def localised_finding(
+    tables: Frames, scope: str, named: str, act: str, level: float, of: str = "the shared parameters"
+) -> Finding:
+    """Whether the mixed model's agreement about facts hangs on a set of parameters more than on random ones.
+
+    Args:
+        tables: with ``localisation_facts`` and ``localisation``.
+        scope: of the parameters.
+        named: its name for a reader.
+        act: ``revert``: it falls more without them; ``alone``: more of it stays with them alone.
+        level: of the interval.
+        of: what the parameters are, for a reader.
+    """
+    facts, means = (
+        table[(table["model"] == "mixed") & table["scope"].isin([scope, ""])]
+        for table in (tables["localisation_facts"], tables["localisation"])
+    )
+    acted = facts[facts["act"] == act]
+    mask = "shared_thinned" if (acted["condition"] == "shared_thinned").any() else "shared"
+    sides = {name: _facts(acted[acted["condition"] == name], "cosine") for name in (mask, "random")}
+    draws = acted[acted["condition"] == "random"].groupby("draw")["cosine"].mean().tolist()
+    at = means.set_index(["act", "condition"])
+    claims = {
+        "revert": f"Reverting {of} lowers the agreement of both formats' activations more than reverting as many "
+        f"random ones outside them ({named})",
+        "alone": f"With {of} alone trained, both formats' activations agree more than with as many random ones "
+        f"({named})",
+    }
+    recalled = [at.loc[(act, condition), "exact_match"] for condition in (mask, "random")]
+    order = (sides["random"], sides[mask]) if act == "revert" else (sides[mask], sides["random"])
+    return Finding(
+        "v2",
+        claims[act],
+        f"cosine {sides[mask].mean():.3f}{' (thinned as their control)' if mask != 'shared' else ''} against "
+        f"{sides['random'].mean():.3f} ({len(draws)} draws, {min(draws):.3f} to {max(draws):.3f})",
+        f"the whole model: {at.loc[('none', ''), 'cosine']:.3f}, all reverted: {at.loc[('all', ''), 'cosine']:.3f}; "
+        f"QA-OOD {recalled[0]:.1%} against {recalled[1]:.1%}",
+        **_FORM,
+        **beyond_draws(_compared(*order, level), draws, level, answers=len(order[0])),
     )
 
 

@@ -169,6 +169,14 @@ def mechanism_rows(
     return pandas.DataFrame(rows).set_index("model").T.rename_axis("").reset_index()
 
 
+ABOUT_LOCALISATION = (
+    "The same facts after the shared parameters went back to their values before training, and with these alone as "
+    "trained (of attention and MLPs; all else stays as the setting of curves has it), beside as many random parameters "
+    "outside them: how alike the activations of both formats are at the token that predicts the answer (mean over "
+    "layers), how many facts are nearest to themselves in the other format, and how many QA-OOD answers are right."
+)
+
+
 def updated_table(tables: dict[str, pandas.DataFrame]) -> pandas.DataFrame:
     """The parameters updated by both formats: how many, how many the first definition has too, and what they do."""
     cosines = tables["updated_gradient_consistency"]

@@ -11,6 +11,7 @@ from circuits.figures.saving import save_images
 from circuits.storage import atomic_file, flatten
 from circuits.study.claims import claims_table, findings
 from circuits.study.page_tables import (
+    ABOUT_LOCALISATION,
     ABOUT_MECHANISM,
     ABOUT_UPDATED,
     WHAT_UPDATED_DO,
@@ -53,6 +54,7 @@ _SHOWN = {
     "consistency_bio_qa_ood": "How alike BIO and QA-OOD are by layer: the same fact (solid) and other facts (dashed).",
     "consistency_along": "Cosines of the gradients of one fact's two formats along training; dashed, other facts.",
     "inside_bio_qa_ood": "Cosines of the gradients of one fact's two formats, inside the shared parameters and out.",
+    "localisation_bio_qa_ood": "Facts with the shared parameters reverted, or these alone trained, beside random ones.",
     "signature": "What answers rest on.",
     "grafts": "Exact match on QA-ID of grafts of every size (Fig. 3b).",
     "sufficient_heads_mixed": "Of all heads only the top n of each ranking have their trained weights (Fig. 4a).",
@@ -120,7 +122,10 @@ def write_results_page(
         parts += shown("ablation", "ablation_per_tensor")
     if "consistency" in summary:
         parts += ["## Are both formats alike inside?", ABOUT_MECHANISM, _markdown(mechanism_table(summary))]
-        parts += shown("consistency_bio_qa_ood", "consistency_along", "inside_bio_qa_ood", "signature")
+        parts += shown("consistency_bio_qa_ood", "consistency_along", "inside_bio_qa_ood")
+        if "localisation_bio_qa_ood" in images:
+            parts += [ABOUT_LOCALISATION, *shown("localisation_bio_qa_ood")]
+        parts += shown("signature")
     if "updated" in summary:
         parts += [
             "## Parameters updated by both formats",

@@ -22,6 +22,8 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 _FAMILY_OF = {"LlamaForCausalLM": "llama", "GPTNeoXForCausalLM": "pythia"}
 #: Facts that both formats are compared on.
 _FACTS = 200
+#: Facts that are looked at again with each set of parameters reverted, or alone.
+_LOCALISED = 100
 
 
 #: For facts told once. A shorter first stage leaves more of them where questions find them; a larger second rate finds
@@ -117,6 +119,7 @@ class StudySettings:
                 "patch": ("qa_ood",),
                 "rank": ("qa_id", "qa_ood"),
                 "consistency": ("bio", "qa_ood"),
+                "localise": ("bio", "qa_ood"),
                 "signature": ("bio", "qa_ood"),
             },
             examples_by_step={
@@ -125,6 +128,7 @@ class StudySettings:
                 "ablate": self.trace_examples,
                 "rank": self.rank_examples,
                 "consistency": facts,
+                "localise": min(facts, _LOCALISED),
                 "signature": facts,
             },
         )

@@ -125,7 +125,7 @@ def updated(study: Study) -> tuple[pandas.DataFrame]:
             out=folder,
             settings=settings,
             traces=updated_traces(study, name),
-            only=["ablate", "consistency"],
+            only=["ablate", "consistency", "localise"],
             say=_says(study, f"{name}, updated"),
         )
         first = MASKS.load(study.arms[name])

@@ -23,6 +23,7 @@ from circuits.figures import (
 )
 from circuits.study.claims import claims_table, findings
 from circuits.study.page_tables import (
+    ABOUT_LOCALISATION,
     ABOUT_MECHANISM,
     ABOUT_UPDATED,
     SHOWN_SPLITS,
@@ -121,6 +122,15 @@ def _mechanism(
     if "inside_bio_qa_ood" in figures:
         text = "The cosine of the gradients of one fact's two formats over the shared parameters and outside them."
         found.append(Section("Do they agree in the shared parameters?", [text], None, figures["inside_bio_qa_ood"]))
+    if "localisation_bio_qa_ood" in figures:
+        found.append(
+            Section(
+                "Does the agreement hang on the shared parameters?",
+                [ABOUT_LOCALISATION],
+                None,
+                figures["localisation_bio_qa_ood"],
+            )
+        )
     if "signature" in figures:
         found.append(Section("What answers rest on", [], None, figures["signature"]))
     if "updated" in summary:
