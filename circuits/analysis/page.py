@@ -245,8 +245,8 @@ def localisation_sections(
     for (task, other), _ in tables["localisation"].groupby(["task", "other"], sort=False):
         text = (
             f"Facts of {task} and {other} after the shared parameters went back to their values before fine-tuning, "
-            "and with these alone as after it, beside as many random parameters outside them: how alike the activations of "
-            "both tasks are at the token that predicts the answer, how many facts are nearest to themselves in the "
+            "and with these alone as after it, beside as many random parameters outside them: how alike the "
+            "activations of both tasks are at the token that predicts the answer, how many facts are nearest to themselves in the "
             f"other task, and how many answers of {other} are right. If the agreement hangs on the shared parameters, "
             "it falls without them and stays with them alone."
         )

@@ -248,7 +248,9 @@ def localisation_figure(table: DataFrame) -> go.Figure:
         scattermode="group",
     )
     figure.update_annotations(font_size=13)
-    figure.update_yaxes(categoryorder="array", categoryarray=[*_ACTED.values()][::-1])
+    acted = {*zip(table["act"], table["condition"], strict=True)}
+    shown = [name for key, name in _ACTED.items() if key in acted]
+    figure.update_yaxes(categoryorder="array", categoryarray=shown[::-1])
     for column, measure in enumerate(_MEASURED, start=1):
         share = measure != "cosine"
         figure.update_xaxes(range=[-0.05, 1.05], tickformat=".0%" if share else ".1f", col=column)

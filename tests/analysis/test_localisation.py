@@ -1,0 +1,144 @@
+"""The step localise: against weights changed by hand, and where the shared parameters are all that was trained."""
+
+import pandas
+import pytest
+import torch
+
+from circuits.analysis import AnalysisSettings, analyse
+from circuits.analysis.localisation import MEASURES, localisation_means, localisation_tests, measured
+from circuits.figures import localisation_figure
+from circuits.masks import covered_parameters
+from circuits.models import load_model
+from circuits.tasks import pair_facts
+from tests.fixtures import lively, loaded
+
+pytestmark = pytest.mark.usefixtures("all_unchecked")
+
+SETTINGS = {"draws": 2, "fractions": (), "fraction": 0.05, "examples_by_step": {"localise": 12}}
+
+
+@pytest.fixture(scope="module")
+def chosen(tasks):
+    return [tasks["bio"], tasks["qa_id"]]
+
+
+@pytest.fixture(scope="module")
+def found(chosen, tmp_path_factory):
+    out, settings = tmp_path_factory.mktemp("l") / "out", AnalysisSettings(**SETTINGS)
+    model, pre = loaded("llama"), loaded("llama", seed=1)
+    return analyse(model, chosen, pre, out=out, settings=settings, only=["localise"], check_start=False)
+
+
+def by_hand(huggingface, one, two):
+    """Mean over layers of the cosine of centred activations where each answer is predicted, one example at a time."""
+    sides = []
+    for task in (one.right_padded(), two.right_padded()):
+        states = []
+        for example, answer in enumerate(task.answers.itertuples()):
+            tokens = task.tokens[example, : answer.start][None]
+            with torch.no_grad():
+                hidden = huggingface(tokens, output_hidden_states=True).hidden_states[1:]
+            states.append(torch.stack([layer[0, -1] for layer in hidden]))
+        stacked = torch.stack(states)
+        sides.append(stacked - stacked.mean(0))
+    return torch.cosine_similarity(*sides, dim=-1)
+
+
+def mixed(mask, inside, outside):
+    """A Hugging Face model with the values of one model in the mask, and of the other everywhere else."""
+    huggingface = lively("llama")
+    view = load_model(huggingface)
+    of = {name: covered_parameters(model) for name, model in (("inside", inside), ("outside", outside))}
+    with torch.no_grad():
+        for name, value in covered_parameters(view).items():
+            chosen = mask.masks[name] if name in mask.masks else torch.tensor(False)
+            value.copy_(torch.where(chosen, of["inside"][name], of["outside"][name]))
+    return huggingface
+
+
+@pytest.mark.parametrize("act", ["revert", "alone"])
+def test_numbers_are_those_of_weights_changed_by_hand(found, chosen, act):
+    model, pre = loaded("llama"), loaded("llama", seed=1)
+    one, two = pair_facts(*chosen, 12)
+    mask = found.masks["global"]
+    sides = (pre, model) if act == "revert" else (model, pre)
+    changed = mixed(mask, *sides)
+    if act == "alone":
+        # all but attention and MLPs is as before fine-tuning too
+        with torch.no_grad():
+            for name in ("embed_tokens", "norm"):
+                getattr(changed.model, name).weight.copy_(getattr(lively("llama", 1).model, name).weight)
+            for layer, other in zip(changed.model.layers, lively("llama", 1).model.layers, strict=True):
+                layer.input_layernorm.weight.copy_(other.input_layernorm.weight)
+                layer.post_attention_layernorm.weight.copy_(other.post_attention_layernorm.weight)
+    # the last layer's hidden state of Hugging Face's model has gone through the last norm
+    expected = by_hand(changed, one, two)[:, :-1].mean(1)
+    with torch.no_grad():
+        view = load_model(changed)
+    again = measured(view, one, two)
+    table = found.tables["localisation_facts"]
+    rows = table[(table["act"] == act) & (table["scope"] == "global") & (table["condition"] == "shared")]
+    for measure in MEASURES:
+        assert rows[measure].astype(float).tolist() == pytest.approx(again[measure].astype(float).tolist(), abs=1e-5)
+    from circuits.consistency import representation_consistency
+
+    pairs = representation_consistency(view, one, two, per_pair=True)
+    early = pairs[(pairs["kind"] == "matched") & (pairs["layer"] < pairs["layer"].max())]
+    assert early.groupby("example")["cosine"].mean().tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_controls_lie_outside_and_the_ends_are_both_models(found, chosen):
+    one, two = pair_facts(*chosen, 12)
+    table = found.tables["localisation_facts"]
+    for act, model in (("none", loaded("llama")), ("all", loaded("llama", seed=1))):
+        rows = table[table["act"] == act]
+        expected = measured(model, one, two)
+        assert rows["cosine"].tolist() == pytest.approx(expected["cosine"].tolist(), abs=1e-6)
+    sizes = table.groupby(["act", "scope", "condition", "draw"])["parameters"].first()
+    for act in ("revert", "alone"):
+        for scope in ("global", "tensor"):
+            told = sizes[act, scope].unstack("draw")
+            control = "shared_thinned" if "shared_thinned" in told.index else "shared"
+            assert told.loc["random", 0] == told.loc[control, 0] > 0
+
+
+def test_where_all_that_was_trained_is_shared_the_agreement_hangs_on_it(found, chosen, tmp_path):
+    settings, model = AnalysisSettings(**SETTINGS | {"rest": "fine_tuned"}), loaded("llama")
+    pre = load_model(mixed(found.masks["global"], loaded("llama", seed=1), model))
+    found = analyse(model, chosen, pre, out=tmp_path / "o", settings=settings, only=["localise"], check_start=False)
+    means = found.tables["localisation"].set_index(["scope", "act", "condition"])
+    for measure in MEASURES:
+        for act, whole in (("revert", "all"), ("alone", "none")):
+            assert means.loc[("global", act, "shared"), measure] == pytest.approx(means.loc[("", whole, ""), measure])
+    assert means.loc[("", "all", ""), "cosine"] != pytest.approx(means.loc[("", "none", ""), "cosine"], abs=0.01)
+
+
+def test_tests_compare_fact_by_fact_and_means_are_over_facts(found):
+    facts = found.tables["localisation_facts"]
+    pandas.testing.assert_frame_equal(localisation_means(facts), found.tables["localisation"])
+    tests = localisation_tests(facts).set_index(["scope", "act", "measure"])
+    acted = facts[(facts["scope"] == "tensor") & (facts["act"] == "revert")]
+    told = acted["condition"].unique()
+    control = "shared_thinned" if "shared_thinned" in told else "shared"
+    one, random = (
+        acted[acted["condition"] == name].groupby("example")["cosine"].mean() for name in (control, "random")
+    )
+    row = tests.loc["tensor", "revert", "cosine"]
+    assert row["difference"] == pytest.approx((one - random).mean())
+    assert row["low"] < row["difference"] < row["high"]
+    assert found.summary["localisation"]["bio and qa_id"]["tensor"]["revert_shared"].keys() == MEASURES.keys()
+
+
+def test_without_a_start_or_facts_in_common_it_is_left_out(chosen, tmp_path):
+    settings = AnalysisSettings(**SETTINGS)
+    out = analyse(loaded("llama"), chosen, out=tmp_path / "a", settings=settings, only=["localise"])
+    assert out.summary["left_out"] == {"localise": "there is no model before fine-tuning (pre)"}
+
+
+def test_the_figure_has_a_dot_for_each_mean(found):
+    table = found.tables["localisation"].assign(model="m")
+    figure = localisation_figure(table)
+    assert len(figure.data) == 6
+    rows = table[table["scope"].isin(["global", ""])]
+    assert list(figure.data[0].x) == rows["cosine"].tolist()
+    assert "whole model" in figure.data[0].y
