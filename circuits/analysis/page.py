@@ -246,9 +246,9 @@ def localisation_sections(
         text = (
             f"Facts of {task} and {other} after the shared parameters went back to their values before fine-tuning, "
             "and with these alone as after it, beside as many random parameters outside them: how alike the "
-            "activations of both tasks are at the token that predicts the answer, how many facts are nearest to themselves in the "
-            f"other task, and how many answers of {other} are right. If the agreement hangs on the shared parameters, "
-            "it falls without them and stays with them alone."
+            "activations of both tasks are at the token that predicts the answer, how many facts are nearest to "
+            f"themselves in the other task, and how many answers of {other} are right. If the agreement hangs on the "
+            "shared parameters, it falls without them and stays with them alone."
         )
         tests = tables.get("localisation_tests")
         shown = None if tests is None or tests.empty else _localisation(tests, task, other)

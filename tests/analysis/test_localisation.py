@@ -1,16 +1,19 @@
 """The step localise: against weights changed by hand, and where the shared parameters are all that was trained."""
 
+import copy
+
 import pandas
 import pytest
 import torch
 
 from circuits.analysis import AnalysisSettings, analyse
 from circuits.analysis.localisation import MEASURES, localisation_means, localisation_tests, measured
+from circuits.consistency import representation_consistency
 from circuits.figures import localisation_figure
 from circuits.masks import covered_parameters
-from circuits.models import load_model
+from circuits.models import load_huggingface, load_model, save_model
 from circuits.tasks import pair_facts
-from tests.fixtures import lively, loaded
+from tests.fixtures import loaded
 
 pytestmark = pytest.mark.usefixtures("all_unchecked")
 
@@ -44,44 +47,31 @@ def by_hand(huggingface, one, two):
     return torch.cosine_similarity(*sides, dim=-1)
 
 
-def mixed(mask, inside, outside):
-    """A Hugging Face model with the values of one model in the mask, and of the other everywhere else."""
-    huggingface = lively("llama")
-    view = load_model(huggingface)
-    of = {name: covered_parameters(model) for name, model in (("inside", inside), ("outside", outside))}
+def mixed(mask, inside, outside, folder):
+    """A checkpoint with the values of one model in the mask, and of the other everywhere else."""
+    model = copy.deepcopy(outside)
+    values = covered_parameters(inside)
     with torch.no_grad():
-        for name, value in covered_parameters(view).items():
-            chosen = mask.masks[name] if name in mask.masks else torch.tensor(False)
-            value.copy_(torch.where(chosen, of["inside"][name], of["outside"][name]))
-    return huggingface
+        for name, value in covered_parameters(model).items():
+            if name in mask.masks:
+                value.copy_(torch.where(mask.masks[name], values[name], value))
+    return save_model(model, folder)
 
 
 @pytest.mark.parametrize("act", ["revert", "alone"])
-def test_numbers_are_those_of_weights_changed_by_hand(found, chosen, act):
+def test_numbers_are_those_of_weights_changed_by_hand(found, chosen, act, tmp_path):
     model, pre = loaded("llama"), loaded("llama", seed=1)
     one, two = pair_facts(*chosen, 12)
-    mask = found.masks["global"]
-    sides = (pre, model) if act == "revert" else (model, pre)
-    changed = mixed(mask, *sides)
-    if act == "alone":
-        # all but attention and MLPs is as before fine-tuning too
-        with torch.no_grad():
-            for name in ("embed_tokens", "norm"):
-                getattr(changed.model, name).weight.copy_(getattr(lively("llama", 1).model, name).weight)
-            for layer, other in zip(changed.model.layers, lively("llama", 1).model.layers, strict=True):
-                layer.input_layernorm.weight.copy_(other.input_layernorm.weight)
-                layer.post_attention_layernorm.weight.copy_(other.post_attention_layernorm.weight)
+    inside, outside = (pre, model) if act == "revert" else (model, pre)
+    mixed(found.masks["global"], inside, outside, tmp_path / "changed")
     # the last layer's hidden state of Hugging Face's model has gone through the last norm
-    expected = by_hand(changed, one, two)[:, :-1].mean(1)
-    with torch.no_grad():
-        view = load_model(changed)
+    expected = by_hand(load_huggingface(tmp_path / "changed"), one, two)[:, :-1].mean(1)
+    view = load_model(tmp_path / "changed")
     again = measured(view, one, two)
     table = found.tables["localisation_facts"]
     rows = table[(table["act"] == act) & (table["scope"] == "global") & (table["condition"] == "shared")]
     for measure in MEASURES:
         assert rows[measure].astype(float).tolist() == pytest.approx(again[measure].astype(float).tolist(), abs=1e-5)
-    from circuits.consistency import representation_consistency
-
     pairs = representation_consistency(view, one, two, per_pair=True)
     early = pairs[(pairs["kind"] == "matched") & (pairs["layer"] < pairs["layer"].max())]
     assert early.groupby("example")["cosine"].mean().tolist() == pytest.approx(expected.tolist(), abs=1e-4)
@@ -104,7 +94,8 @@ def test_controls_lie_outside_and_the_ends_are_both_models(found, chosen):
 
 def test_where_all_that_was_trained_is_shared_the_agreement_hangs_on_it(found, chosen, tmp_path):
     settings, model = AnalysisSettings(**SETTINGS | {"rest": "fine_tuned"}), loaded("llama")
-    pre = load_model(mixed(found.masks["global"], loaded("llama", seed=1), model))
+    mixed(found.masks["global"], loaded("llama", seed=1), model, tmp_path / "pre")
+    pre = load_model(tmp_path / "pre")
     found = analyse(model, chosen, pre, out=tmp_path / "o", settings=settings, only=["localise"], check_start=False)
     means = found.tables["localisation"].set_index(["scope", "act", "condition"])
     for measure in MEASURES:
