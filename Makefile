@@ -38,7 +38,7 @@ study-real: $(READY)
 test: $(READY)
 	@$(BIN)/python -m pytest tests -n auto --dist loadfile
 
-# The whole of what 'make test' looks at parts of: every mode at every site of every family, a thousand interrupts.
+# The whole of what 'make test' looks at parts of: a thousand interrupts, twenty kills, a refusal after a real load.
 test-slow: $(READY)
 	@$(BIN)/python -m pytest tests -m slow -n auto --dist load
 
