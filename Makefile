@@ -5,7 +5,7 @@ OUT ?= runs/study$(if $(filter-out llama,$(FAMILY)),-$(FAMILY))
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: setup study study-real test test-bridge test-real check bench parity notebooks data clean
+.PHONY: setup study study-real test test-slow test-bridge test-real check bench parity notebooks data clean
 
 setup: $(READY)
 
@@ -37,6 +37,10 @@ study-real: $(READY)
 # The docstrings' examples run in 'make check'.
 test: $(READY)
 	@$(BIN)/python -m pytest tests -n auto --dist loadfile
+
+# The whole of what 'make test' looks at parts of: a thousand interrupts, twenty kills, a refusal after a real load.
+test-slow: $(READY)
+	@$(BIN)/python -m pytest tests -m slow -n auto --dist load
 
 # What depends on the model, with TransformerLens 4.
 test-bridge: $(READY_TL4)

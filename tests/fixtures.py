@@ -86,6 +86,13 @@ def all_unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture
+def coarse_search(monkeypatch):
+    """The search for a graft tries few sizes, for tests that only need some graft."""
+    monkeypatch.setattr("circuits.masks.graft_search._SIZES", 9)
+    monkeypatch.setattr("circuits.masks.graft_search._TOLERANCE", 0.05)
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> FactDataset:
     return make_dataset(tmp_path_factory.mktemp("data") / "facts", DatasetSettings(people=12))

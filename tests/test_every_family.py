@@ -37,6 +37,8 @@ from circuits.units import COMPONENTS, Head, KVGroup, Neuron
 from tests.fixtures import said_by
 from tests.models.test_hookable import FAMILIES, lively
 
+pytestmark = pytest.mark.usefixtures("all_unchecked")
+
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def name(request) -> str:
@@ -119,7 +121,7 @@ def test_three_models_agree_inside_and_after_every_block(pair, asked):
     assert ablated.tolist() == pytest.approx(by_weights.tolist(), abs=1e-3)
 
 
-def test_it_is_grafted_ranked_saved_and_compared(pair, asked, tmp_path):
+def test_it_is_grafted_ranked_saved_and_compared(pair, asked, tmp_path, coarse_search):
     (_, pre), (_reference, model) = pair
     task = said_by(model, asked[1])
     assert evaluate(model, task)["exact_match"].all()

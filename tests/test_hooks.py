@@ -268,7 +268,7 @@ def test_every_public_function_that_takes_two_models_is_here():
 @pytest.mark.parametrize(
     ("name", "which"), [*((name, "model") for name in sorted(CALLS)), *((name, "pre") for name in sorted(WITH_TWO))]
 )
-def test_a_hook_is_honoured_or_refused(case, name, which):
+def test_a_hook_is_honoured_or_refused(case, name, which, coarse_search):
     call, model = {"model": CALLS, "pre": WITH_TWO}[which][name], getattr(case, which)
     clean = call(case)
     with hooked(model, {hook_name(model, (HEAD.layer, "z")): without_head}):

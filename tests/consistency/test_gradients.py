@@ -36,17 +36,18 @@ def small(pair):
     return [replace(task, tokens=task.tokens % 61) for task in pair]
 
 
-def expected(model, task, other, chosen):
-    """The slow obvious way: explicit backward passes, and the entries that are chosen of each parameter."""
-    sides = []
-    for each in (task, other):
-        vectors = []
-        for example in range(len(each)):
-            gradients = loss_gradients(model, each.select([example]))
-            vectors.append(torch.cat([value.double() for name, g in gradients.items() for value in chosen(name, g)]))
-        sides.append(torch.stack(vectors))
-    one, two = (side / side.norm(dim=1, keepdim=True) for side in sides)
-    return one @ two.T
+def each_alone(model, tasks):
+    """Explicit backward passes: the gradients of each example of both tasks."""
+    return [[loss_gradients(model, task.select([example])) for example in range(len(task))] for task in tasks]
+
+
+def expected(gradients, chosen):
+    """The slow obvious way: the entries that are chosen of each parameter, side by side."""
+    one, two = (
+        torch.stack([torch.cat([v.double() for n, g in each.items() for v in chosen(n, g)]) for each in side])
+        for side in gradients
+    )
+    return one / one.norm(dim=1, keepdim=True) @ (two / two.norm(dim=1, keepdim=True)).T
 
 
 def of_unit(model, unit):
@@ -78,16 +79,17 @@ def test_cosines_of_every_part_are_those_of_explicit_backward_passes(name, pair)
         unit_mask(model, [Head(0, 0)]).model,
     )
     found = gradient_consistency(model, task, other, by=PARTS, mask=mask, batch_size=2)
-    check(found, "all", "all", expected(model, task, other, of(model)))
-    check(found, "layer", "L1", expected(model, task, other, of(model, layer=1)))
-    check(found, "component", "L2.mlp", expected(model, task, other, of(model, ("mlp",), 2)))
-    check(found, "head", "L1H2", expected(model, task, other, of_unit(model, Head(1, 2))))
-    check(found, "neuron", "L0N7", expected(model, task, other, of_unit(model, Neuron(0, 7))))
+    gradients = each_alone(model, (task, other))
+    check(found, "all", "all", expected(gradients, of(model)))
+    check(found, "layer", "L1", expected(gradients, of(model, layer=1)))
+    check(found, "component", "L2.mlp", expected(gradients, of(model, ("mlp",), 2)))
+    check(found, "head", "L1H2", expected(gradients, of_unit(model, Head(1, 2))))
+    check(found, "neuron", "L0N7", expected(gradients, of_unit(model, Neuron(0, 7))))
     if "group" in found.cosines:
-        check(found, "group", "L1G1", expected(model, task, other, of_unit(model, KVGroup(1, 1))))
+        check(found, "group", "L1G1", expected(gradients, of_unit(model, KVGroup(1, 1))))
     inside, whole = mask.masks, of(model)
-    check(found, "mask", "inside", expected(model, task, other, lambda n, v: [v[inside[n]]] if n in inside else []))
-    check(found, "mask", "outside", expected(model, task, other, lambda n, v: [v[~inside[n]]] if whole(n, v) else []))
+    check(found, "mask", "inside", expected(gradients, lambda n, v: [v[inside[n]]] if n in inside else []))
+    check(found, "mask", "outside", expected(gradients, lambda n, v: [v[~inside[n]]] if whole(n, v) else []))
 
 
 @pytest.mark.parametrize(("cost", "at_a_time"), [(-(10**9), 1 << 24), (10**9, 2000), (-(10**9), 500)])

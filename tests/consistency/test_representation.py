@@ -33,7 +33,7 @@ def by_hand(model, task, site, layer, place):
         if fact in found:
             continue
         tokens = task.tokens[answer.example][task.attention_mask[answer.example]][None]
-        _, cache = model.run_with_cache(tokens)
+        _, cache = model.run_with_cache(tokens, names_filter=hook_name(model, (layer, site)))
         found[fact] = cache[hook_name(model, (layer, site))][0, place(task, answer)].double()
     return found
 
@@ -85,8 +85,8 @@ def test_cka_knows_no_rotation_and_no_scale_and_no_shift():
         ("k", "subject", last_of_subject),
     ],
 )
-def test_every_number_by_hand(model, formats, site, span, place):
-    bio, questions = formats
+def test_every_number_by_hand(untouched, formats, site, span, place):
+    model, (bio, questions) = untouched, formats
     layer = 2
     ours, theirs = (by_hand(model, task, site, layer, place) for task in (bio, questions))
     facts = [fact for fact in ours if fact in theirs]

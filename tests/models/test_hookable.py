@@ -422,7 +422,14 @@ def test_the_probe_gives_what_the_model_computes_and_needs_no_parameter_that_lea
 
 
 @pytest.mark.skipif("hooked_transformer" not in backends(), reason="the tables are HookedTransformer's")
-@pytest.mark.parametrize(("name", "kinds"), [("llama", 1), ("llama-yarn", 1), ("neox", 1), ("gemma3", 2)])
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("llama", 1),
+        ("gemma3", 2),
+        *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("llama-yarn", "neox")),
+    ],
+)
 def test_layers_with_the_same_angles_have_one_table_which_grows(name, kinds):
     config = copy.deepcopy(CONFIGS[name])
     config.max_position_embeddings = 3000

@@ -94,8 +94,14 @@ def test_every_parameter_equals_a_loop_of_single_example_backward_passes(variant
             assert_same(traced.gradients, mean_statistic(singles, statistic))
 
 
-@pytest.mark.parametrize("backend", backends())
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        pytest.param(name, backend, marks=[pytest.mark.slow] if "-" in name and backend != backends()[0] else [])
+        for name in CONFIGS
+        for backend in backends()
+    ],
+)
 def test_of_any_family_a_trace_equals_a_loop_of_backward_passes_through_the_hookable_model(name, backend, bio):
     task = replace(bio.select(range(5)), tokens=bio.tokens[:5] % 61)
     model = load_model(lively_of(name), backend=backend)

@@ -140,7 +140,7 @@ def test_people_of_the_familiar_pools_are_learned_with_their_own_vocabulary(tmp_
 
 def test_training_learns_and_leaves_ordinary_checkpoints(few, tmp_path):
     steps = []
-    optimisation = Optimisation(steps=120, rows=36, warmup_steps=10)
+    optimisation = Optimisation(steps=120, rows=24, warmup_steps=10)
     (folder,) = train("mixed", few, tmp_path, "tiny-llama", optimisation, progress=lambda *step: steps.append(step))
     assert steps[-1] == ("mixed", 120, 120)
     curve = pandas.read_parquet(folder / "curve.parquet")
