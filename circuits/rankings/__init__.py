@@ -4,17 +4,16 @@ from circuits.rankings.attention import (
     BEHAVIOURS,
     LATER,
     Behaviour,
-    HeadReading,
     attention_scores,
     behaviours_of,
     induction_scores,
     prompt_length,
-    read_head,
-    token_texts,
 )
+from circuits.rankings.averages import HeadAverage, average_head
 from circuits.rankings.curve_summaries import curve_areas, curve_means, curve_summary
 from circuits.rankings.curves import RESTS, critical_curve, default_counts, sufficient_curve
 from circuits.rankings.ranking import RANKINGS, Evidence, agreement, rank_units, rankings_of
+from circuits.rankings.reading import HeadReading, read_head, token_texts
 
 __all__ = [
     "BEHAVIOURS",
@@ -23,9 +22,11 @@ __all__ = [
     "RESTS",
     "Behaviour",
     "Evidence",
+    "HeadAverage",
     "HeadReading",
     "agreement",
     "attention_scores",
+    "average_head",
     "behaviours_of",
     "critical_curve",
     "curve_areas",
