@@ -64,6 +64,7 @@ from circuits.models import (
 from circuits.rankings import (
     Evidence,
     attention_scores,
+    average_head,
     critical_curve,
     induction_scores,
     rank_units,
@@ -148,6 +149,7 @@ CALLS = {
     "analyse": lambda c: analysed(analyse(c.model, [c.task], c.pre, out=c.new_folder(), only=["evaluate"])),
     "answer_logits": lambda c: answer_logits(c.model, c.task),
     "attention_scores": lambda c: attention_scores(c.model, {"qa": c.task}),
+    "average_head": lambda c: average_head(c.model, OTHER, c.task).values,
     "capture": lambda c: capture(c.model, c.task.tokens, [(2, "z")])[2, "z"],
     "compare": lambda c: analysed(compare(c.model, c.pre, [c.task], out=c.new_folder(), only=["evaluate"])),
     "critical_curve": lambda c: critical_curve(c.ranking, c.model, [c.task], mode="mean"),

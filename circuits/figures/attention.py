@@ -23,7 +23,7 @@ import numpy
 import plotly.graph_objects as go
 
 from circuits.errors import CircuitsError
-from circuits.figures.attention_panels import BAR, CAPTION, HEADER, STRIP, TICKS, Panels
+from circuits.figures.attention_panels import BAR, CAPTION, HEADER, STRIP, Panels
 from circuits.figures.attention_sheet import CHARACTER, Sheet, runs, short
 from circuits.figures.style import DIVERGING, PALETTE, SEQUENTIAL
 from circuits.rankings import BEHAVIOURS, Behaviour, HeadAverage, HeadReading
@@ -91,11 +91,11 @@ def _colours(readings: Sequence[HeadReading]) -> dict[str, str]:
 
 
 def attention_figure(
-    readings: Sequence[HeadReading] | Sequence[HeadAverage],
+    readings: Sequence[HeadReading | HeadAverage],
     rectangles: Sequence[Rectangle] | None = None,
     subtitle: str = "",
     *,
-    against: Sequence[HeadReading] | Sequence[HeadAverage] | None = None,
+    against: Sequence[HeadReading | HeadAverage] | None = None,
     models: tuple[str, str] = ("model", "other"),
     weighted: bool = False,
     window: tuple[int, int] | None = None,
@@ -141,16 +141,17 @@ def attention_figure(
     width = max(640, room + columns * side + between * (columns - 1) + _SCALE)
     strip = STRIP if any(len(places) < len(one.tokens) for places, one in zip(kept, prompts, strict=True)) else 0
     tall = side if prompts else side * max(len(_labels(one)[0]) / len(_labels(one)[1]) for one in readings)
+    ticks = 40 + CHARACTER * max(len(short(text)) for one in readings for text in _labels(one)[1])
     bars = BAR * max((len(one.top_tokens) for one in prompts), default=0)
     lines, legend = _explanation(drawn, prompts, weighted, bool(others), kept), _legend(drawn, width)
     top = (62 if subtitle else 44) + 22 * len(legend)
-    block = HEADER + strip + tall + TICKS + (bars + CAPTION if prompts else 0) + 14
+    block = HEADER + strip + tall + ticks + (bars + CAPTION if prompts else 0) + 14
     sheet = Sheet(width, top + block * (len(readings) if others else 1) + 15 * len(lines) + 20)
     under = f"<br><span style='font-size:12px'>{escape(subtitle)}</span>" if subtitle else ""
     sheet.write(f"<b>{readings[0].head}</b>{under}", 16, 10, font={"size": 17})
     for row, entries in enumerate(legend):
         _write_legend(sheet, entries, top - 22 * (len(legend) - row), colours)
-    panels = Panels(sheet, side, tall, strip, bars, models if others else None, weighted, colours)
+    panels = Panels(sheet, side, tall, strip, ticks, bars, models if others else None, weighted, colours)
     for place, one in enumerate(readings):
         places = kept[place] if kept else None
         left, above = (room, top + place * block) if others else (room + place * (side + between), top)
@@ -212,9 +213,9 @@ def _kept(reading: HeadReading, window: tuple[int, int] | None, span: str | None
     if span not in reading.spans:
         known = ", ".join(reading.spans) or "none"
         raise CircuitsError(f"the prompt of {reading.title} has no span {span!r}: it has {known}")
-    near = {
-        position + step for position in reading.spans[span] for step in range(-_AROUND, _AROUND + 1)
-    } | set(range(length - _AROUND, length))
+    near = {position + step for position in reading.spans[span] for step in range(-_AROUND, _AROUND + 1)} | set(
+        range(length - _AROUND, length)
+    )
     return sorted(position for position in near if 0 <= position < length)
 
 
@@ -227,7 +228,9 @@ def _check_rectangles(rectangles: Sequence[Rectangle], readings: Sequence[HeadRe
         rows, columns = _labels(readings[rectangle.panel])
         across, down = ([*ends] for ends in (rectangle.keys, rectangle.queries))
         if min(across + down) < 0 or max(across) >= len(columns) or max(down) >= len(rows):
-            raise CircuitsError(f"the rectangle {rectangle.label!r} lies outside the {len(columns)} tokens of its panel")
+            raise CircuitsError(
+                f"the rectangle {rectangle.label!r} lies outside the {len(columns)} tokens of its panel"
+            )
 
 
 def _draw_rectangle(
@@ -240,7 +243,7 @@ def _draw_rectangle(
     thin: bool = False,
 ) -> None:
     """Around what of its cells is shown."""
-    edges = {}
+    edges: dict[str, float] = {}
     for letter, (first, last) in (("x", rectangle.keys), ("y", rectangle.queries)):
         inside = [place for place, at in enumerate(kept) if first <= at <= last] if kept is not None else [first, last]
         if not inside:

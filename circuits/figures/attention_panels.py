@@ -12,8 +12,8 @@ from circuits.figures.style import number
 from circuits.rankings import HeadAverage, HeadReading
 from circuits.statistics import intervals
 
-#: Pixels: of the text above a map, of the strip, of the room for tokens below a map, of a bar and of the text below bars.
-HEADER, STRIP, TICKS, BAR, CAPTION = 44, 40, 92, 20, 66
+#: Pixels: of the text above a map, of the strip, of a bar and of the text below bars.
+HEADER, STRIP, BAR, CAPTION = 40, 40, 20, 66
 _BARS, _ANSWER = "#c6d8ec", "#f5b57a"
 #: Of the two checkpoints.
 _FIRST, _SECOND = "#1f77b4", "#e69f00"
@@ -28,6 +28,7 @@ class Panels:
         side: of a map, in pixels.
         tall: its height.
         strip: the height of the strip above it; 0 for none.
+        ticks: the height of the tokens below it.
         bars: the height of the bars below it.
         models: names of the two checkpoints, if there are two.
         weighted: whether maps show value-weighted patterns.
@@ -38,6 +39,7 @@ class Panels:
     side: float
     tall: float
     strip: float
+    ticks: float
     bars: float
     models: tuple[str, str] | None
     weighted: bool
@@ -67,11 +69,8 @@ class Panels:
         )
         if prompt or labelled:
             self.sheet.axis(axes[1]).title = {"text": "attends" if labelled else "", "font": {"size": 12}}
-        self.sheet.write(
-            "attended to", left + self.side / 2, below + self.tall + TICKS - 22, xanchor="center", font={"size": 12}
-        )
         if isinstance(reading, HeadReading):
-            self._tokens(reading, left, below + self.tall + TICKS)
+            self._tokens(reading, left, below + self.tall + self.ticks)
         return axes
 
     def draw_difference(
@@ -83,20 +82,13 @@ class Panels:
         one, other = readings
         if isinstance(one, HeadAverage) and isinstance(other, HeadAverage):
             texts, notes = _paired(one, other)
-        shown = Map(
-            first.values - second.values, first.rows, first.columns, first.places, first.colours, texts, notes
-        )
+        shown = Map(first.values - second.values, first.rows, first.columns, first.places, first.colours, texts, notes)
         assert self.models is not None
         self._head("<b>difference</b>", escape(f"{self.models[0]} − {self.models[1]}"), left, top)
         below = top + HEADER + self.strip
-        axes = draw_map(
-            self.sheet, shown, (left, below, self.side, self.tall), coloraxis="coloraxis2", labelled=False
-        )
-        self.sheet.write(
-            "attended to", left + self.side / 2, below + self.tall + TICKS - 22, xanchor="center", font={"size": 12}
-        )
+        axes = draw_map(self.sheet, shown, (left, below, self.side, self.tall), coloraxis="coloraxis2", labelled=False)
         if isinstance(one, HeadReading) and isinstance(other, HeadReading) and one.direct and other.direct:
-            self._direct(one, other, left, below + self.tall + TICKS)
+            self._direct(one, other, left, below + self.tall + self.ticks)
         return axes
 
     def _head(self, first: str, second: str, left: float, top: float) -> None:
@@ -120,9 +112,7 @@ class Panels:
             means, uniform = reading.pattern.numpy(), reading.uniform.numpy()
             cells = [[(row, column) for column in range(means.shape[1])] for row in range(means.shape[0])]
             texts = [["" if numpy.isnan(means[at]) else number(float(means[at]), 2) for at in row] for row in cells]
-            notes = [
-                [f" ({low[at]:.3f} to {high[at]:.3f}), uniform {uniform[at]:.3f}" for at in row] for row in cells
-            ]
+            notes = [[f" ({low[at]:.3f} to {high[at]:.3f}), uniform {uniform[at]:.3f}" for at in row] for row in cells]
             return Map(means, reading.rows, reading.columns, texts=texts, notes=notes)
         places = list(range(len(reading.tokens))) if kept is None else list(kept)
         pattern = reading.weighted if self.weighted else reading.pattern
@@ -223,7 +213,8 @@ def _paired(one: HeadAverage, other: HeadAverage) -> tuple[list[list[str]], list
     values = (one.values - other.values).numpy()
     low, high = _interval(values, one.groups)
     means = (one.pattern - other.pattern).numpy()
-    texts, notes = [], []
+    texts: list[list[str]] = []
+    notes: list[list[str]] = []
     for row in range(means.shape[0]):
         texts.append([])
         notes.append([])

@@ -6,6 +6,7 @@ A `Sheet` has no margins: every part says where it stands, so that none grows in
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 import numpy
@@ -16,7 +17,7 @@ _LONGEST, CHARACTER = 14, 6.6
 #: No label is nearer to the next one than so many pixels.
 _APART = 10
 #: A cell wider than this has room for the marks around a token that is no word.
-_ROOMY = 18
+_ROOMY = 13
 
 
 def short(token: str) -> str:
@@ -109,7 +110,10 @@ def draw_map(
     numbered = shown.places is not None
     names = [
         [f"{place} {escape(text)}" if numbered else escape(text) for place, text in zip(places, texts, strict=True)]
-        for places, texts in ((shown.places or range(rows), shown.rows), (shown.places or range(columns), shown.columns))
+        for places, texts in (
+            (shown.places or range(rows), shown.rows),
+            (shown.places or range(columns), shown.columns),
+        )
     ]
     gap = 1 if cell >= 6 else 0
     sheet.figure.add_heatmap(
@@ -122,6 +126,7 @@ def draw_map(
         hoverongaps=False,
         text=shown.texts,
         texttemplate="%{text}" if shown.texts else None,
+        textfont={"size": 11},
         customdata=shown.notes,
         hovertemplate="%{y} → %{x}: %{z:.3f}" + ("%{customdata}" if shown.notes else "") + "<extra></extra>",
         xaxis=x,
@@ -129,12 +134,22 @@ def draw_map(
     )
     _label(sheet, x, shown.columns, shown, cell, turned=True)
     _label(sheet, y, shown.rows if labelled else [""] * rows, shown, height / rows, turned=False)
-    sheet.axis(x).update(range=[-0.5, columns - 0.5])
-    sheet.axis(y).update(range=[rows - 0.5, -0.5])
+    # as much beyond the cells as half the line of a rectangle is wide
+    across, down = 0.5 + 1.5 / cell, 0.5 + 1.5 * rows / height
+    sheet.axis(x).update(range=[-across, columns - 1 + across])
+    sheet.axis(y).update(range=[rows - 1 + down, -down])
     line = {"type": "line", "line": {"color": "#888", "width": 1, "dash": "dash"}}
     for edge in (last + 0.5 for _, last in _indexed_runs(shown.places or ())[:-1]):
         sheet.figure.add_shape(x0=edge, x1=edge, y0=0, y1=1, xref=x, yref=f"{y} domain", **line)
         sheet.figure.add_shape(x0=0, x1=1, y0=edge, y1=edge, xref=f"{x} domain", yref=y, **line)
+    longest = max((len(short(text)) for text in shown.columns if len(text) > 1), default=1)
+    sheet.write(
+        "attended to",
+        left + width / 2,
+        top + height + 12 + longest * CHARACTER * (0.82 if cell >= 14 else 1),
+        xanchor="center",
+        font={"size": 12},
+    )
     return x, y
 
 
@@ -228,4 +243,4 @@ def _indexed_runs(places: Sequence[int]) -> list[tuple[int, int]]:
     ends = [0]
     for first, last in runs(places):
         ends.append(ends[-1] + last - first + 1)
-    return [(start, end - 1) for start, end in zip(ends, ends[1:], strict=False)]
+    return [(start, end - 1) for start, end in pairwise(ends)]

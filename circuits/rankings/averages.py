@@ -2,8 +2,8 @@
 
 1. Rows are spans that attend, and the last token; columns are what is attended to: the first token, the spans, and
    all other tokens together.
-2. A cell of one prompt is the mean over the row's tokens of the attention that falls into the column's tokens; a cell of
-   the task is the mean over the prompts that have both. Where spans do not overlap, a row adds up to 1.
+2. A cell of one prompt is the mean over the row's tokens of the attention that falls into the column's tokens; a cell
+   of the task is the mean over the prompts that have both. Where spans do not overlap, a row adds up to 1.
 3. Beside each cell stands what attention that is the same for all earlier tokens would give.
 """
 
@@ -59,9 +59,7 @@ FIRST, OTHER = "first token", "other tokens"
 
 
 @torch.no_grad()
-def average_head(
-    model: Model, head: Head | str, task: Task, *, title: str = "", batch_size: int = 64
-) -> HeadAverage:
+def average_head(model: Model, head: Head | str, task: Task, *, title: str = "", batch_size: int = 64) -> HeadAverage:
     """The attention of one head between the spans of a task, over all its examples.
 
     Args:
@@ -114,4 +112,3 @@ def _mean(weights: Tensor, queries: Sequence[int], keys: Sequence[int]) -> float
     if not queries or not keys or min(keys) > max(queries):
         return float("nan")
     return float(weights[list(queries)][:, list(keys)].sum(1).mean())
-

@@ -183,11 +183,13 @@ def _lengths(
     written = v[:, head.index * v.shape[1] // count].float() @ own.T
     norm = layer.post_norm1
     if norm is None:
-        return written.norm(dim=-1)[None]
+        lengths: Tensor = torch.linalg.vector_norm(written, dim=-1)[None]
+        return lengths
     # a post-norm divides by what all heads write at the token that attends
     whole = layer.o(z.flatten(1)).float()
     length = (whole.square().mean(-1, keepdim=True) + norm.eps).sqrt()
-    return (written * norm.rows[0].acting(norm.weight.float())).norm(dim=-1)[None] / length
+    found: Tensor = torch.linalg.vector_norm(written * norm.rows[0].acting(norm.weight.float()), dim=-1)[None] / length
+    return found
 
 
 def token_texts(model: Model, tokens: Tensor) -> list[str]:
