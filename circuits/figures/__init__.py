@@ -4,6 +4,7 @@ from circuits.figures.accuracy import accuracy_figure, curves_figure
 from circuits.figures.attention import Rectangle, attention_figure, found_rectangles
 from circuits.figures.consistency import consistency_figure, inside_figure, signature_figure
 from circuits.figures.difference import difference_figure, write_difference
+from circuits.figures.gallery import write_gallery
 from circuits.figures.heads import heads_figure
 from circuits.figures.masks import ablation_figure, graft_figure, sharing_figure
 from circuits.figures.rankings import agreement_figure, ranking_curves_figure
@@ -32,5 +33,6 @@ __all__ = [
     "sharing_figure",
     "signature_figure",
     "write_difference",
+    "write_gallery",
     "write_report",
 ]

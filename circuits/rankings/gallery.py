@@ -105,10 +105,10 @@ def behaviour_scores(
         level: of the intervals.
 
     Returns:
-        One row for each head and behaviour that any prompt has: ``unit``, ``layer``, ``index``, ``behaviour``; ``score``,
-        the attention; ``uniform``, what uniform attention would give; ``excess`` of the score over it, with the ends of
-        its interval over examples, ``excess_low`` and ``excess_high`` (answers of one group are not independent; NaN for
-        one example); and ``examples``, the number of prompts that have the behaviour.
+        One row for each head and behaviour that any prompt has: ``unit``, ``layer``, ``index``, ``behaviour``;
+        ``score``, the attention; ``uniform``, what uniform attention would give; ``excess`` of the score over it, with
+        the ends of its interval over examples, ``excess_low`` and ``excess_high`` (examples of one group are not
+        independent); and ``examples``, the number of prompts that have the behaviour.
 
     Raises:
         CircuitsError: a behaviour that was asked for is in no prompt.
