@@ -51,8 +51,8 @@ def circuits(
 
 
 for command in (
-    analyse, compare, info, diff, data, train, evaluate, trace, share, ablate, graft, rank, patch, attention, heads, study,
-    report,
+    analyse, compare, info, diff, data, train, evaluate, trace, share, ablate, graft, rank, patch, attention, heads,
+    study, report,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(sweep, name="sweep")

@@ -70,8 +70,8 @@ def write_gallery(
         "patterns": base64.b64encode(shades.tobytes()).decode(),
     }
     lead = (
-        f"{layers * heads} heads. Attention is the mean over examples of what falls into a behaviour's cells; excess is "
-        f"that minus what uniform attention would give. The patterns are those of {patterns.title}."
+        f"{layers * heads} heads. Attention is the mean over examples of what falls into a behaviour's cells; excess "
+        f"is that minus what uniform attention would give. The patterns are those of {patterns.title}."
     )
     template = Template(Path(__file__).with_name("gallery.html").read_text(encoding="utf-8"))
     page = template.substitute(
