@@ -64,7 +64,10 @@ from circuits.models import (
 from circuits.rankings import (
     Evidence,
     attention_scores,
+    average_head,
+    behaviour_scores,
     critical_curve,
+    head_patterns,
     induction_scores,
     rank_units,
     read_head,
@@ -148,6 +151,8 @@ CALLS = {
     "analyse": lambda c: analysed(analyse(c.model, [c.task], c.pre, out=c.new_folder(), only=["evaluate"])),
     "answer_logits": lambda c: answer_logits(c.model, c.task),
     "attention_scores": lambda c: attention_scores(c.model, {"qa": c.task}),
+    "average_head": lambda c: average_head(c.model, OTHER, c.task).values,
+    "behaviour_scores": lambda c: behaviour_scores(c.model, c.task)[["score", "excess"]],
     "capture": lambda c: capture(c.model, c.task.tokens, [(2, "z")])[2, "z"],
     "compare": lambda c: analysed(compare(c.model, c.pre, [c.task], out=c.new_folder(), only=["evaluate"])),
     "critical_curve": lambda c: critical_curve(c.ranking, c.model, [c.task], mode="mean"),
@@ -167,6 +172,7 @@ CALLS = {
     "graft_by_score": lambda c: graft_by_score(c.model, c.pre, c.answered, score="gradient_x_change", keep=0.3).curve,
     "gradient_consistency": lambda c: gradient_consistency(c.model, c.people, c.biographies).cosines["all"],
     "gradient_consistency_along": lambda c: gradient_consistency_along([c.model], c.people, c.biographies)["mean"],
+    "head_patterns": lambda c: head_patterns(c.model, c.task).patterns,
     "hooked": lambda c: c.within(hooked(c.model, {hook_name(c.model, (3, "z")): lambda z, hook: 0 * z})),  # noqa: ARG005
     "induction_scores": lambda c: induction_scores(c.model),
     "input_signature": lambda c: input_signature(c.model, c.people, per_answer=True)[["log_prob", "effect"]],

@@ -12,6 +12,7 @@ from circuits.cli.data import data
 from circuits.cli.diff import diff
 from circuits.cli.evaluate import evaluate
 from circuits.cli.graft import graft
+from circuits.cli.heads import heads
 from circuits.cli.info import info
 from circuits.cli.patch import patch
 from circuits.cli.rank import rank
@@ -50,8 +51,8 @@ def circuits(
 
 
 for command in (
-    analyse, compare, info, diff, data, train, evaluate, trace, share, ablate, graft, rank, patch, attention, study,
-    report,
+    analyse, compare, info, diff, data, train, evaluate, trace, share, ablate, graft, rank, patch, attention, heads,
+    study, report,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(sweep, name="sweep")

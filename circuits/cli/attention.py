@@ -32,10 +32,35 @@ def attention(
     ] = None,
     mask: HeadsMask = None,
     top: Top = None,
-    task: Annotated[str | None, task_option("What the head reads", "Default: one person's two formats.")] = None,
-    example: Annotated[
-        int | None, typer.Option(help="Which example of --task, from 0; default: 0.", min=0, show_default=False)
+    task: Annotated[
+        list[str] | None, task_option("What the head reads", "May be repeated. Default: one person's two formats.")
     ] = None,
+    example: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Which example of --task, from 0; may be repeated, for several side by side; default: 0.",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
+    average: Annotated[
+        bool, typer.Option("--average", help="Average over the task's examples; rows and columns are its spans.")
+    ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Another checkpoint: its patterns beside, and the difference.", show_default=False),
+    ] = None,
+    span: Annotated[
+        str | None,
+        typer.Option(help="Of a long prompt, show this span, what is around it, and the end.", show_default=False),
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(help="Of a long prompt, show the tokens from the first to the last: 100:140.", show_default=False),
+    ] = None,
+    weighted: Annotated[
+        bool, typer.Option("--weighted", help="The value-weighted pattern: attention times what would be written.")
+    ] = False,
     person: Annotated[
         int | None,
         typer.Option(
@@ -64,7 +89,7 @@ def attention(
     device: Device = None,
     seed: Seed = 0,
 ) -> None:
-    """Draw what heads attend to: in an example of a task, or in a biography and in the question of one person."""
+    """Draw what heads attend to: in examples of tasks, or in a biography and in the question of one person."""
     from circuits.storage import check_ending
 
     if is_folder(out):
@@ -76,37 +101,83 @@ def attention(
         raise CircuitsError("no head was named: give --head, or --mask and --top")
     if out.suffix not in ("", ".html") and len(head or ()) + (top or 0) > 1:
         raise CircuitsError(f"{out} is an image, which holds one head: name a folder or an .html file")
-    if task is not None and (person is not None or attribute is not None):
+    if task and (person is not None or attribute is not None):
         raise CircuitsError("--task and a person's --person or --attribute were given: draw one of them at a time")
-    if task is None and (example is not None or chat or drop_bad):
-        raise CircuitsError("--example, --chat and --drop-bad are for a task: name it with --task")
-    if task is not None:
-        opened = open_tasks(model, [task], data, seed=seed, chat=chat, drop_bad=drop_bad)
-        prompts = [(opened.tasks[0], example or 0, opened.tasks[0].name)]
-        about = f"example {example or 0} of {opened.tasks[0].name}"
+    if not task and (example or average or chat or drop_bad):
+        raise CircuitsError("--example, --average, --chat and --drop-bad are for a task: name it with --task")
+    if average and (example or span or window or weighted):
+        raise CircuitsError("--average has no tokens: it goes without --example, --span, --window and --weighted")
+    shown = _window(window)
+    if against is not None:
+        check_checkpoint(against)
+    if task:
+        opened = open_tasks(model, task, data, seed=seed, chat=chat, drop_bad=drop_bad)
+        places = list(dict.fromkeys(example or [0]))
+        prompts = [(one, place, one.name) for one in opened.tasks for place in ([0] if average else places)]
+        named = " and ".join(one.name for one in opened.tasks)
+        numbers = " and ".join(str(place) for place in places)
+        about = f"the average of {named}" if average else f"example{'s' * (len(places) > 1)} {numbers} of {named}"
+        if len(places) > 1 and not average:
+            prompts = [(one, place, f"{title} {place}") for one, place, title in prompts]
         subtitle = f"{model}, {about}"
     else:
         biography, question, named, subtitle = _of_person(model, data, person, attribute or _ATTRIBUTE, seed)
         prompts = [(biography, 0, "BIO"), (question, 0, "QA")]
         about = f"{named}, {(attribute or _ATTRIBUTE).replace('_', ' ')}"
-    from circuits.rankings.attention import prompt_length
+    from circuits.rankings import average_head, prompt_length, read_head
 
     for one, place, _ in prompts:
         prompt_length(one, place)  # refuses an example that is not there
-    loaded = load(model, dtype, device)
+    if against is not None:
+        _check_tokens(model, against)
+        about += f", against {against}"
+        subtitle += f", against {against}"
+    loaded = [load(one, dtype, device) for one in (model, against) if one is not None]
     from circuits.figures import attention_figure
-    from circuits.rankings import read_head
 
-    heads = heads_of(head, loaded, mask, top) or []
+    heads = heads_of(head, loaded[0], mask, top) or []
+    names = (model.name, against.name) if against is not None else ("", "")
     with busy(f"drawing {out}"):
         figures = {}
         for chosen in heads:
             readings = [
-                read_head(loaded, chosen, one, example=place, title=title, top=tokens) for one, place, title in prompts
+                [
+                    average_head(each, chosen, one, title=title)
+                    if average
+                    else read_head(each, chosen, one, example=place, title=title, top=tokens)
+                    for one, place, title in prompts
+                ]
+                for each in loaded
             ]
-            figures[str(chosen)] = attention_figure(readings, subtitle=subtitle)
+            figures[str(chosen)] = attention_figure(
+                readings[0],
+                subtitle=subtitle,
+                against=readings[1] if against is not None else None,
+                models=names if names[0] != names[1] else (str(model), str(against)),
+                weighted=weighted,
+                window=shown,
+                span=span,
+            )
         _save(figures, out, subtitle)
     say(f"{out}: {', '.join(figures)} on {about}")
+
+
+def _window(text: str | None) -> tuple[int, int] | None:
+    """The first and the last position of ``100:140``."""
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise CircuitsError(f"{text!r} is no window: give its first and last token, as in 100:140")
+    return int(first), int(last)
+
+
+def _check_tokens(model: Path, against: Path) -> None:
+    """Refuse two checkpoints that read other tokens."""
+    from circuits.models import same_tokenizer
+
+    if not same_tokenizer(tokenizer_of(model), tokenizer_of(against)):
+        raise CircuitsError(f"{model} and {against} have different tokenizers: their patterns are of other tokens")
 
 
 def _save(figures: dict[str, Any], out: Path, subtitle: str) -> None:

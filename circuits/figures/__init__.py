@@ -10,6 +10,7 @@ from circuits.figures.consistency import (
     signature_figure,
 )
 from circuits.figures.difference import difference_figure, write_difference
+from circuits.figures.gallery import write_gallery
 from circuits.figures.heads import heads_figure
 from circuits.figures.masks import ablation_figure, graft_figure, sharing_figure
 from circuits.figures.rankings import agreement_figure, ranking_curves_figure
@@ -40,5 +41,6 @@ __all__ = [
     "sharing_figure",
     "signature_figure",
     "write_difference",
+    "write_gallery",
     "write_report",
 ]

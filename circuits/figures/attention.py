@@ -1,36 +1,43 @@
-"""The attention study of one head: its pattern over the same fact in two formats, side by side (Fig. 5).
+"""The attention figure of one head: its patterns over prompts, side by side (Fig. 5), or beside another checkpoint's.
 
-1. Each prompt gives one heat map: rows are the tokens that attend, columns the tokens attended to. Axis labels carry
-   the colour of the behaviour whose span the token is in.
-2. Rectangles mark behaviours: subject linking (later tokens attend to the subject), relation focusing (the last token
-   attends to the words that name the relation), or the last token to any other span. Found from spans, a rectangle is
-   solid if the head attends there more than uniform attention would, and dotted if it does not; a behaviour is present
-   in both formats if it is solid in both.
-3. Below, the head's own reading: its output at the last token through the final norm and the unembedding, as top
-   tokens with logits; the answer's first token is orange where it is among them.
+1. Each prompt gives one map: rows are the tokens that attend, columns the tokens attended to, on one colour scale. Of a
+   task (`circuits.rankings.average_head`) rows and columns are its spans. Labels have the colour of the behaviour whose
+   span the token is in.
+2. Two checkpoints give a row of three maps for each prompt: the one, the other, and the first minus the second, whose
+   colours are centred at zero.
+3. Rectangles mark behaviours. Found from spans, a rectangle is solid if the head attends there more than uniform
+   attention would, and dotted if it does not.
+4. Of a long prompt a window or a span with its surroundings can be shown; a strip above the map, the attention of the
+   last token to the whole prompt, says where that is.
+5. Below each map, the head's own reading: its output at the last token through the final norm and the unembedding, as
+   top tokens with logits, the answer's first token in orange where it is among them; and what the head adds directly to
+   the logits of answer and foil.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from textwrap import shorten
+from typing import Any
 
+import numpy
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from circuits.errors import CircuitsError
-from circuits.figures.style import number
-from circuits.rankings import BEHAVIOURS, Behaviour, HeadReading
+from circuits.figures.attention_panels import BAR, CAPTION, HEADER, STRIP, Panels
+from circuits.figures.attention_sheet import CHARACTER, Sheet, runs, short
+from circuits.figures.style import DIVERGING, PALETTE, SEQUENTIAL
+from circuits.rankings import BEHAVIOURS, Behaviour, HeadAverage, HeadReading
 
-#: Of behaviours, in the order of the spans of a task.
-_COLOURS = ("#d62728", "#2ca02c", "#ff7f0e", "#17becf", "#e377c2", "#8c564b", "#bcbd22", "#7f7f7f")
-_BY_HAND = "#9467bd"
+_BY_HAND = "#7f3c8d"
 _MEANINGS = {
     "subject_linking": "subject linking: attention to the subject's tokens, mean over the tokens after its first",
     "relation_focusing": "relation focusing: attention of the last token to the words that name the relation",
 }
-#: Pixels of a token's cell, and of a character above a panel.
-_CELL, _CHARACTER = 34, 7
+#: Pixels: of the page, of a cell with room, of the least side of a map, between the maps of two checkpoints, and of the
+#: colour scale.
+_PAGE, _CELL, _LEAST, _BETWEEN, _SCALE = 940, 34, 200, 26, 84
+#: Tokens shown before and behind a span, and before the last token, when a span is cropped to.
+_AROUND = 6
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ def found_rectangles(readings: Sequence[HeadReading]) -> list[Rectangle]:
                 continue
             score, uniform = reading.scores[name]
             queries = cells.any(1).nonzero().flatten().tolist()
-            for first, last in _runs(cells.any(0).nonzero().flatten().tolist()):
+            for first, last in runs(cells.any(0).nonzero().flatten().tolist()):
                 found.append(Rectangle(panel, (queries[0], queries[-1]), (first, last), name, score > uniform))
     return found
 
@@ -80,279 +87,271 @@ def _behaviours(readings: Sequence[HeadReading]) -> list[Behaviour]:
 def _colours(readings: Sequence[HeadReading]) -> dict[str, str]:
     """Behaviour → colour."""
     others = [behaviour for behaviour in _behaviours(readings) if behaviour not in BEHAVIOURS]
-    return {behaviour.name: _COLOURS[place % len(_COLOURS)] for place, behaviour in enumerate([*BEHAVIOURS, *others])}
-
-
-def _runs(positions: list[int]) -> list[tuple[int, int]]:
-    """Neighbouring positions joined: ``[1, 2, 5]`` is ``(1, 2)`` and ``(5, 5)``."""
-    runs: list[tuple[int, int]] = []
-    for position in positions:
-        if runs and position == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], position)
-        else:
-            runs.append((position, position))
-    return runs
+    return {behaviour.name: PALETTE[place % len(PALETTE)] for place, behaviour in enumerate([*BEHAVIOURS, *others])}
 
 
 def attention_figure(
-    readings: Sequence[HeadReading], rectangles: Sequence[Rectangle] | None = None, subtitle: str = ""
+    readings: Sequence[HeadReading | HeadAverage],
+    rectangles: Sequence[Rectangle] | None = None,
+    subtitle: str = "",
+    *,
+    against: Sequence[HeadReading | HeadAverage] | None = None,
+    models: tuple[str, str] = ("model", "other"),
+    weighted: bool = False,
+    window: tuple[int, int] | None = None,
+    span: str | None = None,
 ) -> go.Figure:
-    """Draw the attention study of one head.
+    """Draw what one head attends to.
 
     Args:
-        readings: of the same head, usually over a BIO and a QA prompt of one person, from `circuits.read_head`.
+        readings: of the same head, one for each prompt, from `circuits.read_head`; or one for each task, from
+            `circuits.rankings.average_head`.
         rectangles: by hand; found from the prompts' spans if not given.
         subtitle: a line under the title, such as the model's name.
+        against: the same of another checkpoint, in the same order.
+        models: names of the two checkpoints.
+        weighted: draw the value-weighted pattern, ‖α v W_O‖, instead of the weights α.
+        window: the first and the last position to show, of every prompt.
+        span: show this span with the tokens around it, and the end of the prompt.
 
     Raises:
-        CircuitsError: there is nothing to draw, the readings are of different heads, or a rectangle lies outside.
+        CircuitsError: there is nothing to draw, the readings are of different heads or prompts, a rectangle or the
+            window lies outside, or a prompt has no such span.
 
     Source:
-        arXiv 2505.16178, Fig. 5.
+        arXiv 2505.16178, Fig. 5; Kobayashi et al. 2020 (arXiv 2004.10102) for the value-weighted pattern.
     """
+    _check(readings, against, weighted, window, span)
+    others: Sequence[Any] = against or ()
+    prompts = [one for one in readings if isinstance(one, HeadReading)]
+    kept = [_kept(one, window, span) for one in prompts]
+    sets = [readings, others] if others else [readings]
+    if rectangles is None:
+        drawn = [found_rectangles([one for one in each if isinstance(one, HeadReading)]) for each in sets]
+    else:
+        _check_rectangles(rectangles, readings)
+        drawn = [list(rectangles)] * len(sets)
+    colours = _colours(prompts)
+    room = 40 + CHARACTER * max(len(short(text)) for one in readings for text in _labels(one)[0])
+    # the maps of two checkpoints have the same tokens, which stand at the first one
+    columns, between = (3, _BETWEEN) if others else (len(readings), room + 10)
+    longest = max(len(_labels(one)[1]) if not kept else len(kept[place]) for place, one in enumerate(readings))
+    most = (_PAGE - room - between * (columns - 1) - _SCALE) / columns
+    side = max(_LEAST, min(longest * (_CELL if prompts else 2 * _CELL), most))
+    width = max(640, room + columns * side + between * (columns - 1) + _SCALE)
+    strip = STRIP if any(len(places) < len(one.tokens) for places, one in zip(kept, prompts, strict=True)) else 0
+    tall = side if prompts else side * max(len(_labels(one)[0]) / len(_labels(one)[1]) for one in readings)
+    ticks = 40 + CHARACTER * max(len(short(text)) for one in readings for text in _labels(one)[1])
+    bars = BAR * max((len(one.top_tokens) for one in prompts), default=0)
+    lines, legend = _explanation(drawn, prompts, weighted, bool(others), kept), _legend(drawn, width)
+    top = (62 if subtitle else 44) + 22 * len(legend)
+    block = HEADER + strip + tall + ticks + (bars + CAPTION if prompts else 0) + 14
+    sheet = Sheet(width, top + block * (len(readings) if others else 1) + 15 * len(lines) + 20)
+    under = f"<br><span style='font-size:12px'>{escape(subtitle)}</span>" if subtitle else ""
+    sheet.write(f"<b>{readings[0].head}</b>{under}", 16, 10, font={"size": 17})
+    for row, entries in enumerate(legend):
+        _write_legend(sheet, entries, top - 22 * (len(legend) - row), colours)
+    panels = Panels(sheet, side, tall, strip, ticks, bars, models if others else None, weighted, colours)
+    for place, one in enumerate(readings):
+        places = kept[place] if kept else None
+        left, above = (room, top + place * block) if others else (room + place * (side + between), top)
+        for which, reading in enumerate((one, others[place]) if others else (one,)):
+            axes = panels.draw(reading, places, left + which * (side + between), above, which=which)
+            for rectangle in drawn[which]:
+                if rectangle.panel == place:
+                    _draw_rectangle(sheet, rectangle, places, axes, colours)
+        if others:
+            axes = panels.draw_difference((one, others[place]), places, left + 2 * (side + between), above)
+            for rectangle in drawn[0]:
+                if rectangle.panel == place:
+                    _draw_rectangle(sheet, rectangle, places, axes, colours, thin=True)
+    for line, text in enumerate(lines):
+        sheet.write(text, 16, sheet.height - 12 - 15 * (len(lines) - line), font={"size": 11, "color": "#666"})
+    _finish(sheet, top + HEADER + strip, tall, bool(others), weighted)
+    return sheet.figure
+
+
+def _labels(one: HeadReading | HeadAverage) -> tuple[list[str], list[str]]:
+    return (one.tokens, one.tokens) if isinstance(one, HeadReading) else (one.rows, one.columns)
+
+
+def _check(
+    readings: Sequence[Any], against: Sequence[Any] | None, weighted: bool, window: Any, span: str | None
+) -> None:
+    """Refuse what cannot be drawn together."""
     if not readings:
         raise CircuitsError("an attention figure needs at least one reading")
-    if len({reading.head for reading in readings}) > 1:
+    everyone = [*readings, *(against or ())]
+    if len({reading.head for reading in everyone}) > 1:
         raise CircuitsError(
-            f"an attention figure shows one head, not {' and '.join(str(reading.head) for reading in readings)}"
+            f"an attention figure shows one head, not {' and '.join(str(reading.head) for reading in everyone)}"
         )
-    drawn = found_rectangles(readings) if rectangles is None else list(rectangles)
-    columns = len(readings)
-    longest = max(len(reading.tokens) for reading in readings)
-    side = max(300, _CELL * longest)
-    bars, between = 220, 150
-    above, below = 150, 165
-    height = side + bars + between + above + below
-    figure = make_subplots(
-        rows=2,
-        cols=columns,
-        row_heights=[side, bars],
-        vertical_spacing=between / (side + bars + between),
-        horizontal_spacing=0.16 if columns > 1 else 0,
-    )
-    for column, reading in enumerate(readings, start=1):
-        _draw_pattern(figure, reading, column, columns, _colours(readings), side)
-        _draw_reading(figure, reading, column)
-    _draw_rectangles(figure, drawn, readings)
-    _explain(figure, drawn, readings)
-    figure.update_layout(
-        title={
-            "text": f"<b>{readings[0].head}</b>" + (f"<br><sup>{escape(subtitle)}</sup>" if subtitle else ""),
-            "x": 0.02,
-            "y": 1 - 24 / height,
-            "yref": "container",
-            "yanchor": "top",
-        },
-        width=max(640, columns * (side + 150) + 70),
-        height=height,
-        margin={"l": 120, "r": 90, "t": above, "b": below},
-        template="plotly_white",
-        legend={
-            "orientation": "h",
-            "x": 0.01,
-            "xref": "container",
-            "xanchor": "left",
-            "y": 1 - 66 / height,
-            "yref": "container",
-            "yanchor": "top",
-        },
-        font={"size": 13},
-    )
-    return figure
+    if len({type(reading) for reading in everyone}) > 1:
+        raise CircuitsError("an attention figure shows readings of prompts or averages over tasks, not both")
+    if against is not None and [_labels(one) for one in readings] != [_labels(one) for one in against]:
+        raise CircuitsError("two checkpoints are compared on the same prompts: these are others, or other tokens")
+    averages = isinstance(readings[0], HeadAverage)
+    if averages and (weighted or window is not None or span is not None):
+        raise CircuitsError("an average over a task has no tokens: it takes no window, span or value-weighted pattern")
+    if weighted and any(one.weighted is None for one in everyone):
+        raise CircuitsError("a reading has no value-weighted pattern: make it with read_head")
+    if window is not None and span is not None:
+        raise CircuitsError("a window and a span were given: show one of them")
 
 
-def _explain(figure: go.Figure, rectangles: list[Rectangle], readings: Sequence[HeadReading]) -> None:
-    """Say under the figure what its words mean."""
-    labels = {rectangle.label for rectangle in rectangles}
-    lines = [
-        _MEANINGS.get(
-            behaviour.name, f"{behaviour.name.replace('_', ' ')}: attention of the last token to {behaviour.keys}"
-        )
-        for behaviour in _behaviours(readings)
-        if behaviour.name in labels
-    ]
-    if any(not rectangle.shown for rectangle in rectangles):
-        lines.append("dotted: no more than uniform attention, which is the same for all earlier tokens, would give")
-    lines.append("bars: the head's output at the last token through final norm and unembedding; orange: the answer")
-    figure.add_annotation(
-        text="<br>".join(lines),
-        x=0,
-        y=0,
-        xref="paper",
-        yref="paper",
-        xanchor="left",
-        yanchor="top",
-        xshift=-90,
-        yshift=-72,
-        align="left",
-        showarrow=False,
-        font={"size": 12, "color": "#666"},
-    )
-
-
-def _axis(number: int, letter: str) -> str:
-    return letter if number == 1 else f"{letter}{number}"
-
-
-def _draw_pattern(
-    figure: go.Figure, reading: HeadReading, column: int, columns: int, colours: Mapping[str, str], side: int
-) -> None:
+def _kept(reading: HeadReading, window: tuple[int, int] | None, span: str | None) -> list[int]:
+    """The positions that are shown."""
     length = len(reading.tokens)
-    behaviours = {behaviour.name: behaviour.keys for behaviour in reading.behaviours}
-    at = {
-        position: colour
-        for name, colour in reversed(list(colours.items()))
-        for position in reading.spans.get(behaviours.get(name, ""), ())
-    }
-    labels = [
-        f'<span style="color:{at.get(position, "#444")}">{escape(token)}</span>'
-        for position, token in enumerate(reading.tokens)
-    ]
-    weights = [
-        [float(reading.pattern[query, key]) if key <= query else None for key in range(length)]
-        for query in range(length)
-    ]
-    figure.add_trace(
-        go.Heatmap(
-            z=weights,
-            zmin=0,
-            zmax=1,
-            colorscale="Blues",
-            xgap=1,
-            ygap=1,
-            showscale=column == columns,
-            colorbar={"title": {"text": "attention", "font": {"size": 13}}, "len": 0.45, "y": 0.77, "thickness": 14},
-            customdata=[[(query, key) for key in reading.tokens] for query in reading.tokens],
-            hovertemplate="%{customdata[0]} → %{customdata[1]}: %{z:.3f}<extra></extra>",
-        ),
-        row=1,
-        col=column,
-    )
-    ticks = {"tickvals": list(range(length)), "showgrid": False, "zeroline": False}
-    # a question mark that is turned is none any more: what has one character stands upright
-    short = [len(token) == 1 for token in reading.tokens]
-    for position, label in enumerate(labels):
-        if short[position]:
-            figure.add_annotation(
-                text=label,
-                x=position,
-                y=0,
-                xref=_axis(column, "x"),
-                yref=f"{_axis(column, 'y')} domain",
-                yanchor="top",
-                yshift=-2,
-                showarrow=False,
+    if window is not None:
+        if not 0 <= window[0] <= window[1] < length:
+            raise CircuitsError(
+                f"there is no window {window[0]} to {window[1]}: {reading.title} has the tokens 0 to {length - 1}"
             )
-    figure.update_xaxes(
-        **ticks,
-        ticktext=["" if alone else label for label, alone in zip(labels, short, strict=True)],
-        tickangle=-55,
-        title={"text": "attended to", "font": {"size": 13}, "standoff": 8},
-        constrain="domain",
-        range=[-0.56, length - 0.44],
-        row=1,
-        col=column,
+        return list(range(window[0], window[1] + 1))
+    if span is None:
+        return list(range(length))
+    if span not in reading.spans:
+        known = ", ".join(reading.spans) or "none"
+        raise CircuitsError(f"the prompt of {reading.title} has no span {span!r}: it has {known}")
+    near = {position + step for position in reading.spans[span] for step in range(-_AROUND, _AROUND + 1)} | set(
+        range(length - _AROUND, length)
     )
-    figure.update_yaxes(
-        **ticks,
-        ticktext=labels,
-        range=[length - 0.44, -0.56],
-        title={"text": "attends" if column == 1 else "", "font": {"size": 13}},
-        scaleanchor=_axis(column, "x"),
-        constrain="domain",
-        row=1,
-        col=column,
-    )
-    scores = " · ".join(
-        f"{name.replace('_', ' ')} {score:.2f} (uniform {uniform:.2f})"
-        for name, (score, uniform) in reading.scores.items()
-    )
-    # no wider than the panel; all tokens stand at its axes
-    characters = side // _CHARACTER
-    figure.add_annotation(
-        text=f"<b>{escape(reading.title)}</b>  {escape(shorten(reading.text, characters, placeholder=' …'))}"
-        f"<br><span style='font-size:11px'>{scores or '&nbsp;'}</span>",
-        x=0.5,
-        y=1,
-        xref=f"{_axis(column, 'x')} domain",
-        yref=f"{_axis(column, 'y')} domain",
-        yanchor="bottom",
-        yshift=6,
-        showarrow=False,
-        font={"size": 13},
-    )
+    return sorted(position for position in near if 0 <= position < length)
 
 
-def _draw_reading(figure: go.Figure, reading: HeadReading, column: int) -> None:
-    tokens, logits = zip(*reversed(reading.top_tokens), strict=True)
-    answer, answer_logit, rank = reading.answer
-    figure.add_trace(
-        go.Bar(
-            x=logits,
-            y=list(range(len(tokens))),
-            orientation="h",
-            marker_color=["#f58518" if place == rank else "#4c78a8" for place in range(len(tokens), 0, -1)],
-            text=[number(logit, 2) for logit in logits],
-            textposition="outside",
-            cliponaxis=False,
-            showlegend=False,
-            hovertext=list(tokens),
-            hovertemplate="%{hovertext}: %{x:.3f}<extra></extra>",
-        ),
-        row=2,
-        col=column,
-    )
-    last = escape(reading.tokens[-1])
-    figure.update_yaxes(
-        tickvals=list(range(len(tokens))), ticktext=[escape(token) for token in tokens], row=2, col=column
-    )
-    figure.update_xaxes(
-        title={
-            "text": f"logit of the head's output at “{last}”, top {len(tokens)} tokens"
-            f"<br>the answer “{escape(answer)}” has {number(answer_logit, 2)}, rank {rank:,}",
-            "font": {"size": 13},
-        },
-        range=[min(0.0, min(logits) * 1.2), max(logits) * 1.2 if max(logits) > 0 else 0.0],
-        row=2,
-        col=column,
-    )
-
-
-def _draw_rectangles(figure: go.Figure, rectangles: list[Rectangle], readings: Sequence[HeadReading]) -> None:
-    colours = _colours(readings)
+def _check_rectangles(rectangles: Sequence[Rectangle], readings: Sequence[HeadReading | HeadAverage]) -> None:
     for rectangle in rectangles:
         if not 0 <= rectangle.panel < len(readings):
             raise CircuitsError(
                 f"the rectangle {rectangle.label!r} is for panel {rectangle.panel}: there is no such panel"
             )
-        length = len(readings[rectangle.panel].tokens)
-        if not all(0 <= position < length for position in (*rectangle.queries, *rectangle.keys)):
-            raise CircuitsError(f"the rectangle {rectangle.label!r} lies outside the {length} tokens of its panel")
-        colour = colours.get(rectangle.label, _BY_HAND)
-        figure.add_shape(
-            type="rect",
-            x0=rectangle.keys[0] - 0.5,
-            x1=rectangle.keys[1] + 0.5,
-            y0=rectangle.queries[0] - 0.5,
-            y1=rectangle.queries[1] + 0.5,
-            line={"color": colour, "width": 3 if rectangle.shown else 2, "dash": "solid" if rectangle.shown else "dot"},
-            row=1,
-            col=rectangle.panel + 1,
+        rows, columns = _labels(readings[rectangle.panel])
+        across, down = ([*ends] for ends in (rectangle.keys, rectangle.queries))
+        if min(across + down) < 0 or max(across) >= len(columns) or max(down) >= len(rows):
+            raise CircuitsError(
+                f"the rectangle {rectangle.label!r} lies outside the {len(columns)} tokens of its panel"
+            )
+
+
+def _draw_rectangle(
+    sheet: Sheet,
+    rectangle: Rectangle,
+    kept: Sequence[int] | None,
+    axes: tuple[str, str],
+    colours: dict[str, str],
+    *,
+    thin: bool = False,
+) -> None:
+    """Around what of its cells is shown."""
+    edges: dict[str, float] = {}
+    for letter, (first, last) in (("x", rectangle.keys), ("y", rectangle.queries)):
+        inside = [place for place, at in enumerate(kept) if first <= at <= last] if kept is not None else [first, last]
+        if not inside:
+            return
+        edges |= {f"{letter}0": inside[0] - 0.5, f"{letter}1": inside[-1] + 0.5}
+    solid = rectangle.shown and not thin
+    line = {"color": colours.get(rectangle.label, _BY_HAND), "width": 2.5 if solid else 1.5}
+    line["dash"] = "solid" if rectangle.shown or thin else "dot"
+    sheet.figure.add_shape(type="rect", line=line, xref=axes[0], yref=axes[1], **edges)
+
+
+def _legend(drawn: Sequence[Sequence[Rectangle]], width: float) -> list[list[tuple[float, str]]]:
+    """Rows of labels of rectangles, each with where it begins; none wider than the figure."""
+    rows: list[list[tuple[float, str]]] = []
+    left = width
+    for label in dict.fromkeys(rectangle.label for each in drawn for rectangle in each):
+        needed = 34 + CHARACTER * len(label)
+        if left + needed > width - 16:
+            rows.append([])
+            left = 16
+        rows[-1].append((left, label))
+        left += needed
+    return rows
+
+
+def _write_legend(sheet: Sheet, entries: list[tuple[float, str]], top: float, colours: dict[str, str]) -> None:
+    for left, label in entries:
+        across = {"x0": left / sheet.width, "x1": (left + 12) / sheet.width}
+        down = {"y0": 1 - (top + 14) / sheet.height, "y1": 1 - (top + 2) / sheet.height}
+        line = {"color": colours.get(label, _BY_HAND), "width": 2.5}
+        sheet.figure.add_shape(type="rect", xref="paper", yref="paper", line=line, **across, **down)
+        sheet.write(escape(label.replace("_", " ")), left + 16, top, font={"size": 12})
+
+
+def _explanation(
+    drawn: Sequence[Sequence[Rectangle]],
+    prompts: Sequence[HeadReading],
+    weighted: bool,
+    compared: bool,
+    kept: Sequence[Sequence[int]],
+) -> list[str]:
+    """What the figure's words mean, one line each."""
+    rectangles = [rectangle for each in drawn for rectangle in each]
+    labels = {rectangle.label for rectangle in rectangles}
+    lines = []
+    if weighted:
+        lines.append("value-weighted: attention × the length of what the head would write of that token, ‖α v W_O‖")
+    lines += [_MEANINGS[one.name] for one in _behaviours(prompts) if one.name in labels and one.name in _MEANINGS]
+    others = [one.keys for one in _behaviours(prompts) if one.name in labels and one.name not in _MEANINGS]
+    if others:
+        lines.append(f"last to …: attention of the last token to {', '.join(others)}")
+    if any(not rectangle.shown for rectangle in rectangles):
+        lines.append("dotted: no more than uniform attention, which is the same for all earlier tokens, would give")
+    if any(len(places) < len(one.tokens) for places, one in zip(kept, prompts, strict=True)):
+        lines.append("attention adds up to 1 over the whole prompt, not over the part that is shown")
+    if prompts:
+        lines.append("bars: the head's output at the last token through final norm and unembedding; orange: the answer")
+        lines.append("direct: what the head adds to a logit, the final norm dividing by the whole stream's length")
+    else:
+        lines.append("attention between spans, mean over examples; hovering shows 95 % intervals and uniform attention")
+    if compared and not prompts:
+        lines.append("bold: the paired interval of the difference leaves out zero (not corrected for many cells)")
+    return lines
+
+
+def _finish(sheet: Sheet, top: float, tall: float, compared: bool, weighted: bool) -> None:
+    """The colour scales, one for all maps of a kind, and what the whole figure has."""
+    largest = {
+        axis: max(
+            (float(numpy.nanmax(numpy.abs(trace.z))) for trace in sheet.figure.select_traces({"coloraxis": axis})),
+            default=0,
         )
-    for label in dict.fromkeys(rectangle.label for rectangle in rectangles):
-        figure.add_trace(
-            go.Scatter(
-                x=[None],
-                y=[None],
-                mode="markers",
-                marker={
-                    "symbol": "square-open",
-                    "size": 13,
-                    "color": colours.get(label, _BY_HAND),
-                    "line": {"width": 3},
-                },
-                name=label.replace("_", " "),
-            ),
-            row=1,
-            col=1,
+        or 1.0
+        for axis in ("coloraxis", "coloraxis2")
+    }
+    long = (tall - 60) / 2 if compared else min(tall, 260) - 20
+    for place, (axis, title, scale) in enumerate(
+        (
+            ("coloraxis", "‖α v W_O‖" if weighted else "attention", SEQUENTIAL),
+            ("coloraxis2", "difference", DIVERGING),
         )
+    ):
+        high = largest[axis] if weighted or axis == "coloraxis2" else 1
+        sheet.figure.layout[axis] = {
+            "colorscale": scale,
+            "cmin": -high if axis == "coloraxis2" else 0,
+            "cmax": high,
+            "showscale": axis == "coloraxis" or compared,
+            "colorbar": {
+                "title": {"text": title, "font": {"size": 12}},
+                "tickfont": {"size": 11},
+                "x": 1 - (_SCALE - 16) / sheet.width,
+                "xanchor": "left",
+                "y": 1 - (top + place * (long + 60) - 4) / sheet.height,
+                "yanchor": "top",
+                "lenmode": "pixels",
+                "len": long + 44,
+                "thickness": 12,
+                "xpad": 0,
+                "ypad": 4,
+                "nticks": 5,
+            },
+        }
+    sheet.figure.update_layout(
+        width=round(sheet.width),
+        height=round(sheet.height),
+        margin={"l": 0, "r": 0, "t": 0, "b": 0, "autoexpand": False},
+        template="plotly_white",
+        showlegend=False,
+        bargap=0.15,
+    )

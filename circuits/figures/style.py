@@ -39,6 +39,11 @@ COLOURS = {
     "random": "#c7c7c7",
 }
 
+#: Colours that people with any colour vision tell apart (Okabe & Ito 2008), without the blues of a pattern.
+PALETTE = ("#d55e00", "#009e73", "#e69f00", "#cc79a7", "#7f3c8d", "#5b5b5b", "#8c6d31")
+#: From no attention to all of it; and from below zero to above.
+SEQUENTIAL, DIVERGING = "Blues", "RdBu"
+
 #: Pixels between the margins of a report's page, which the widest figures fill.
 PAGE = 1080
 

@@ -282,6 +282,17 @@ class LeanModel:
         cap = self.layout.logit_cap
         return logits if cap is None else (logits / cap).tanh() * cap
 
+    def added_logits(
+        self, part: Float[Tensor, "... d_model"], stream: Float[Tensor, "... d_model"], tokens: Int[Tensor, " token"]
+    ) -> Float[Tensor, "... token"]:
+        """What a part of the stream after the last layer adds to some logits, in float32.
+
+        The final norm divides by the whole stream's length, so that all parts and the unembedding's bias add up to the
+        logits, before a cap on them.
+        """
+        rows = self._unembedding.weight[tokens.to(self.device)].float()
+        return self.final_norm.part(part, stream) @ rows.T
+
     def needed(self, tokens: Int[Tensor, "batch pos"], length: int) -> Int[Tensor, "batch shorter"]:
         """The tokens that activations of the first ones depend on: these, or all if angles depend on the length."""
         by_length = any(rotary is not None and rotary.by_length for rotary in self.layout.rotary)

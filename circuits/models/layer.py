@@ -139,6 +139,14 @@ class Norm:
         unit: Tensor = functional.rms_norm(x, x.shape[-1:], eps=self.eps)
         return unit
 
+    def part(self, part: Float[Tensor, "... features"], whole: Float[Tensor, "... features"]) -> Tensor:
+        """What a part of an input adds to the normalised whole, whose length is held; in float32 at least."""
+        part, whole = part.float(), whole.float()
+        if self.centred:
+            part, whole = (x - x.mean(-1, keepdim=True) for x in (part, whole))
+        length = (whole.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        return part / length * self.rows[0].acting(self.weight.float())
+
     def _apply(self, x: Tensor) -> Tensor:
         weight, shape, scale = self.weight, self.weight.shape, self.rows[0]
         half = x.dtype.itemsize < 4

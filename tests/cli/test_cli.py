@@ -82,7 +82,7 @@ def test_import_is_quick():
 
 COMMANDS = (
     "info", "diff", "data", "train", "evaluate", "trace", "share", "ablate", "graft", "rank", "patch", "sweep",
-    "tasks", "attention", "study", "report",
+    "tasks", "attention", "heads", "study", "report",
 )  # fmt: skip
 
 

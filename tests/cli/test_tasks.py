@@ -100,6 +100,13 @@ def test_every_other_command_takes_prompts(place, births):
     assert list(pandas.read_parquet("ranked/ranking.parquet")["metric"].unique()) == [rank[3], rank[5]]
     shown = must("attention", model, "--head", "L2H1", "--task", births, "--example", 3, "--out", "fig.html")
     assert "fig.html: L2H1 on example 3 of births" in shown
+    two = ("--task", births, "--example", 0, "--example", 2, "--against", pre, "--span", "who")
+    shown = must("attention", model, "--head", "L2H1", *two, "--out", "against.html")
+    assert f"L2H1 on examples 0 and 2 of births, against {pre}" in shown
+    assert "model0 \\u2212 model1" in Path("against.html").read_text()
+    assert "the average of births" in must(
+        "attention", model, "--head", "L2H1", *two[:2], "--average", "--out", "a.html"
+    )
 
 
 def test_a_sweep_takes_prompts_without_any_people(place, births):
@@ -135,6 +142,9 @@ def test_tasks_that_cannot_be_opened_are_refused(place, births, tmp_path):
     refused(call(*one, "--task", births, "--person", 2), "draw one of them at a time")
     refused(call(*one, "--example", 2), "are for a task: name it with --task")
     refused(call(*one, "--task", births, "--example", 6), "there is no example 6 of births: it has 0 to 5")
+    refused(call(*one, "--task", births, "--window", "3-5"), "'3-5' is no window: give its first and last token")
+    refused(call(*one, "--task", births, "--span", "IO"), "has no span 'IO': it has who")
+    refused(call(*one, "--task", births, "--average", "--example", 1), "--average has no tokens: it goes without")
     refused(call("patch", model, "--task", births, "--from", "formats"), "formats are the people's")
     refused(call("ablate", model, "--task", births, "--drop-bad", "--out", "sweep"), "has no --drop-bad")
     refused(call("rank", model, "--pre", model, "--task", births, "--traces", "other"), "there is no trace in other")

@@ -1,3 +1,4 @@
+import math
 import re
 import struct
 from dataclasses import replace
@@ -58,42 +59,44 @@ def test_the_figure_shows_what_it_is_given():
     figure = attention_figure([reading(), reading()], subtitle="a model")
     page = figure.to_html(include_plotlyjs=False)
     assert figure.data[0].z[3][2] == pytest.approx(1 / 6)
-    assert figure.data[0].z[2][3] is None
-    assert len(figure.layout.shapes) == 6
+    assert math.isnan(figure.data[0].z[2][3])
+    assert len(framed(figure)) == 6
     assert list(figure.layout.xaxis.tickvals) == list(range(6))
     assert "L2H1" in page
     assert "Paris" in page
     assert "Which <b>?" not in page
-    assert figure.data[1].marker.color == ("#4c78a8", "#f58518")
+    orange = next(bars for bars in figure.data if bars.type == "bar").marker.color
+    assert orange[1] != orange[0]
 
 
-def test_labels_of_one_character_stand_upright_and_the_legend_has_a_row_of_its_own():
+def framed(figure):
+    """The rectangles on the maps, without those of the legend."""
+    return [shape for shape in figure.layout.shapes if shape.type == "rect" and shape.xref.startswith("x")]
+
+
+def test_labels_of_one_character_stand_upright_and_what_is_no_word_in_quotation_marks():
     asked = reading()
-    asked.tokens[-1] = "?"
+    asked.tokens[-1], asked.tokens[-2] = "?", "..."
     figure = attention_figure([asked])
     assert list(figure.layout.xaxis.ticktext)[-1] == ""
-    (upright,) = (note for note in figure.layout.annotations if ">?<" in note.text)
+    assert "“...”" in figure.layout.xaxis.ticktext[-2]
+    (upright,) = (note for note in figure.layout.annotations if ">“?”<" in note.text)
     assert (upright.x, upright.xref, upright.textangle) == (5, "x", None)
-    assert ">?<" in figure.layout.yaxis.ticktext[-1]
-    # under the title and its subtitle, left of where a page shows its toolbar, above the patterns
-    top, height = figure.layout.margin.t, figure.layout.height
-    assert 55 < (1 - figure.layout.legend.y) * height < top - 60
-    assert figure.layout.legend.xanchor == "left"
+    assert ">“?”<" in figure.layout.yaxis.ticktext[-1]
     asked = replace(asked, answer=("Rome", -0.5, 1204))
-    assert "has −0.50, rank 1,204" in attention_figure([asked]).layout.xaxis2.title.text
+    assert any("has −0.50, rank 1,204" in note.text for note in attention_figure([asked]).layout.annotations)
 
 
 def test_a_text_that_is_wider_than_its_panel_is_cut():
     asked = replace(reading(), text="Ada Lovelace was born in London. " * 9)
-    (above,) = (note.text for note in attention_figure([asked]).layout.annotations if "Ada" in note.text)
-    assert "London. Ada" in above
-    assert " …<br>" in above
-    assert 7 * len(above.split("<br>")[0].split("  ")[1]) <= 300
+    (above,) = (note.text for note in attention_figure([asked]).layout.annotations if "Lovelace" in note.text)
+    assert above.endswith(" …")
+    assert 6 * len(above.split("  ")[1]) <= 210
 
 
 def test_a_rectangle_by_hand_replaces_the_found_ones():
     figure = attention_figure([reading()], [Rectangle(0, (4, 4), (0, 1), "copying")])
-    (shape,) = figure.layout.shapes
+    (shape,) = framed(figure)
     assert (shape.x0, shape.x1, shape.y0, shape.y1) == (-0.5, 1.5, 3.5, 4.5)
     for rectangle, message in (
         (Rectangle(1, (0, 0), (0, 0), "copying"), "there is no such panel"),
@@ -141,10 +144,10 @@ def size_of(image: Path) -> tuple[float, float]:
 
 def test_every_static_image_has_the_size_of_its_figure(tmp_path):
     wide = attention_figure([reading(), reading()])
-    assert (wide.layout.width, wide.layout.height) == (970, 985)
+    wide_size = (wide.layout.width, wide.layout.height)
     low, tall, unsaid = (go.Figure(layout=layout) for layout in ({"width": 420, "height": 240}, {"height": 900}, {}))
     images = {
-        **{f"wide{ending}": (wide, (970, 985)) for ending in (".png", ".svg", ".pdf")},
+        **{f"wide{ending}": (wide, wide_size) for ending in (".png", ".svg", ".pdf")},
         "low.pdf": (low, (420, 240)),
         "tall.png": (tall, (700, 900)),
         "unsaid.svg": (unsaid, (700, 500)),
