@@ -29,6 +29,7 @@ from circuits.study import steps as study_steps
 from circuits.study.folder import Study
 from circuits.tracing import GradientTrace
 from circuits.training import PRETRAINED, Optimisation, new_model, train
+from circuits.training.train import save_start
 from circuits.units import Head
 from tests.fixtures import lively
 from tests.processes import ended, forked, wait_for
@@ -505,9 +506,11 @@ def call_study(*arguments: object) -> subprocess.CompletedProcess[str]:
 def without_workers():
     """Recipes are trained one after the other, called just as side by side, without waiting for processes."""
 
-    def one_after_the_other(jobs, dataset, out, start, optimisation, seed, evaluate_every) -> None:
+    def one_after_the_other(jobs, dataset, out, start, optimisation, seed, evaluate_every, callbacks) -> None:
+        save_start(dataset, out, start, seed)
         for job in jobs:
-            train(job.recipe, dataset, out, start, optimisation, seed, evaluate_every)
+            more = callbacks(job.recipe)
+            train(job.recipe, dataset, out, start, optimisation, seed, evaluate_every, callbacks=more)
 
     # tests of training start the workers; as a specification, the real function still refuses what it does not take
     instead = create_autospec(study_steps.train_side_by_side, side_effect=one_after_the_other)
@@ -565,7 +568,7 @@ def test_a_study_writes_what_it_promises(study):
         )
     assert summary["top_head"].startswith("L")
     steps = {"data", "train", "evaluate", "trace", "share", "ablate", "graft", "rank", "sweep", "patch", "attend"}
-    steps |= {"consistency", "signature"}
+    steps |= {"consistency", "localise", "signature"}
     assert steps | {"patch_people", "total"} == set(summary["seconds"])
     assert sum(summary["seconds"].values()) == pytest.approx(2 * summary["seconds"]["total"], abs=1)
     assert {"seeds", "versions"} <= set(summary)
@@ -789,17 +792,17 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
         (unfinished / "steps" / f"{step}.json").unlink()
     for table in ("updated", "patches_from_people", "attention"):
         (unfinished / "tables" / f"{table}.parquet").unlink()
-    for step in ("graft", "rank", "sweep", "patch", "consistency", "signature"):
+    for step in ("graft", "rank", "sweep", "patch", "consistency", "localise", "signature"):
         (unfinished / "comparison" / "b" / "steps" / f"{step}.json").unlink()
     (unfinished / "summary.json").unlink()
     assert call("report", unfinished, "--out", tmp_path / "part" / "page.md").returncode == 0
     part = (tmp_path / "part" / "page.md").read_text()
     assert (
-        "graft, sweep, patch, rank, consistency, signature, full_rate, updated, patch_people, attend, report are"
+        "graft, sweep, patch, rank, consistency, localise, signature, full_rate, updated, patch_people, attend, report are"
         in part
     )
     for one in found:
-        assert (one.here in part) == (one.figure in ("1a", "2a", "2b"))
+        assert (one.claim in part) == (one.figure in ("1a", "2a", "2b"))
 
 
 @pytest.fixture(scope="module")
