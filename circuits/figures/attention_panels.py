@@ -156,7 +156,7 @@ class Panels:
         span = [min(0.0, min(logits) * 1.05), max(logits) * 1.05 if max(logits) > 0 else 0.0]
         self.sheet.axis(x).update(range=span, nticks=4, tickfont={"size": 10}, tickangle=0)
         lines = [
-            f"logit of the head's output at “{escape(short(reading.tokens[-1]))}”",
+            f"logit of the head's output at “{escape(short(reading.tokens[-1]).strip('“”'))}”",
             f"the answer “{escape(answer)}” has {number(answer_logit, 2)}, rank {rank:,}",
         ]
         if reading.direct:

@@ -1,7 +1,7 @@
 """Figures of consistency: by layer, inside the shared parameters, and what answers rest on."""
 
 import plotly.graph_objects as go
-from pandas import DataFrame
+from pandas import DataFrame, Series
 from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
@@ -42,9 +42,20 @@ _SPANS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2")
 _CONTEXT = "#c7c7c7"
 
 
-def _band(colour: str) -> str:
+def _add_band(figure: go.Figure, x: Series, low: Series, high: Series, colour: str, column: int) -> None:
+    """The intervals around a line, in a panel of the first row."""
     red, green, blue = hex_to_rgb(colour)
-    return f"rgba({red}, {green}, {blue}, 0.15)"
+    figure.add_scatter(
+        x=[*x, *x[::-1]],
+        y=[*high, *low[::-1]],
+        fill="toself",
+        fillcolor=f"rgba({red}, {green}, {blue}, 0.15)",
+        mode="none",
+        showlegend=False,
+        hoverinfo="skip",
+        row=1,
+        col=column,
+    )
 
 
 def _named(model: str, matched: bool) -> str:
@@ -97,18 +108,7 @@ def consistency_figure(gradients: DataFrame, representations: DataFrame) -> go.F
                     col=column,
                 )
                 if matched and value in ends:
-                    low, high = (rows[name] for name in ends[value])
-                    figure.add_scatter(
-                        x=[*rows["layer"], *rows["layer"][::-1]],
-                        y=[*high, *low[::-1]],
-                        fill="toself",
-                        fillcolor=_band(colour),
-                        mode="none",
-                        showlegend=False,
-                        hoverinfo="skip",
-                        row=1,
-                        col=column,
-                    )
+                    _add_band(figure, rows["layer"], *(rows[name] for name in ends[value]), colour, column)
     chance = representations[representations["kind"] == "matched"].drop_duplicates("layer").sort_values("layer")
     figure.add_scatter(
         x=chance["layer"],
@@ -166,17 +166,7 @@ def consistency_along_figure(table: DataFrame) -> go.Figure:
                 col=column,
             )
             if kind == "matched":
-                figure.add_scatter(
-                    x=[*rows["step"], *rows["step"][::-1]],
-                    y=[*rows["high"], *rows["low"][::-1]],
-                    fill="toself",
-                    fillcolor=_band(colour),
-                    mode="none",
-                    showlegend=False,
-                    hoverinfo="skip",
-                    row=1,
-                    col=column,
-                )
+                _add_band(figure, rows["step"], rows["low"], rows["high"], colour, column)
     figure.update_layout(
         template="plotly_white",
         width=min(PAGE, max(560, 230 * len(models) + 160)),
@@ -194,7 +184,7 @@ def localisation_figure(table: DataFrame) -> go.Figure:
     """Facts with the shared parameters reverted, or these alone fine-tuned, beside as many random parameters.
 
     A row of panels for each scope of shared parameters, a column for each measure; dots are means over facts with
-    their intervals, and the lines are the whole model and the model without any of the parameters.
+    their intervals, from the whole model down to the model without any of the parameters.
 
     Args:
         table: of the step ``localise`` of an analysis, of one pair of tasks, with the column ``model``.

@@ -10,7 +10,7 @@ from circuits.storage import check_ending, read_json
 from circuits.study.folder import Study
 from circuits.study.results_page import write_results_page
 from circuits.study.settings import StudySettings, settings_of
-from circuits.study.steps import STEPS, compare, evaluate, report
+from circuits.study.steps import STEPS, compare, evaluate, report, train
 from circuits.study.summary import summarise
 
 
@@ -32,10 +32,10 @@ def run_study(
     """
     study = Study(Path(out), settings or StudySettings(), say)
     study.claim()
-    if (study.out / "steps" / "share.json").is_file():
+    if done(study.out, train) and not study.along.is_dir():
         raise CircuitsError(
-            f"{study.out} was analysed by an earlier version, which kept its results elsewhere: delete all of its "
-            "steps but data.json and train.json, and run the study again"
+            f"{study.out} was trained by an earlier version, which measured nothing along training: choose another "
+            "folder or delete it"
         )
     if not done(study.out, report):
         run_steps(STEPS[:2], study, study.out, {"settings": study.plan, "seed": study.settings.seed}, say)

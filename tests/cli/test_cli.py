@@ -783,10 +783,10 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
         assert f"](figures/{image})" in page
     refused(call("report", study, "--out", tmp_path / "page.html"), "a page cannot be saved as")
     refused(call("report", tmp_path, "--out", tmp_path / "page.md"), "holds no study of one seed that was evaluated")
-    # a study of an earlier version, which kept its results elsewhere
+    # a study of an earlier version, which measured nothing along training
     earlier = shutil.copytree(study, tmp_path / "earlier")
-    (earlier / "steps" / "share.json").write_text("{}")
-    refused(call_study("--out", earlier), "delete all of its steps but data.json and train.json")
+    shutil.rmtree(earlier / "along")
+    refused(call_study("--out", earlier), "was trained by an earlier version, which measured nothing along training")
     # the same study before its grafts and rankings
     unfinished = shutil.copytree(study, tmp_path / "unfinished")
     for step in ("compare", "full_rate", "updated", "patch_people", "attend", "report"):
