@@ -108,7 +108,8 @@ def consistency_figure(gradients: DataFrame, representations: DataFrame) -> go.F
                     col=column,
                 )
                 if matched and value in ends:
-                    _add_band(figure, rows["layer"], *(rows[name] for name in ends[value]), colour, column)
+                    low, high = ends[value]
+                    _add_band(figure, rows["layer"], rows[low], rows[high], colour, column)
     chance = representations[representations["kind"] == "matched"].drop_duplicates("layer").sort_values("layer")
     figure.add_scatter(
         x=chance["layer"],
