@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from circuits.cli.inputs import executor_of
+from circuits.cli.options import Address, CpusPerWorker, Executor, GpusPerWorker, Sbatch, Workers
 from circuits.cli.terminal import busy, effects, resumable, say, show
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from circuits import executors
     from circuits.sweeps import SweepPlan
 
 sweep = typer.Typer(help="Run many interventions as one job that survives interruption.", no_args_is_help=True)
@@ -23,20 +26,20 @@ def run(
     out: Annotated[
         Path, typer.Option(help="Folder: plan.json, parts, and at the end table.parquet and table.csv.")
     ] = Path("runs/sweep"),
-    executor: Annotated[str, typer.Option(help="serial, or processes: several on this machine.")] = "serial",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of processes; default: as many as the cores have room for.", min=1, show_default=False
-        ),
-    ] = None,
+    executor: Executor = "serial",
+    workers: Workers = None,
+    address: Address = None,
+    gpus_per_worker: GpusPerWorker = None,
+    cpus_per_worker: CpusPerWorker = None,
+    sbatch: Sbatch = None,
 ) -> None:
     """Run a sweep, or what is missing of one. Several of this command may share one folder."""
     with busy(f"reading {plan}"):
         from circuits.sweeps import SweepPlan
 
         read = SweepPlan.read(plan)
-    run_into(read, out, executor, workers)
+    placed = {"gpus_per_worker": gpus_per_worker, "cpus_per_worker": cpus_per_worker}
+    run_into(read, out, executor_of(executor, workers, address, **placed, sbatch=sbatch))
 
 
 @sweep.command("show")
@@ -62,12 +65,12 @@ def show_state(
         show(_largest(state.table), "largest effects", most)
 
 
-def run_into(plan: "SweepPlan", out: Path, executor: str = "serial", workers: int | None = None) -> None:
+def run_into(plan: "SweepPlan", out: Path, executor: "str | executors.Executor" = "serial") -> None:
     """Run a plan in a folder and show the largest effects."""
     with busy("starting"):
         from circuits.sweeps import run_sweep
     with resumable():
-        table = run_sweep(plan, out, executor, workers)
+        table = run_sweep(plan, out, executor)
     show(_largest(table), f"{out / 'table.parquet'}: {len(table):,} rows, the largest effects first", 12)
 
 

@@ -13,7 +13,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas
 from filelock import BaseFileLock, FileLock, Timeout
@@ -21,6 +21,18 @@ from filelock import BaseFileLock, FileLock, Timeout
 from circuits.errors import CircuitsError
 from circuits.storage import atomic_file, read_json, with_plain_columns, write_json, write_table
 from circuits.sweeps.plan import Job
+
+
+class Computed(NamedTuple):
+    """What came of a job.
+
+    Attributes:
+        rows: one for each intervention.
+        answers: one for each intervention and answer, if the plan keeps them.
+    """
+
+    rows: pandas.DataFrame
+    answers: pandas.DataFrame | None = None
 
 
 class SweepFolder:
@@ -66,6 +78,14 @@ class SweepFolder:
             )
         return found
 
+    def stamp(self) -> tuple[int, int]:
+        """What tells the folder from one of the same name on another machine; zeros if there is no sweep in it."""
+        try:
+            found = self.plan.stat()
+        except OSError:
+            return (0, 0)
+        return found.st_ino, found.st_mtime_ns
+
     def part(self, job: Job) -> Path:
         """Where the rows of a job are."""
         return self.parts / f"{job.index:04d}.parquet"
@@ -95,13 +115,15 @@ class SweepFolder:
         finally:
             lock.release()
 
+    def keep(self, job: Job, computed: Computed) -> None:
+        """Keep what a job computed: it is done when its own rows are there, after those for each answer."""
+        if computed.answers is not None:
+            self._write(self.answers / self.part(job).name, computed.answers)
+        self.write_part(job, computed.rows)
+
     def write_part(self, job: Job, rows: pandas.DataFrame) -> None:
         """Keep the rows of a job."""
         self._write(self.part(job), rows)
-
-    def write_answers(self, job: Job, rows: pandas.DataFrame) -> None:
-        """Keep the rows of a job for each answer; a job is done when its own rows are kept too."""
-        self._write(self.answers / self.part(job).name, rows)
 
     @staticmethod
     def _write(path: Path, rows: pandas.DataFrame) -> None:

@@ -368,7 +368,7 @@ def test_bad_sweeps_are_refused(plan, place, tmp_path):
     out = tmp_path / "out"
     refused(call("sweep", "run", tmp_path / "no.yaml", "--out", out), "there is no file")
     refused(call("sweep", "show", tmp_path), "holds no sweep: it has no plan.json")
-    refused(call("sweep", "run", plan, "--out", out, "--executor", "ray"), "choose from serial, processes")
+    refused(call("sweep", "run", plan, "--out", out, "--executor", "banana"), "choose from serial, processes")
     assert not out.exists()
     with plan.open("a") as file:
         file.write("position: 3\n")
