@@ -66,7 +66,7 @@ class Ray:
         check_placement(self.gpus_per_worker, self.cpus_per_worker)
 
     @contextmanager
-    def start(self, work: Work, folder: Path, *, threads: int = 1) -> Iterator[Run]:  # noqa: ARG002
+    def start(self, work: Work, folder: Path, *, threads: int = 1) -> Iterator[Run]:
         """Connect to the cluster, or start one; workers begin with the first jobs.
 
         Raises:
@@ -77,7 +77,7 @@ class Ray:
         connected = ray.is_initialized()
         if not connected:
             self._connect(ray, cpus)
-        crew = _Crew(ray, work, workers=self.workers, cpus=cpus, gpus=self.gpus_per_worker)
+        crew = _Crew(ray, work, Tries(folder=folder), workers=self.workers, cpus=cpus, gpus=self.gpus_per_worker)
         try:
             yield crew.run
         finally:
@@ -107,7 +107,6 @@ def _ray() -> "ModuleType":
         ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1"),
         # what nodes and workers say stays in Ray's own logs; the first pattern is of what is left out
         ("RAY_DEDUP_LOGS_SKIP_REGEX", "."),
-        ("RAY_BACKEND_LOG_LEVEL", "fatal"),
         ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"),
     ):
         os.environ.setdefault(name, value)
@@ -143,7 +142,9 @@ class _Worker:
 class _Crew:
     """The workers of a sweep or a trace."""
 
-    def __init__(self, ray: "ModuleType", work: Work, *, workers: int | None, cpus: int, gpus: float) -> None:
+    def __init__(
+        self, ray: "ModuleType", work: Work, tries: Tries, *, workers: int | None, cpus: int, gpus: float
+    ) -> None:
         self._ray, self._most, self._cpus, self._gpus = ray, workers, cpus, gpus
         self._work = ray.put(work)
         kind = ray.remote(_Hand)
@@ -151,7 +152,7 @@ class _Crew:
         #: those that have not answered yet, by what they will answer
         self._coming: dict[Any, _Worker] = {}
         self._workers: list[_Worker] = []
-        self._tries = Tries()
+        self._tries = tries
         self._stillborn = 0
         self._looked = self._seen = -1e9
 
@@ -183,11 +184,13 @@ class _Crew:
                 yield worker.jobs.pop(ref), result
 
     def _ready(self, refs: list[Any]) -> list[Any]:
-        """Some of these that are there, or none after a while."""
+        """Those of these that are there, or none after a while."""
         if not refs:
             time.sleep(_LOOK_EVERY)
             return []
-        return list(self._ray.wait(refs, num_returns=1, timeout=_LOOK_EVERY)[0])
+        if not self._ray.wait(refs, num_returns=1, timeout=_LOOK_EVERY)[0]:
+            return []
+        return list(self._ray.wait(refs, num_returns=len(refs), timeout=0)[0])
 
     def dismiss(self) -> None:
         """End all workers, in the middle of their jobs."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from circuits.errors import CircuitsError
 from circuits.executors.protocol import Run, Work
-from circuits.executors.tries import MOST_TRIES, check_placement, check_workers, cut
+from circuits.executors.tries import Tries, check_placement, check_workers, cut
 
 #: Minutes of a task, where --sbatch does not say.
 _MINUTES = 60
@@ -67,13 +67,12 @@ class Slurm:
         """
         executor = self._executor(folder / ".slurm", threads)
         submitted: list[Any] = []
+        tries = Tries(folder=folder)
 
         def run(jobs: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
             waiting = list(jobs)
-            for _ in range(MOST_TRIES):
+            while waiting:
                 ranges = cut(waiting, self.workers or 1)
-                if not ranges:
-                    return
                 tasks = executor.submit_array([_Range(work, tuple(some)) for some in ranges])
                 submitted[:] = tasks
                 lost: list[Any] = []
@@ -81,14 +80,10 @@ class Slurm:
                     results = _results(tasks[number])
                     if results is None:
                         lost += ranges[number]
+                        tries.lose("a task", f"task {tasks[number].job_id} of the array")
                         continue
                     yield from zip(ranges[number], results, strict=True)
                 waiting = lost
-            if waiting:
-                raise CircuitsError(
-                    f"tasks of the array were lost {MOST_TRIES} times, perhaps for lack of memory or time; finished "
-                    f"jobs are kept: see the logs in {folder / '.slurm'}"
-                )
 
         try:
             yield run

@@ -1,14 +1,18 @@
 """How often a job may be lost with its worker, and how jobs are cut into ranges."""
 
+import time
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TypeVar
 
 from circuits.errors import CircuitsError
 
 #: Times that a job is begun, at most, before it is taken for the reason that its workers die.
 MOST_TRIES = 5
+#: Where losses are noted.
+LOST = ".lost"
 Job = TypeVar("Job")
 
 
@@ -17,6 +21,7 @@ class Tries:
 
     Args:
         most: times that a job is begun.
+        folder: where each loss is noted, a line in ``.lost``; nowhere if not given.
 
     Example:
         >>> tries = Tries(2)
@@ -26,8 +31,8 @@ class Tries:
         circuits.errors.CircuitsError: 2 workers died at the same job, ...
     """
 
-    def __init__(self, most: int = MOST_TRIES) -> None:
-        self.most = most
+    def __init__(self, most: int = MOST_TRIES, folder: Path | None = None) -> None:
+        self.most, self.folder = most, folder
         self._lost: Counter[Hashable] = Counter()
 
     def lose(self, job: Hashable, why: str = "") -> None:
@@ -37,6 +42,9 @@ class Tries:
             CircuitsError: it was not the first, and there have been enough.
         """
         self._lost[job] += 1
+        if self.folder is not None and self.folder.is_dir():
+            with (self.folder / LOST).open("a") as file:
+                file.write(f"{time.time():.0f} {why.replace(chr(10), ' ')}\n")
         if self._lost[job] >= self.most:
             raise CircuitsError(
                 f"{self.most} workers died at the same job, perhaps for lack of memory{f' ({why})' if why else ''}; "

@@ -8,16 +8,15 @@
    it, so that every executor gives the same bytes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas
-import torch
 
 from circuits.errors import CircuitsError
+from circuits.executors import on_threads
 from circuits.facts import check_held_out, check_task_names, needs_people, open_task, people_of
 from circuits.interventions import (
     Engine,
@@ -168,7 +167,7 @@ class PreparedSweep:
         plan, task, source = self.plan, self.tasks[job.task], self.sources[job.task]
         interventions = self.interventions[job.task]
         chosen = interventions[job.start : job.stop] if places is None else [interventions[place] for place in places]
-        with _arithmetic(plan.threads):
+        with on_threads(plan.threads):
             if job.stage == "estimate":
                 options: dict[str, Any] = {"source": source, "reference": self.reference, "seed": plan.seed}
                 return Computed(screen_interventions(self.model, task, chosen, metric=plan.screened, **options))
@@ -192,7 +191,7 @@ class PreparedSweep:
 
 def prepare(plan: SweepPlan) -> PreparedSweep:
     """Load a plan's models and make its tasks, on as many threads as its jobs have."""
-    with _arithmetic(plan.threads):
+    with on_threads(plan.threads):
         return PreparedSweep(plan)
 
 
@@ -205,17 +204,3 @@ def largest(estimates: pandas.Series, count: int) -> list[int]:
     """
     order = estimates.abs().reset_index(drop=True).sort_values(ascending=False, kind="stable", na_position="first")
     return sorted(order.index[:count].tolist())
-
-
-@contextmanager
-def _arithmetic(threads: int) -> Iterator[None]:
-    """Inside the block, torch computes as the plan says; afterwards as before."""
-    before = torch.get_num_threads()
-    flushed = not bool(torch.full((1,), 1e-39).mul(0.5).any())
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        torch.set_flush_denormal(flushed)

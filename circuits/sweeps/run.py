@@ -12,6 +12,7 @@ import errno
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from circuits.executors import Executor, Run, choose_executor
 from circuits.interventions.effects import with_corrections
 from circuits.progress import bar
 from circuits.storage import git_commit, library_version, read_json
-from circuits.sweeps.folder import Computed, SweepFolder
+from circuits.sweeps.folder import SweepFolder
 from circuits.sweeps.jobs import DONE, largest
+from circuits.sweeps.pace import SweepPace, sweep_pace
 from circuits.sweeps.plan import STAGES, Job, SweepPlan
-from circuits.sweeps.work import Assignment, Look, SweepWork, facts_digest, keep
+from circuits.sweeps.work import Assignment, Done, Look, SweepWork, facts_digest, keep
 
 
 def run_sweep(
@@ -138,9 +140,9 @@ def _complete(assigned: Sequence[Assignment], run: Run, folder: SweepFolder) -> 
         while missing:
             held = []
             for one, result in run(missing):
-                if isinstance(result, Computed):
+                if isinstance(result, Done):
                     # of a worker that does not see the folder
-                    result = keep(folder, one.job, lambda result=result: result)
+                    result = keep(folder, one.job, partial(_same, result))
                 if result:
                     shown.update(len(one.job))
                 else:
@@ -149,6 +151,10 @@ def _complete(assigned: Sequence[Assignment], run: Run, folder: SweepFolder) -> 
             missing = held
             if missing:
                 time.sleep(0.2)
+
+
+def _same(done: Done) -> Done:
+    return done
 
 
 def _table(plan: SweepPlan, jobs: Sequence[Job], folder: SweepFolder) -> pandas.DataFrame:
@@ -199,6 +205,7 @@ class SweepState:
         done: how many of them are finished.
         interventions: rows that the table will have.
         table: the table, or the rows that are computed so far.
+        pace: how fast it goes on.
     """
 
     plan: SweepPlan
@@ -207,6 +214,7 @@ class SweepState:
     done: int
     interventions: int
     table: pandas.DataFrame
+    pace: SweepPace
 
 
 def sweep_state(out: str | Path) -> SweepState:
@@ -235,4 +243,5 @@ def sweep_state(out: str | Path) -> SweepState:
         if parts:
             table = _with_positions(with_corrections(pandas.concat(parts, ignore_index=True)), plan)
     facts = {name: value for name, value in record.items() if name not in ("plan", "interventions")}
-    return SweepState(plan, facts, len(jobs), len(done), sum(record["interventions"].values()), table)
+    pace = sweep_pace(folder, [job for job in jobs if job not in set(done)])
+    return SweepState(plan, facts, len(jobs), len(done), sum(record["interventions"].values()), table, pace)

@@ -9,6 +9,9 @@
 """
 
 import json
+import os
+import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -51,6 +54,20 @@ class Assignment(NamedTuple):
     where: tuple[int, int] | None
 
 
+class Done(NamedTuple):
+    """What came of a job, where it cannot be kept.
+
+    Attributes:
+        computed: its rows.
+        worker: that did it.
+        seconds: that it took.
+    """
+
+    computed: Computed
+    worker: str
+    seconds: float
+
+
 class SweepWork:
     """Does the jobs of a sweep; in another process it loads the plan's models itself.
 
@@ -75,7 +92,7 @@ class SweepWork:
             self._facts = facts_digest(self._prepared.facts)
         return self._prepared
 
-    def __call__(self, job: Look | Assignment) -> "Found | Computed | bool":
+    def __call__(self, job: Look | Assignment) -> "Found | Done | bool":
         """Do a job.
 
         Returns:
@@ -92,19 +109,23 @@ class SweepWork:
                 "others: start it again"
             )
 
-        def compute() -> Computed:
-            return prepared.run(job.job, job.places)
+        def compute() -> Done:
+            begun = time.monotonic()
+            computed = prepared.run(job.job, job.places)
+            return Done(computed, f"{socket.gethostname()}-{os.getpid()}", time.monotonic() - begun)
 
         if job.where is None or self.folder.stamp() != job.where:
             return compute()
         return keep(self.folder, job.job, compute)
 
 
-def keep(folder: SweepFolder, job: Job, compute: Callable[[], Computed]) -> bool:
+def keep(folder: SweepFolder, job: Job, compute: Callable[[], Done]) -> bool:
     """Compute a job and keep what comes of it, unless that is done; False if another process is at it."""
     with folder.claimed(job) as mine:
         if mine and not folder.is_done(job):
-            folder.keep(job, compute())
+            done = compute()
+            folder.keep(job, done.computed)
+            folder.note(done.worker, job, done.seconds)
     return mine
 
 

@@ -174,7 +174,7 @@ class Pretended:
 
 
 def crew(ray, work=lambda job: job**2, workers=None):
-    return ray_module._Crew(ray, work, workers=workers, cpus=1, gpus=0)
+    return ray_module._Crew(ray, work, Tries(), workers=workers, cpus=1, gpus=0)
 
 
 @pytest.fixture(autouse=True)
