@@ -75,6 +75,10 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks.consistency
 	@$(BIN)/python -m benchmarks.cluster
 
+# On a CUDA device: random weights in the shapes of two models of 3 billion parameters.
+bench-gpu: $(READY)
+	@$(BIN)/python -m benchmarks.gpu
+
 notebooks: study
 	@$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
