@@ -459,6 +459,7 @@ def test_heads_of_a_mask_that_do_not_fit_are_refused(place, own_mask, tmp_path):
     attention = ("attention", place / "model0", *data)
     refused(call(*attention, *out), "no head was named")
     refused(call(*attention, *of_mask, "--out", tmp_path / "two.png"), "is an image, which holds one head")
+    refused(call(*attention, "--head", "L0H0", *out, "--width", "page"), "--width is of an image in print")
     whole = ("ablate", place / "model0", *data, *of_mask)
     for option in (("--span", "last"), ("--pre", place / "model1"), ("--mask-mode", "zero")):
         refused(call(*whole, *option), "are for a mask that is ablated whole")
