@@ -8,18 +8,18 @@
 """
 
 import multiprocessing
-import os
 import queue
 import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any
 
 from circuits import progress
 from circuits.errors import CircuitsError
+from circuits.executors import end_with
 
 _say: list[Callable[[str], None]] = []
 
@@ -72,11 +72,11 @@ def side_by_side(calls: Sequence[Call], workers: int = 2, say: Callable[[str], N
     if workers == 1:
         return _here(calls, say)
     context = multiprocessing.get_context("spawn")
-    reports, stop = context.Queue(), context.Event()
+    reports, (reader, alive) = context.Queue(), context.Pipe(duplex=False)
     waiting, running, done = list(calls), dict[Future[None], str](), set[str]()
     shown = _Shown(say)
     try:
-        with ProcessPoolExecutor(workers, context, _start_worker, (reports, stop, os.getpid())) as pool:
+        with ProcessPoolExecutor(workers, context, _start_worker, (reports, reader)) as pool:
             try:
                 while waiting or running:
                     for call in [call for call in waiting if call.after is None or call.after in done]:
@@ -88,11 +88,13 @@ def side_by_side(calls: Sequence[Call], workers: int = 2, say: Callable[[str], N
                         future.result()
                         done.add(running.pop(future))
             except BaseException:
-                stop.set()
+                # workers end when this is closed
+                alive.close()
                 raise
         # a process that ends well has sent all that it had to say
         shown.read(reports)
     finally:
+        alive.close()
         shown.close()
 
 
@@ -146,23 +148,16 @@ class _Shown:
             sys.stderr.flush()
 
 
-def _start_worker(reports: Any, stop: Any, parent: int) -> None:
+def _start_worker(reports: Any, alive: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with(alive)
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_watch, args=(stop, parent), daemon=True).start()
     torch.set_num_threads(1)
     # weights that fade towards zero would slow small models down several times
     torch.set_flush_denormal(True)
     _say[:] = [lambda line: reports.put(("say", line))]
     progress.report_to(reports.put)
-
-
-def _watch(stop: Any, parent: int) -> None:
-    while not stop.wait(0.3):
-        if os.getppid() != parent:
-            break
-    os._exit(1)
 
 
 def _call(function: Callable[..., None], arguments: dict[str, Any]) -> None:
