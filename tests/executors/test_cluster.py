@@ -30,7 +30,7 @@ def plan(places):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def serial(plan, tmp_path_factory):
+def serial(plan, tmp_path_factory, all_unchecked):
     out = tmp_path_factory.mktemp("serial")
     table = run_sweep(plan, out)
     assert len(table) > 2000
