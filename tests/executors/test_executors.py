@@ -133,7 +133,7 @@ class Pretended:
     def remote(self, _):
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._hire))
 
-    def _hire(self, work):
+    def _hire(self, work, _):
         actor = SimpleNamespace(dead=False, queue=[])
         self.hired.append(actor)
 
