@@ -138,7 +138,7 @@ run_sweep(SweepPlan.read(sys.argv[1]), sys.argv[2], Slurm(2, local=True))
 
 def test_an_array_that_is_killed_goes_on(plan, serial, tmp_path):
     pytest.importorskip("submitit")
-    out, script = tmp_path / "out", tmp_path / "array.py"
+    out, script = tmp_path / "out", tmp_path / "in_an_array.py"
     script.write_text(ARRAY)
     command(plan, out).kill()
     begin = [sys.executable, script, out.with_suffix(".yaml"), out]
