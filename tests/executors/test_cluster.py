@@ -10,6 +10,7 @@ from dataclasses import asdict
 import pytest
 import yaml
 
+from circuits.executors import Ray
 from circuits.sweeps import run_sweep
 from tests.processes import running, wait_for
 from tests.sweeps.conftest import contents, places  # noqa: F401
@@ -121,10 +122,19 @@ def test_a_command_that_is_killed_ends_its_workers_and_goes_on_when_given_again(
 
 def test_parts_come_back_where_the_folder_is_not_shared(plan, serial, tmp_path):
     pytest.importorskip("ray")
-    from circuits.executors import Ray
-
     run_sweep(plan, tmp_path / "out", Ray(workers=1, shared=False))
     assert kept(tmp_path / "out") == serial
+
+
+def test_a_trace_on_ray_is_the_same_to_the_bit(places, dataset, tokenizer, tmp_path):  # noqa: F811
+    pytest.importorskip("ray")
+    from circuits.tracing import trace_checkpoints
+
+    task = dataset.task("qa_id", tokenizer)
+    for name, executor in (("serial", "serial"), ("ray", Ray(workers=2)), ("sent", Ray(workers=1, shared=False))):
+        out = tmp_path / name
+        trace_checkpoints([places.model, places.other], task, batch_size=4, out=out, shards=5, executor=executor)
+    assert (tmp_path / "ray").read_bytes() == (tmp_path / "sent").read_bytes() == (tmp_path / "serial").read_bytes()
 
 
 ARRAY = """
