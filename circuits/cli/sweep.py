@@ -108,7 +108,7 @@ def _watch(out: Path) -> None:
         from rich.live import Live
 
         from circuits.sweeps import sweep_state
-    console, told = Console(highlight=False, soft_wrap=True), ""
+    console, told = Console(highlight=False), ""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             begun = time.monotonic()
