@@ -122,7 +122,7 @@ def on_device(reference: PreTrainedModel, device: str, tiny: bool) -> dict[str, 
     sampled = list(range(0, len(heads), max(1, len(heads) // 12)))
     fast, table = seconds_of(lambda: run_interventions(model, task, plan, metrics=["log_prob"]))
     slow, looped = seconds_of(lambda: [hooked_log_prob(model, task, heads[index]) for index in sampled])
-    difference = max(abs(table["log_prob"][place] - one) for place, one in zip(sampled, looped, strict=True))
+    difference = max(abs(float(table["log_prob"][place]) - one) for place, one in zip(sampled, looped, strict=True))
     peak = matrix_peak(dtype, device, 256 if tiny else 8192)
     few = task.select(range(4 if tiny else 8))
     traced, _ = seconds_of(lambda: trace_gradients(model, task, batch_size=16, components=COMPONENTS))

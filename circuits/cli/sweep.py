@@ -108,10 +108,11 @@ def _watch(out: Path) -> None:
         from rich.live import Live
 
         from circuits.sweeps import sweep_state
-    console, told = Console(highlight=False, soft_wrap=True), ""
+    console, told = Console(highlight=False), ""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
-            state = sweep_state(out)
+            begun = time.monotonic()
+            state = sweep_state(out, rows=False)
             line = pace_line(state)
             if console.is_terminal:
                 live.update(line, refresh=True)
@@ -121,7 +122,8 @@ def _watch(out: Path) -> None:
             told = line
             if state.done == state.jobs:
                 break
-            time.sleep(_LOOK_EVERY)
+            # of many jobs a look takes long: it must not take most of the time
+            time.sleep(max(_LOOK_EVERY, 5 * (time.monotonic() - begun)))
     if console.is_terminal:
         say(told)
 

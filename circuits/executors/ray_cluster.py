@@ -44,7 +44,7 @@ class Ray:
     """Actors on a Ray cluster.
 
     Args:
-        workers: how many; if not given, as many as the nodes have room for, also those that join later.
+        workers: how many at most; if not given, as many as the nodes have room for, also those that join later.
         address: of a cluster that runs, such as ``auto`` or ``10.0.0.1:6379``; if not given, one is started on this
             machine and ended with the block. Where this process is connected to a cluster already, that one is taken.
         gpus_per_worker: GPUs of each; parts of one are shared. Without any, a worker sees none.
@@ -104,7 +104,7 @@ def _ray() -> "ModuleType":
     """Ray, which says nothing and asks nobody for anything."""
     for name, value in (
         ("RAY_USAGE_STATS_ENABLED", "0"),
-        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1"),
+        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
         # what nodes and workers say stays in Ray's own logs; the first pattern is of what is left out
         ("RAY_DEDUP_LOGS_SKIP_REGEX", "."),
         ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"),
@@ -120,8 +120,11 @@ def _ray() -> "ModuleType":
 class _Hand:
     """What a worker is: it does jobs."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, gpus: float) -> None:
         self._work = work
+        if not gpus:
+            # Ray leaves all of the node's visible to those that asked for none
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
     def node(self) -> str:
         """Where it is; answers when it is there."""
@@ -216,7 +219,7 @@ class _Crew:
             raise CircuitsError(f"no node of the cluster has room for a worker of {self._asked}: ask for less")
         wanted = room if self._most is None else min(self._most, room)
         for _ in range(wanted - len(self._workers) - len(self._coming)):
-            worker = _Worker(self._hire(self._work))
+            worker = _Worker(self._hire(self._work, self._gpus))
             self._coming[worker.actor.node.remote()] = worker
 
     def _room(self, node: dict[str, Any]) -> int:

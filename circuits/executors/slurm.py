@@ -80,7 +80,7 @@ class Slurm:
                     results = _results(tasks[number])
                     if results is None:
                         lost += ranges[number]
-                        tries.lose("a task", f"task {tasks[number].job_id} of the array")
+                        tries.lose(ranges[number][0], f"task {tasks[number].job_id} of the array")
                         continue
                     yield from zip(ranges[number], results, strict=True)
                 waiting = lost
@@ -168,10 +168,10 @@ def _results(task: Any) -> list[Any] | None:
 
     try:
         results, error = task.result()
+    except FailedJobError as failed:
+        raise RuntimeError(f"a task of the array failed:\n{failed}") from None
     except UncompletedJobError:
         return None
-    except FailedJobError as error:
-        raise CircuitsError(f"a task of the array failed: {str(error).strip().splitlines()[-1]}") from None
     if error is not None:
         raise error
     return list(results)

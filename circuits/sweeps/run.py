@@ -217,8 +217,12 @@ class SweepState:
     pace: SweepPace
 
 
-def sweep_state(out: str | Path) -> SweepState:
+def sweep_state(out: str | Path, *, rows: bool = True) -> SweepState:
     """How far the sweep in a folder is; reads what is there and runs nothing.
+
+    Args:
+        out: the sweep's folder.
+        rows: False leaves the table empty, which is quicker where there are many jobs.
 
     Raises:
         CircuitsError: the folder holds no sweep.
@@ -235,7 +239,9 @@ def sweep_state(out: str | Path) -> SweepState:
     except (KeyError, TypeError, CircuitsError) as error:
         raise CircuitsError(f"{folder.plan} is no plan that this version reads: {error}") from None
     done = [job for job in jobs if folder.is_done(job)]
-    if folder.is_finished():
+    if not rows:
+        table = pandas.DataFrame()
+    elif folder.is_finished():
         table = pandas.read_parquet(folder.table)
     else:
         parts = [folder.read_part(job) for job in done if job.stage == "exact"]
@@ -243,5 +249,6 @@ def sweep_state(out: str | Path) -> SweepState:
         if parts:
             table = _with_positions(with_corrections(pandas.concat(parts, ignore_index=True)), plan)
     facts = {name: value for name, value in record.items() if name not in ("plan", "interventions")}
-    pace = sweep_pace(folder, [job for job in jobs if job not in set(done)])
+    finished = set(done)
+    pace = sweep_pace(folder, [job for job in jobs if job not in finished])
     return SweepState(plan, facts, len(jobs), len(done), sum(record["interventions"].values()), table, pace)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 import pytest
 import yaml
 
+from circuits.executors import Ray
 from circuits.sweeps import run_sweep
 from tests.processes import running, wait_for
 from tests.sweeps.conftest import contents, places  # noqa: F401
@@ -30,7 +31,7 @@ def plan(places):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def serial(plan, tmp_path_factory):
+def serial(plan, tmp_path_factory, all_unchecked):
     out = tmp_path_factory.mktemp("serial")
     table = run_sweep(plan, out)
     assert len(table) > 2000
@@ -121,10 +122,19 @@ def test_a_command_that_is_killed_ends_its_workers_and_goes_on_when_given_again(
 
 def test_parts_come_back_where_the_folder_is_not_shared(plan, serial, tmp_path):
     pytest.importorskip("ray")
-    from circuits.executors import Ray
-
     run_sweep(plan, tmp_path / "out", Ray(workers=1, shared=False))
     assert kept(tmp_path / "out") == serial
+
+
+def test_a_trace_on_ray_is_the_same_to_the_bit(places, dataset, tokenizer, tmp_path):  # noqa: F811
+    pytest.importorskip("ray")
+    from circuits.tracing import trace_checkpoints
+
+    task = dataset.task("qa_id", tokenizer)
+    for name, executor in (("serial", "serial"), ("ray", Ray(workers=2)), ("sent", Ray(workers=1, shared=False))):
+        out = tmp_path / name
+        trace_checkpoints([places.model, places.other], task, batch_size=4, out=out, shards=5, executor=executor)
+    assert (tmp_path / "ray").read_bytes() == (tmp_path / "sent").read_bytes() == (tmp_path / "serial").read_bytes()
 
 
 ARRAY = """
@@ -138,7 +148,7 @@ run_sweep(SweepPlan.read(sys.argv[1]), sys.argv[2], Slurm(2, local=True))
 
 def test_an_array_that_is_killed_goes_on(plan, serial, tmp_path):
     pytest.importorskip("submitit")
-    out, script = tmp_path / "out", tmp_path / "array.py"
+    out, script = tmp_path / "out", tmp_path / "in_an_array.py"
     script.write_text(ARRAY)
     command(plan, out).kill()
     begin = [sys.executable, script, out.with_suffix(".yaml"), out]

@@ -35,6 +35,7 @@ def test_rate_workers_and_time_left_by_hand(tmp_path):
 def test_a_sweep_tells_its_pace(plan_of, tmp_path):
     run_sweep(plan_of(job_size=4), tmp_path)
     whole = sweep_state(tmp_path)
+    assert sweep_state(tmp_path, rows=False).table.empty
     assert (whole.pace.left, whole.pace.workers, whole.pace.lost) == (0.0, 0, 0)
     assert whole.pace.rate > 0
     assert pace_line(whole) == "4 of 4 jobs finished, 0 losses"
