@@ -1,5 +1,6 @@
 """Calls side by side: in order, seen, and stopped together."""
 
+import multiprocessing
 import os
 import time
 from functools import partial
@@ -9,10 +10,13 @@ import pytest
 from circuits import progress
 from circuits.errors import CircuitsError
 from circuits.processes import Call, check_order, say_from_call, side_by_side
+from tests.processes import needs_fork
 
 
-def test_calls_wait_for_those_they_name_and_are_heard(tmp_path):
-    said = []
+@needs_fork
+def test_calls_wait_for_those_they_name_and_are_heard(tmp_path, monkeypatch):
+    fork, said = multiprocessing.get_context("fork"), []
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: fork)
     calls = [
         Call("second", os.mkdir, {"path": tmp_path / "first" / "second"}, after="first"),
         Call("first", os.mkdir, {"path": tmp_path / "first"}),

@@ -62,8 +62,8 @@ class DatasetSettings:
             raise CircuitsError(f"the number of wordings is {self.wordings}: it must be from 1 to {most}")
         if not 1 <= self.questions <= (seen := min(map(len, QUESTIONS.values())) - 1):
             raise CircuitsError(
-                f"the number of forms of each question in training is {self.questions}: it must be from 1 to {seen}, so "
-                "that one is left to ask in unseen words"
+                f"the number of forms of each question in training is {self.questions}: it must be from 1 to {seen}, "
+                "so that one is left to ask in unseen words"
             )
         for name, choices in {
             "order": ("permuted", "fixed"),
