@@ -21,7 +21,7 @@ from circuits.masks import Graft, graft
 from circuits.models import fingerprint, load_model, parameters_of, save_model
 from circuits.statistics import mean_interval
 from circuits.storage import atomic_file
-from circuits.study import AUGMENTED_STUDY, PRETRAINED_STUDY, StudySettings, findings, results_page, run_study
+from circuits.study import AUGMENTED_STUDY, PRETRAINED_STUDY, StudySettings, along, findings, results_page, run_study
 from circuits.study import steps as study_steps
 from circuits.study.folder import Study
 from circuits.training import PRETRAINED, configurations, new_model, train
@@ -82,6 +82,9 @@ def without_workers():
     instead = create_autospec(study_steps.train_side_by_side, side_effect=one_after_the_other)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_steps, "train_side_by_side", instead)
+        # what is measured while they learn
+        patch.setattr(along, "_EXAMPLES", 8)
+        patch.setattr(along, "_FACTS", 8)
         yield
 
 
@@ -401,7 +404,7 @@ def test_a_study_starts_from_a_pretrained_checkpoint(without_workers, pretrained
         PRETRAINED_STUDY,
         family=None,
         model=str(pretrained / "pythia"),
-        data=replace(FAMILIAR, people=12, biographies=1),
+        data=replace(FAMILIAR, people=8, biographies=1),
         optimisation=replace(PRETRAINED, steps=6),
         evaluate_every=3,
         evaluate_examples=10,
