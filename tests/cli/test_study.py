@@ -25,6 +25,7 @@ from circuits.study import (
     AUGMENTED_STUDY,
     PRETRAINED_STUDY,
     StudySettings,
+    along,
     analyses,
     findings,
     results_page,
@@ -85,6 +86,9 @@ def without_workers():
     with pytest.MonkeyPatch.context() as patch:
         for module in (parallel, analyses):
             patch.setattr(module, "side_by_side", here)
+        # what is measured while they learn
+        patch.setattr(along, "_EXAMPLES", 8)
+        patch.setattr(along, "_FACTS", 8)
         yield
 
 
@@ -406,7 +410,7 @@ def test_a_study_starts_from_a_pretrained_checkpoint(without_workers, pretrained
         PRETRAINED_STUDY,
         family=None,
         model=str(pretrained / "pythia"),
-        data=replace(FAMILIAR, people=12, biographies=1),
+        data=replace(FAMILIAR, people=8, biographies=1),
         optimisation=replace(PRETRAINED, steps=6),
         evaluate_every=3,
         evaluate_examples=10,
