@@ -26,9 +26,12 @@ exclude_patterns = [".*", "runs", "build", "circuits", "tests", "benchmarks", "d
 exclude_patterns += ["**/.ipynb_checkpoints", "docs/_*"]
 
 # markdown: as a repository shows it
-myst_enable_extensions = ["dollarmath", "strikethrough"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
-suppress_warnings = ["myst.strikethrough", "mystnb.unknown_mime_type"]  # a figure is shown as its image
+suppress_warnings = [
+    "mystnb.unknown_mime_type",  # a figure is shown as its image
+    "toc.empty_glob",  # pages that are not written for every study
+]
 
 # notebooks: as they were executed
 nb_execution_mode = "off"
