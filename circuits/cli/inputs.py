@@ -100,7 +100,8 @@ def open_tasks(
 ) -> Opened:
     """The tasks of these names for a checkpoint's tokenizer; its weights are not loaded.
 
-    Splits that are called held out must be that, also for another checkpoint that is asked the same. Says how many lines were dropped.
+    Splits that are called held out must be that, also for another checkpoint that is asked the same. Says how many
+    lines were dropped.
     """
     from circuits.facts import check_held_out, check_task_names, needs_people, open_task, people_of
 

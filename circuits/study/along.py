@@ -2,8 +2,8 @@
 
 Every so many steps of every stage, some biographies and some questions of people whose questions are learned are
 traced, and the traces are added up. Those of a format in the stage that learns it say what the format changed, and the
-largest of both are the parameters updated by both (docs/method.md, section 2). At the same steps, the gradients of some facts' two formats are compared
-(section 8).
+largest of both are the parameters updated by both (docs/method.md, section 2). At the same steps, the gradients of some
+facts' two formats are compared (section 8).
 """
 
 from collections.abc import Mapping, Sequence
