@@ -323,6 +323,10 @@ def test_a_sweep_is_run_shown_and_not_run_again(plan, tmp_path):
     largest = table.loc[table["log_prob_effect"].abs().idxmax(), "unit"]
     for said in ("zero, mean", table.attrs["model"], str(largest)):
         assert said in shown.stdout
+    assert call("sweep", "show", out, "--watch").stdout == "11 of 11 jobs finished, 0 losses\n"
+    planned = call("sweep", "plan", plan).stdout
+    for said in ("32 interventions", "11 jobs of up to 3", "memory per worker", "time of one worker"):
+        assert said in planned
     (out / "parts" / "0002.parquet").unlink()
     (out / "table.csv").unlink()
     assert "10 of 11 jobs finished, 29 of 32 rows" in call("sweep", "show", out).stdout
@@ -332,7 +336,16 @@ def test_bad_sweeps_are_refused(plan, place, tmp_path):
     out = tmp_path / "out"
     refused(call("sweep", "run", tmp_path / "no.yaml", "--out", out), "there is no file")
     refused(call("sweep", "show", tmp_path), "holds no sweep: it has no plan.json")
-    refused(call("sweep", "run", plan, "--out", out, "--executor", "ray"), "choose from serial, processes")
+    refused(call("sweep", "run", plan, "--out", out, "--executor", "banana"), "choose from serial, processes")
+    for options, sentence in (
+        (("--executor", "slurm"), "the executor slurm needs the number of workers"),
+        (("--address", "auto"), "the executor serial has no address: choose ray"),
+        (("--executor", "slurm", "--workers", 2, "--sbatch", "gpu"), "--sbatch gpu is no option of sbatch: give NAME="),
+        (("--executor", "slurm", "--workers", 2, "--sbatch", "time=2:00"), "give the time in minutes, such as time="),
+    ):
+        refused(call("sweep", "run", plan, "--out", out, *options), sentence)
+    refused(call("sweep", "plan", tmp_path / "no.yaml"), "there is no file")
+    refused(call("sweep", "show", tmp_path, "--watch"), "holds no sweep: it has no plan.json")
     assert not out.exists()
     with plan.open("a") as file:
         file.write("position: 3\n")
@@ -410,6 +423,7 @@ def test_heads_of_a_mask_that_do_not_fit_are_refused(place, own_mask, tmp_path):
     attention = ("attention", place / "model0", *data)
     refused(call(*attention, *out), "no head was named")
     refused(call(*attention, *of_mask, "--out", tmp_path / "two.png"), "is an image, which holds one head")
+    refused(call(*attention, "--head", "L0H0", *out, "--width", "page"), "--width is of an image in print")
     whole = ("ablate", place / "model0", *data, *of_mask)
     for option in (("--span", "last"), ("--pre", place / "model1"), ("--mask-mode", "zero")):
         refused(call(*whole, *option), "are for a mask that is ablated whole")

@@ -8,12 +8,12 @@ import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import create_autospec
 
 import pandas
 import pytest
 import torch
 
+from circuits import processes
 from circuits.analysis import Comparison, running
 from circuits.errors import CircuitsError
 from circuits.facts import FAMILIAR, DatasetSettings, word_tokenizer
@@ -21,11 +21,18 @@ from circuits.masks import Graft, graft
 from circuits.models import fingerprint, load_model, parameters_of, save_model
 from circuits.statistics import mean_interval
 from circuits.storage import atomic_file
-from circuits.study import AUGMENTED_STUDY, PRETRAINED_STUDY, StudySettings, along, findings, results_page, run_study
-from circuits.study import steps as study_steps
+from circuits.study import (
+    AUGMENTED_STUDY,
+    PRETRAINED_STUDY,
+    StudySettings,
+    along,
+    analyses,
+    findings,
+    results_page,
+    run_study,
+)
 from circuits.study.folder import Study
-from circuits.training import PRETRAINED, configurations, new_model, train
-from circuits.training.train import save_start
+from circuits.training import PRETRAINED, configurations, new_model, parallel
 from tests.cli.commands import call, refused
 from tests.processes import ended, forked
 
@@ -70,18 +77,15 @@ def call_study(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def without_workers():
-    """Recipes are trained one after the other, called just as side by side, without waiting for processes."""
+    """What is done side by side is done here, one after the other, without waiting for processes."""
 
-    def one_after_the_other(jobs, dataset, out, start, optimisation, seed, evaluate_every, callbacks) -> None:
-        save_start(dataset, out, start, seed)
-        for job in jobs:
-            more = callbacks(job.recipe)
-            train(job.recipe, dataset, out, start, optimisation, seed, evaluate_every, callbacks=more)
+    def here(calls, workers=2, say=None):
+        assert workers == 2
+        processes.side_by_side(calls, 1, say)
 
-    # tests of training start the workers; as a specification, the real function still refuses what it does not take
-    instead = create_autospec(study_steps.train_side_by_side, side_effect=one_after_the_other)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_steps, "train_side_by_side", instead)
+        for module in (parallel, analyses):
+            patch.setattr(module, "side_by_side", here)
         # what is measured while they learn
         patch.setattr(along, "_EXAMPLES", 8)
         patch.setattr(along, "_FACTS", 8)
@@ -146,9 +150,11 @@ def test_a_study_writes_what_it_promises(study):
         )
     assert summary["top_head"].startswith("L")
     steps = {"data", "train", "evaluate", "trace", "share", "ablate", "graft", "rank", "sweep", "patch", "attend"}
-    steps |= {"consistency", "localise", "signature"}
+    steps |= {"consistency", "localise", "signature", "integrate"}
     assert steps | {"patch_people", "total"} == set(summary["seconds"])
-    assert sum(summary["seconds"].values()) == pytest.approx(2 * summary["seconds"]["total"], abs=1)
+    own = running.seconds(study)
+    del own["report"]  # which says it
+    assert summary["seconds"]["total"] == pytest.approx(sum(own.values()), abs=0.1)
     assert {"seeds", "versions"} <= set(summary)
     for name in ("pre", "mixed", "two_stage_gentle"):
         assert load_model(study / "checkpoints" / name).cfg.n_layers == LAYERS
@@ -373,16 +379,16 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
     refused(call_study("--out", earlier), "was trained by an earlier version, which measured nothing along training")
     # the same study before its grafts and rankings
     unfinished = shutil.copytree(study, tmp_path / "unfinished")
-    for step in ("compare", "full_rate", "updated", "patch_people", "attend", "report"):
+    for step in ("analyse", "compare", "updated", "patch_people", "attend", "report"):
         (unfinished / "steps" / f"{step}.json").unlink()
     for table in ("updated", "patches_from_people", "attention"):
         (unfinished / "tables" / f"{table}.parquet").unlink()
-    for step in ("graft", "rank", "sweep", "patch", "consistency", "localise", "signature"):
+    for step in ("graft", "rank", "sweep", "patch", "consistency", "localise", "signature", "integrate"):
         (unfinished / "comparison" / "b" / "steps" / f"{step}.json").unlink()
     (unfinished / "summary.json").unlink()
     assert call("report", unfinished, "--out", tmp_path / "part" / "page.md").returncode == 0
     part = (tmp_path / "part" / "page.md").read_text()
-    missing = "graft, sweep, patch, rank, consistency, localise, signature, full_rate, updated, patch_people, attend"
+    missing = "graft, sweep, patch, rank, consistency, localise, signature, integrate, updated, patch_people, attend"
     assert f"{missing}, report are" in part
     for one in found:
         assert (one.claim in part) == (one.figure in ("1a", "2a", "2b"))
@@ -412,7 +418,7 @@ def test_a_study_starts_from_a_pretrained_checkpoint(without_workers, pretrained
     assert settings.family == "pythia"
 
     def until_it_traces(line: str) -> None:
-        if line.startswith("compare"):
+        if line.startswith("analyse"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
