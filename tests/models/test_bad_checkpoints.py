@@ -182,7 +182,7 @@ BAD = {
         "is not what was saved there",
     ),
     "wrong shape": ("model", lambda f: weights(f, **{Q: lambda t: t[:32].clone()}), f"{Q} has another shape"),
-    "not a number": ("model", lambda f: weights(f, **{Q: first(float("nan"))}), f"{Q} in .* 1 of 16,384 numbers"),
+    "not a number": ("model", lambda f: weights(f, **{Q: first(float("nan"))}), f"{Q} in .* 1 of 4,096 numbers"),
     "infinite": ("model", lambda f: weights(f, **{NORM: first(-float("inf"))}), f"{NORM} in .* not finite"),
     "integers": ("model", lambda f: weights(f, **{Q: lambda t: t.to(torch.int8)}), "holds I8 and no floating-point"),
     "eight-bit floats": ("model", lambda f: weights(f, **{Q: lambda t: t.to(torch.float8_e4m3fn)}), "holds F8_E4M3"),
