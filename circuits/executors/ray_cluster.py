@@ -76,7 +76,7 @@ class Ray:
         """Connect to the cluster, or start one; workers begin with the first jobs.
 
         Raises:
-            CircuitsError: Ray is not installed, or there is no cluster at the address.
+            CircuitsError: Ray is not installed or cannot be started here, or there is no cluster at the address.
         """
         ray = _ray()
         cpus = self.cpus_per_worker or threads
@@ -95,7 +95,11 @@ class Ray:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
         if self.address is None:
             here = max(cores(), cpus * (self.workers or 1))
-            ray.init(address="local", num_cpus=here, include_dashboard=False, object_store_memory=_STORE, **quiet)
+            try:
+                ray.init(address="local", num_cpus=here, include_dashboard=False, object_store_memory=_STORE, **quiet)
+            except Exception as error:
+                ray.shutdown()
+                raise CircuitsError(f"Ray could not be started on this machine: {_last_line(error)}") from None
             return
         try:
             if self.address != "auto":
