@@ -7,6 +7,7 @@ facts' two formats are compared (section 8).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from transformers import TrainerCallback
 
 from circuits.consistency import ConsistencyCallback
 from circuits.facts import FactDataset
-from circuits.models import load_tokenizer
+from circuits.models import identity, load_tokenizer
 from circuits.study.folder import EVALUATED, Study
 from circuits.tasks import pair_facts
 from circuits.tracing import GradientTrace, TraceCallback
@@ -66,4 +67,7 @@ def consistency_along(study: Study) -> pandas.DataFrame:
 def updated_traces(study: Study, arm: str) -> dict[str, GradientTrace]:
     """The gradients of each format, summed along the stage of an arm's training that learns it."""
     learned = {"bio": "mixed" if arm == "mixed" else "stage_1", "qa_id": arm}
-    return {split: GradientTrace.load(study.along / learned[split] / f"{split}.safetensors") for split in TRACED}
+    found = {split: GradientTrace.load(study.along / learned[split] / f"{split}.safetensors") for split in TRACED}
+    # the first stage is a part of the arm's training: what it changed was changed on the way to this model
+    of = {"model": identity(study.model(arm))}
+    return {split: replace(trace, provenance=trace.provenance | of) for split, trace in found.items()}
