@@ -112,7 +112,7 @@ def study(without_workers, tmp_path_factory):
         print(call_study("--out", out))  # noqa: T201
 
     # before its record, so that what it had saved is made again
-    assert ended(forked(killed_while_it_traces), 600) == -signal.SIGKILL
+    assert ended(forked(killed_while_it_traces), 1200) == -signal.SIGKILL
     assert [file.name for file in steps.iterdir()] == ["evaluate.json"]
     assert not (out / "summary.json").exists()
     again = call_study("--out", out)
