@@ -5,7 +5,8 @@ OUT ?= runs/study$(if $(filter-out llama,$(FAMILY)),-$(FAMILY))
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: setup study study-real test test-slow test-bridge test-cluster test-real check bench bench-gpu parity notebooks data clean
+.PHONY: setup study study-real test test-slow test-bridge test-cluster test-real check bench bench-gpu parity docs \
+	notebooks check-notebooks data clean
 
 setup: $(READY)
 
@@ -34,9 +35,9 @@ study-real: $(READY)
 	@$(BIN)/circuits study --model runs/models/smollm2-135m-instruct --out runs/study-real
 	@$(BIN)/circuits report runs/study-real --out docs/results.md
 
-# The docstrings' examples run in 'make check'.
+# The docstrings' examples run in 'make check'. Files are taken in their order: those of few tests are not the short ones.
 test: $(READY)
-	@$(BIN)/python -m pytest tests -n auto --dist loadfile
+	@$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder
 
 # The whole of what 'make test' looks at parts of: a thousand interrupts, twenty kills, a refusal after a real load.
 test-slow: $(READY)
@@ -79,8 +80,19 @@ bench: $(READY)
 bench-gpu: $(READY)
 	@$(BIN)/python -m benchmarks.gpu
 
-notebooks: study
-	@$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+# The site, in runs/site: links, names and formulas are checked, and nothing on it loads from outside.
+docs: $(READY)
+	@$(BIN)/python -m sphinx -q -W --keep-going -c docs . runs/site
+	@echo "runs/site/index.html"
+
+# Execute the notebooks that have what they need ('make study' makes what two of them need), and keep what they show.
+notebooks: $(READY)
+	@$(BIN)/python -m benchmarks.smollm2
+	@$(BIN)/python notebooks/execute.py
+
+# Whether they still show what is there; MINUTES=1 for the quick ones alone. Nothing is written.
+check-notebooks: $(READY)
+	@$(BIN)/python notebooks/execute.py --check $(if $(MINUTES),--minutes $(MINUTES))
 
 # The reference dataset in data/, byte for byte.
 data: $(READY)

@@ -8,7 +8,7 @@ import pandas
 from circuits.analysis.consistency import PARTS
 from circuits.analysis.differences import paired_differences, shown_differences
 from circuits.analysis.figures import consistency_figures
-from circuits.analysis.page import SCOPE_WORDS
+from circuits.analysis.page import SCOPE_WORDS, SEE_ALIKE, SEE_SIGNATURE
 from circuits.consistency import mismatched_kind
 from circuits.figures import Section
 from circuits.figures.consistency import ACT_WORDS
@@ -107,7 +107,7 @@ def sections_of_both(tables: Frames, figures: "Mapping[str, go.Figure]", names: 
             part = _in_words(part)
             shown = shown_differences(part, ["the top", "where", "kind"], names, metrics=["cosine"], digits=3)
             figure = figures.get(f"consistency_{task}_{other}")
-            found.append(Section(f"Where are {task} and {other} alike?", [text], shown, figure))
+            found.append(Section(f"Where are {task} and {other} alike?", [text], shown, figure, SEE_ALIKE))
     if "representation_consistency" in tables:
         table = tables["representation_consistency"]
         last = table[(table["span"] == "last") & (table["layer"] == table["layer"].max())]
@@ -128,7 +128,7 @@ def sections_of_both(tables: Frames, figures: "Mapping[str, go.Figure]", names: 
     if "signature" in tables:
         text = "What each span's replacement costs in nats, and its share of what all spans cost."
         shown = shown_differences(tables["signature"], ["task", "span"], names, metrics=["effect", "share"])
-        found.append(Section("What the answers rest on", [text], shown, figures.get("signature")))
+        found.append(Section("What the answers rest on", [text], shown, figures.get("signature"), SEE_SIGNATURE))
     return found
 
 

@@ -10,10 +10,12 @@ from circuits.analysis.compared_consistency import sections_of_both
 from circuits.analysis.differences import SIDES, UNKNOWN, shown_differences
 from circuits.analysis.figures import by_mode
 from circuits.analysis.page import SCOPE_WORDS
-from circuits.figures import Section, heads_figure, write_report
+from circuits.figures import Number, Section, heads_figure, write_report
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+_SEE = "Each cell is a head; the last panel is the difference: blue where the second model shares more of it."
 
 
 def largest(table: pandas.DataFrame) -> str:
@@ -58,7 +60,7 @@ def write_comparison_page(
             "sizes vary."
         )
         shared = _readable(tables["masks"].round(3), names)
-        sections.append(Section("What the tasks share", [text], shared, figures.get("heads")))
+        sections.append(Section("What the tasks share", [text], shared, figures.get("heads"), _SEE))
     if "ablation" in tables:
         text = "How far each falls without its own shared parameters, and the difference of the two drops."
         shown = shown_differences(tables["ablation"], ["scope", "task"], names, "_effect", label="drop of ")
@@ -77,7 +79,8 @@ def write_comparison_page(
                 f"{told} of {len(table)} differences are told from none (5 %, Benjamini–Hochberg)."
             )
             shown = shown_differences(by_mode(table.head(12)), ["task", "unit"], names, "_effect", [metric])
-            sections.append(Section(title, [text], shown, figures.get(name)))
+            see = f"Red: the answer suffers more in {other} than in {one}; blue: less."
+            sections.append(Section(title, [text], shown, figures.get(name), see))
     if "areas" in tables:
         text = (
             "Areas under the curves of exact match along each ranking, means over tasks. Where the top units are "
@@ -87,7 +90,26 @@ def write_comparison_page(
         sections.append(Section("Which rankings find the circuit", [text], _areas(tables["areas"], names)))
     sections += sections_of_both(tables, figures, names)
     lead = f"{one} (a/report.html) and {other} (b/report.html) on the same tasks."
-    write_report(path, f"{one} and {other}", lead, sections, "circuits compare")
+    numbers, setting = _numbers(tables, names), {"models": f"{one} and {other}"}
+    if "accuracy" in tables:
+        setting["tasks"] = ", ".join(tables["accuracy"]["task"])
+    title = f"{one} and {other}"
+    write_report(path, title, lead, sections, "circuits compare", numbers=numbers, setting=setting)
+
+
+def _numbers(tables: Mapping[str, pandas.DataFrame], names: tuple[str, str]) -> list[Number]:
+    """How far the answers of both lie apart, on at most three tasks: the largest differences first."""
+    if "accuracy" not in tables or "exact_match_difference" not in tables["accuracy"]:
+        return []
+    rows = tables["accuracy"].sort_values("exact_match_difference", key=abs, ascending=False, kind="stable").head(3)
+    return [
+        Number(
+            f"{row.exact_match_difference:+.1%}".replace("-", "−"),
+            f"exact match on {row.task}, {names[1]} less {names[0]}",
+            f"{names[0]} {row.exact_match_a:.1%}, {names[1]} {row.exact_match_b:.1%}",
+        )
+        for row in rows.itertuples()
+    ]
 
 
 def _readable(table: pandas.DataFrame, names: tuple[str, str]) -> pandas.DataFrame:

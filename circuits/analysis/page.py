@@ -8,11 +8,28 @@ import pandas
 import plotly.graph_objects as go
 
 from circuits.analysis.summary import top_table
-from circuits.figures import Section, write_report
+from circuits.figures import Number, Section, write_report
 from circuits.figures.consistency import ACT_WORDS
 
 #: The two ways to take the top parameters, in words.
 SCOPE_WORDS = {"global": "of all parameters", "tensor": "of each tensor"}
+
+SEE_ALIKE = (
+    "Layer by layer: solid lines are pairs that tell the same fact, dashed ones pairs that do not; the wider the gap, "
+    "the more alike the tasks are."
+)
+SEE_SIGNATURE = "The longer a part of a bar, the more of the answer is lost when those tokens are somebody else's."
+#: Figure → what there is to see in it.
+_SEE = {
+    "sharing": "The wider the gap between the solid line and the dashed control, the more is shared beyond what the "
+    "choice of tensors alone explains.",
+    "ablation": "Compare the shared bars with the grey ones of as many random parameters.",
+    "sweep": "Red: the answer becomes less likely; blue: more likely.",
+    "attention": "The darker a head, the more of its attention goes there.",
+    "inside": "Where the shared parameters lie above the random ones, the agreement is theirs.",
+    "localisation": "The agreement hangs on the shared parameters if it falls further without them than without as "
+    "many random ones.",
+}
 
 
 def write_page(
@@ -38,7 +55,35 @@ def write_page(
     tasks = " and ".join(summary["tasks"])
     source = Path(summary["model"]["source"]).name
     seconds = sum(summary["seconds"].values())
-    write_report(path, f"{source}: {tasks}", _lead(summary), sections, f"{seconds / 60:.1f} minutes; circuits analyse")
+    write_report(
+        path,
+        f"{source}: {tasks}",
+        _lead(summary),
+        sections,
+        f"{seconds / 60:.1f} minutes; circuits analyse",
+        numbers=_numbers(summary, tables),
+        setting={"model": source, "tasks": tasks, "before fine-tuning": Path(summary["pre"]["source"]).name}
+        if summary["pre"]
+        else {"model": source, "tasks": tasks},
+    )
+
+
+def _numbers(summary: Mapping[str, Any], tables: Mapping[str, pandas.DataFrame]) -> list[Number]:
+    """What is shared, what that does, and which head matters most; those that were measured."""
+    found = []
+    shared = next((row for row in summary.get("shared", ()) if row["scope"] == "global"), None)
+    if shared is not None:
+        what = f"parameters that the tasks share, of {shared['total']:,}"
+        found.append(Number(f"{shared['size']:,}", what, f"permuted: {_percent(shared['permuted_share'])} of the top"))
+    dropped = [row for row in summary.get("ablation", ()) if row["scope"] == "global"]
+    if dropped:
+        row = max(dropped, key=lambda row: row["before"] - row["after"])
+        what = f"exact match on {row['task']} without them, from {_percent(row['before'])}"
+        found.append(Number(_percent(row["after"]), what, f"drop without random ones: {_percent(row['random_drop'])}"))
+    top = top_table(tables, 1)
+    if top is not None:
+        found.append(Number(str(top["head"][0]), "the head that changes answers most", "of all heads, one at a time"))
+    return found
 
 
 def _lead(summary: Mapping[str, Any]) -> str:
@@ -101,7 +146,7 @@ def _shared(summary: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> Seq
         "Parameters with a large gradient in every task. The control permutes one task's gradients within each tensor; "
         "random is a set of the same size."
     )
-    found = [Section("What the tasks share", [text], pandas.DataFrame(rows), figures.get("sharing"))]
+    found = [Section("What the tasks share", [text], pandas.DataFrame(rows), figures.get("sharing"), _SEE["sharing"])]
     if "shared_heads" in figures:
         found.append(
             Section(
@@ -109,6 +154,7 @@ def _shared(summary: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> Seq
                 ["Shared Size: how many of a head's parameters are shared."],
                 None,
                 figures["shared_heads"],
+                "Each cell is a head; the darker, the more of its parameters are shared.",
             )
         )
     return found
@@ -142,7 +188,11 @@ def _without(summary: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> Se
         f"Exact match when the shared parameters {what}, beside as many random ones outside them; where a tensor has "
         "too little room for these, both are thinned."
     )
-    return [Section("What happens without it", [text], pandas.DataFrame(rows), figures.get("ablation_global"))]
+    return [
+        Section(
+            "What happens without it", [text], pandas.DataFrame(rows), figures.get("ablation_global"), _SEE["ablation"]
+        )
+    ]
 
 
 def _grafts(summary: Mapping[str, Any]) -> Sequence[Section]:
@@ -172,13 +222,13 @@ def _heads(tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figu
         "the logit difference where tasks have foils, else of the log-probability, with its 95 % interval (of each "
         "head alone, not corrected for their number; the tables have corrected p-values)."
     )
-    return [Section("Which heads", [text], top, figures.get("sweep"))]
+    return [Section("Which heads", [text], top, figures.get("sweep"), _SEE["sweep"])]
 
 
 def _patched(figures: Mapping[str, go.Figure]) -> Sequence[Section]:
     text = "Each head's output taken from the changed run: what moves the answer is below zero."
     return (
-        [Section("Which heads carry what was changed", [text], None, figures["patches"])]
+        [Section("Which heads carry what was changed", [text], None, figures["patches"], _SEE["sweep"])]
         if "patches" in figures
         else []
     )
@@ -190,18 +240,20 @@ def _rankings(figures: Mapping[str, go.Figure]) -> Sequence[Section]:
         condition, _, kind = name.rpartition("_")
         if kind in ("heads", "neurons") and condition in ("zero", "revert", "sufficient"):
             if condition == "sufficient":
+                see = "The sooner a line rises, the better its ranking finds what is enough."
                 title, text = "Are the top ones enough", f"Exact match when only the top {kind} are fine-tuned"
             else:
+                see = "The sooner a line falls, the better its ranking finds what is needed."
                 become = "zero" if condition == "zero" else "what they were before fine-tuning"
                 title, text = "Are the top ones needed", f"Exact match when the top {kind} become {become}"
-            found.append(Section(f"{title}? {kind.capitalize()}", [f"{text}, along each ranking."], None, figure))
+            found.append(Section(f"{title}? {kind.capitalize()}", [f"{text}, along each ranking."], None, figure, see))
     return found
 
 
 def _attention(figures: Mapping[str, go.Figure]) -> Sequence[Section]:
     text = "Mean attention to each span of a task. The heads that stand out are drawn in the folder figures."
     title = "What heads attend to"
-    return [Section(title, [text], None, figures["attention"])] if "attention" in figures else []
+    return [Section(title, [text], None, figures["attention"], _SEE["attention"])] if "attention" in figures else []
 
 
 def consistency_sections(tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figure]) -> Sequence[Section]:
@@ -222,7 +274,9 @@ def consistency_sections(tables: Mapping[str, pandas.DataFrame], figures: Mappin
         )
         figure = figures.get(f"consistency_{task}_{other}")
         found.append(
-            Section(f"Are {task} and {other} alike inside?", [text], _tests(pandas.concat([whole, last])), figure)
+            Section(
+                f"Are {task} and {other} alike inside?", [text], _tests(pandas.concat([whole, last])), figure, SEE_ALIKE
+            )
         )
         inside = tests[tests["measure"] == "inside"]
         if len(inside):
@@ -231,7 +285,9 @@ def consistency_sections(tables: Mapping[str, pandas.DataFrame], figures: Mappin
                 "ones outside them in each tensor; where a tensor has too little room for these, both are thinned."
             )
             figure = figures.get(f"inside_{task}_{other}")
-            found.append(Section("Is it the shared parameters where they agree?", [text], _tests(inside), figure))
+            found.append(
+                Section("Is it the shared parameters where they agree?", [text], _tests(inside), figure, _SEE["inside"])
+            )
     return found
 
 
@@ -247,17 +303,24 @@ def localisation_sections(
             f"Facts of {task} and {other} after the shared parameters went back to their values before fine-tuning, "
             "and with these alone as after it, beside as many random parameters outside them: how alike the "
             "activations of both tasks are at the token that predicts the answer, how many facts are nearest to "
-            f"themselves in the other task, and how many answers of {other} are right. If the agreement hangs on the "
+            f"themselves in the other task, and how many answers of both are right. If the agreement hangs on the "
             "shared parameters, it falls without them and stays with them alone."
         )
         tests = tables.get("localisation_tests")
         shown = None if tests is None or tests.empty else _localisation(tests, task, other)
         figure = figures.get(f"localisation_{task}_{other}")
-        found.append(Section("Does their agreement hang on the shared parameters?", [text], shown, figure))
+        found.append(
+            Section("Does their agreement hang on the shared parameters?", [text], shown, figure, _SEE["localisation"])
+        )
     return found
 
 
-_MEASURED = {"cosine": ("activations", _two), "retrieved": ("retrieved", _percent), "exact_match": ("right", _percent)}
+_MEASURED = {
+    "cosine": ("activations", _two),
+    "retrieved": ("retrieved", _percent),
+    "exact_match": ("{other}: right", _percent),
+    "task_exact_match": ("{task}: right", _percent),
+}
 
 
 def _localisation(tests: pandas.DataFrame, task: str, other: str) -> pandas.DataFrame:
@@ -270,7 +333,7 @@ def _localisation(tests: pandas.DataFrame, task: str, other: str) -> pandas.Data
             {
                 "top of": SCOPE_WORDS[row.scope],
                 "parameters": ACT_WORDS[row.act],
-                "measure": name,
+                "measure": name.format(task=task, other=other),
                 "shared": written(row.shared),
                 "random": written(row.random),
                 "difference": _interval(ends, "difference", written),
@@ -303,22 +366,33 @@ def _tests(tests: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _signature(tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figure]) -> Sequence[Section]:
-    if "signature" not in figures:
-        return []
-    table = tables["signature"]
-    rows = pandas.DataFrame(
-        {
-            "task": table["task"],
-            "span": table["span"],
-            "fall, nats": [_interval(row, "effect", _two) for row in table.to_dict("records")],
-            "share": [_interval(row, "share", _percent) for row in table.to_dict("records")],
-            "answers": table["answers"],
-            "left out": table["left_out"],
-        }
-    )
-    text = (
-        "How far an answer's log-probability falls when the tokens of a span are replaced by those of another group's "
-        "prompt; context is all other tokens before the answer. Answers for which a span has no such donor are left "
-        "out."
-    )
-    return [Section("What the answers rest on", [text], rows, figures["signature"])]
+    found = []
+    if "signature" in figures:
+        text = (
+            "How far an answer's log-probability falls when the tokens of a span are replaced by those of another "
+            "group's prompt; context is all other tokens before the answer. Answers for which a span has no such donor "
+            "are left out."
+        )
+        rows = _of_spans(tables["signature"], "fall, nats")
+        found.append(Section("What the answers rest on", [text], rows, figures["signature"], SEE_SIGNATURE))
+    if "integrated_signature" in tables:
+        text = (
+            "Integrated gradients from a prompt of mean embeddings to the prompt itself: what each span adds to an "
+            "answer's log-probability. They are no experiment, as replacing tokens is: where the two disagree, "
+            "trust the replacement. Delta is what they miss of adding up, mean over answers."
+        )
+        rows = _of_spans(tables["integrated_signature"], "adds, nats")
+        found.append(Section("What integrated gradients say the answers rest on", [text], rows))
+    return found
+
+
+def _of_spans(table: pandas.DataFrame, effect: str) -> pandas.DataFrame:
+    shown = {
+        "task": table["task"],
+        "span": table["span"],
+        effect: [_interval(row, "effect", _two) for row in table.to_dict("records")],
+        "share": [_interval(row, "share", _percent) for row in table.to_dict("records")],
+        "answers": table["answers"],
+    }
+    last = {"left out": table["left_out"]} if "delta" not in table else {"delta": table["delta"].map("{:.2g}".format)}
+    return pandas.DataFrame(shown | last)

@@ -15,7 +15,7 @@ from circuits.cli.inputs import (
     open_tasks,
     tokenizer_of,
 )
-from circuits.cli.options import Chat, Data, Device, DropBad, Dtype, HeadsMask, Model, Seed, Top, task_option
+from circuits.cli.options import Chat, Data, Device, DropBad, Dtype, HeadsMask, Model, Seed, Top, Width, task_option
 from circuits.cli.terminal import busy, counted, say
 from circuits.errors import CircuitsError
 
@@ -61,6 +61,10 @@ def attention(
     weighted: Annotated[
         bool, typer.Option("--weighted", help="The value-weighted pattern: attention times what would be written.")
     ] = False,
+    width: Annotated[
+        Width | None,
+        typer.Option(help="Of an image in print: a column of 84 mm or a page of 174 mm.", show_default=False),
+    ] = None,
     person: Annotated[
         int | None,
         typer.Option(
@@ -101,6 +105,10 @@ def attention(
         raise CircuitsError("no head was named: give --head, or --mask and --top")
     if out.suffix not in ("", ".html") and len(head or ()) + (top or 0) > 1:
         raise CircuitsError(f"{out} is an image, which holds one head: name a folder or an .html file")
+    if width is not None and out.suffix in ("", ".html"):
+        raise CircuitsError(f"--width is of an image in print, and {out} is a page: name a .png, .svg or .pdf file")
+    if width == Width.COLUMN and against is not None:
+        raise CircuitsError("a column has no room for the maps of two checkpoints: give --width page with --against")
     if task and (person is not None or attribute is not None):
         raise CircuitsError("--task and a person's --person or --attribute were given: draw one of them at a time")
     if not task and (example or average or chat or drop_bad):
@@ -157,8 +165,9 @@ def attention(
                 weighted=weighted,
                 window=shown,
                 span=span,
+                width="column" if width == Width.COLUMN else "page",
             )
-        _save(figures, out, subtitle)
+        _save(figures, out, subtitle, width)
     say(f"{out}: {', '.join(figures)} on {about}")
 
 
@@ -180,7 +189,7 @@ def _check_tokens(model: Path, against: Path) -> None:
         raise CircuitsError(f"{model} and {against} have different tokenizers: their patterns are of other tokens")
 
 
-def _save(figures: dict[str, Any], out: Path, subtitle: str) -> None:
+def _save(figures: dict[str, Any], out: Path, subtitle: str, width: Width | None) -> None:
     """One file for each head into a folder; into a file the only one, or all on one page in their order."""
     from circuits.figures import Section, save_figure, write_report
 
@@ -188,7 +197,7 @@ def _save(figures: dict[str, Any], out: Path, subtitle: str) -> None:
         for name, figure in figures.items():
             save_figure(figure, out / f"{name}.html", "beside")
     elif len(figures) == 1:
-        save_figure(next(iter(figures.values())), out)
+        save_figure(next(iter(figures.values())), out, width=None if width is None else width.value)
     else:
         sections = [Section(name, figure=figure) for name, figure in figures.items()]
         write_report(out, f"Attention of {counted(len(figures), 'head')}", subtitle, sections)

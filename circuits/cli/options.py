@@ -30,6 +30,13 @@ class Condition(StrEnum):
     AUGMENTED = "augmented"
 
 
+class Width(StrEnum):
+    """How wide an image is in print."""
+
+    COLUMN = "column"
+    PAGE = "page"
+
+
 class MaskMode(StrEnum):
     """What masked parameters become."""
 

@@ -2,7 +2,7 @@
 
 from circuits.executors.arithmetic import on_threads
 from circuits.executors.choice import EXECUTORS, choose_executor
-from circuits.executors.local import Processes, Serial, cores
+from circuits.executors.local import Processes, Serial, cores, end_with
 from circuits.executors.protocol import Executor, Run, Work
 from circuits.executors.ray_cluster import Ray
 from circuits.executors.slurm import Slurm
@@ -20,5 +20,6 @@ __all__ = [
     "choose_executor",
     "cores",
     "cut",
+    "end_with",
     "on_threads",
 ]

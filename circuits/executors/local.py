@@ -123,10 +123,15 @@ _pickled: list[bytes] = []
 def _begin(work: bytes, alive: Connection) -> None:
     # what follows takes seconds, and even then a worker ends with its parent
     _pickled.append(work)
-    threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
+    end_with(alive)
 
 
-def _end_with_parent(alive: Connection) -> None:
+def end_with(alive: Connection) -> None:
+    """End this process at once when the other end of a pipe is closed, as it is when the process that held it dies."""
+    threading.Thread(target=_end, args=(alive,), daemon=True).start()
+
+
+def _end(alive: Connection) -> None:
     try:
         alive.recv()
     except EOFError:

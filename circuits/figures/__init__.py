@@ -14,13 +14,14 @@ from circuits.figures.gallery import write_gallery
 from circuits.figures.heads import heads_figure
 from circuits.figures.masks import ablation_figure, graft_figure, sharing_figure
 from circuits.figures.rankings import agreement_figure, ranking_curves_figure
-from circuits.figures.report import Section, write_report
+from circuits.figures.report import Number, Section, write_report
 from circuits.figures.saving import FORMATS, save_figure
 from circuits.figures.style import LABELS
 
 __all__ = [
     "FORMATS",
     "LABELS",
+    "Number",
     "Rectangle",
     "Section",
     "ablation_figure",

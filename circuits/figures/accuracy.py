@@ -38,7 +38,7 @@ def accuracy_figure(table: DataFrame) -> go.Figure:
         width=760,
         height=420,
         margin={"t": 70, "b": 50},
-        legend={"orientation": "h", "y": 1.18},
+        legend={"orientation": "h", "y": 1.08, "yanchor": "bottom"},
     )
     figure.update_yaxes(title="exact match", tickformat=".0%", range=[0, 1.05])
     return figure

@@ -12,11 +12,13 @@
 5. Below each map, the head's own reading: its output at the last token through the final norm and the unembedding, as
    top tokens with logits, the answer's first token in orange where it is among them; and what the head adds directly to
    the logits of answer and foil.
+6. For one column of a paper the prompts stand one below the other, and no text is wider than the column.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from textwrap import wrap
 from typing import Any
 
 import numpy
@@ -25,7 +27,7 @@ import plotly.graph_objects as go
 from circuits.errors import CircuitsError
 from circuits.figures.attention_panels import BAR, CAPTION, HEADER, STRIP, Panels
 from circuits.figures.attention_sheet import CHARACTER, Sheet, runs, short
-from circuits.figures.style import DIVERGING, PALETTE, SEQUENTIAL
+from circuits.figures.style import DIVERGING, PALETTE, SEQUENTIAL, Width, printed_pixels
 from circuits.rankings import BEHAVIOURS, Behaviour, HeadAverage, HeadReading
 
 _BY_HAND = "#7f3c8d"
@@ -33,9 +35,9 @@ _MEANINGS = {
     "subject_linking": "subject linking: attention to the subject's tokens, mean over the tokens after its first",
     "relation_focusing": "relation focusing: attention of the last token to the words that name the relation",
 }
-#: Pixels: of the page, of a cell with room, of the least side of a map, between the maps of two checkpoints, and of the
-#: colour scale.
-_PAGE, _CELL, _LEAST, _BETWEEN, _SCALE = 940, 34, 200, 26, 84
+#: Pixels: of the page and of the narrowest figure on it, of a cell with room, of the least side of a map, between the
+#: maps of two checkpoints, and of the colour scale.
+_PAGE, _NARROWEST, _CELL, _LEAST, _BETWEEN, _SCALE = 940, 640, 34, 200, 26, 84
 #: Tokens shown before and behind a span, and before the last token, when a span is cropped to.
 _AROUND = 6
 
@@ -100,6 +102,7 @@ def attention_figure(
     weighted: bool = False,
     window: tuple[int, int] | None = None,
     span: str | None = None,
+    width: Width = "page",
 ) -> go.Figure:
     """Draw what one head attends to.
 
@@ -113,15 +116,18 @@ def attention_figure(
         weighted: draw the value-weighted pattern, ‖α v W_O‖, instead of the weights α.
         window: the first and the last position to show, of every prompt.
         span: show this span with the tokens around it, and the end of the prompt.
+        width: what it is laid out for: ``page``, or one ``column`` of a paper, which has no room for two checkpoints.
 
     Raises:
         CircuitsError: there is nothing to draw, the readings are of different heads or prompts, a rectangle or the
-            window lies outside, or a prompt has no such span.
+            window lies outside, a prompt has no such span, or two checkpoints are to stand in a column.
 
     Source:
         arXiv 2505.16178, Fig. 5; Kobayashi et al. 2020 (arXiv 2004.10102) for the value-weighted pattern.
     """
     _check(readings, against, weighted, window, span)
+    if against is not None and width == "column":
+        raise CircuitsError("a column has no room for the maps of two checkpoints: draw them for a page")
     others: Sequence[Any] = against or ()
     prompts = [one for one in readings if isinstance(one, HeadReading)]
     kept = [_kept(one, window, span) for one in prompts]
@@ -134,27 +140,31 @@ def attention_figure(
     colours = _colours(prompts)
     room = 40 + CHARACTER * max(len(short(text)) for one in readings for text in _labels(one)[0])
     # the maps of two checkpoints have the same tokens, which stand at the first one
-    columns, between = (3, _BETWEEN) if others else (len(readings), room + 10)
+    stacked = bool(others) or width == "column"
+    columns, between = (3, _BETWEEN) if others else (1 if stacked else len(readings), room + 10)
+    page, narrowest = (printed_pixels(width),) * 2 if width == "column" else (_PAGE, _NARROWEST)
     longest = max(len(_labels(one)[1]) if not kept else len(kept[place]) for place, one in enumerate(readings))
-    most = (_PAGE - room - between * (columns - 1) - _SCALE) / columns
+    most = (page - room - between * (columns - 1) - _SCALE) / columns
     side = max(_LEAST, min(longest * (_CELL if prompts else 2 * _CELL), most))
-    width = max(640, room + columns * side + between * (columns - 1) + _SCALE)
+    pixels = max(narrowest, room + columns * side + between * (columns - 1) + _SCALE)
     strip = STRIP if any(len(places) < len(one.tokens) for places, one in zip(kept, prompts, strict=True)) else 0
     tall = side if prompts else side * max(len(_labels(one)[0]) / len(_labels(one)[1]) for one in readings)
     ticks = 40 + CHARACTER * max(len(short(text)) for one in readings for text in _labels(one)[1])
     bars = BAR * max((len(one.top_tokens) for one in prompts), default=0)
-    lines, legend = _explanation(drawn, prompts, weighted, bool(others), kept), _legend(drawn, width)
-    top = (62 if subtitle else 44) + 22 * len(legend)
+    told, legend = _explanation(drawn, prompts, weighted, bool(others), kept), _legend(drawn, pixels)
+    lines = [line for text in told for line in wrap(text, int((pixels - 32) / 5.4))]
+    under = [escape(line) for line in wrap(subtitle, int((pixels - 32) / 6))]
+    top = 44 + 17 * len(under) + 22 * len(legend)
     block = HEADER + strip + tall + ticks + (bars + CAPTION if prompts else 0) + 14
-    sheet = Sheet(width, top + block * (len(readings) if others else 1) + 15 * len(lines) + 20)
-    under = f"<br><span style='font-size:12px'>{escape(subtitle)}</span>" if subtitle else ""
-    sheet.write(f"<b>{readings[0].head}</b>{under}", 16, 10, font={"size": 17})
+    sheet = Sheet(pixels, top + block * (len(readings) if stacked else 1) + 15 * len(lines) + 20)
+    sheet.write(f"<b>{readings[0].head}</b>", 16, 10, font={"size": 17})
+    sheet.write("<br>".join(under), 16, 34, font={"size": 12})
     for row, entries in enumerate(legend):
         _write_legend(sheet, entries, top - 22 * (len(legend) - row), colours)
     panels = Panels(sheet, side, tall, strip, ticks, bars, models if others else None, weighted, colours)
     for place, one in enumerate(readings):
         places = kept[place] if kept else None
-        left, above = (room, top + place * block) if others else (room + place * (side + between), top)
+        left, above = (room, top + place * block) if stacked else (room + place * (side + between), top)
         for which, reading in enumerate((one, others[place]) if others else (one,)):
             axes = panels.draw(reading, places, left + which * (side + between), above, which=which)
             for rectangle in drawn[which]:

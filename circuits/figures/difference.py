@@ -95,8 +95,10 @@ def write_difference(table: DataFrame, path: str | Path, *, title: str = "", lar
     by_layer.update_yaxes(title=_TITLES["relative"], rangemode="tozero")
     outside = components[components["layer"].isna()]
     sections = [
-        Section("Layers", table=_numbers(layers), figure=by_layer),
-        Section("Components and heads", ["Hover over a cell for its number."], figure=figure),
+        Section("Layers", table=_numbers(layers), figure=by_layer, see="The taller a bar, the more the layer changed."),
+        Section(
+            "Components and heads", ["Hover over a cell for its number."], figure=figure, see="Darker changed more."
+        ),
         *([Section("Outside the layers", table=_numbers(outside))] if len(outside) else []),
     ]
     for kind, name in {"head": "Heads", "group": "Key/value groups", "neuron": "Neurons"}.items():

@@ -3,17 +3,16 @@
 import base64
 import json
 import math
-from html import escape
 from pathlib import Path
-from string import Template
 
 import numpy
 from pandas import DataFrame
 
 from circuits.errors import CircuitsError
+from circuits.figures.pages import write_page
 from circuits.figures.style import need
 from circuits.rankings import HeadPatterns
-from circuits.storage import atomic_file, check_ending
+from circuits.storage import check_ending
 
 
 def write_gallery(
@@ -73,16 +72,15 @@ def write_gallery(
         f"{layers * heads} heads. Attention is the mean over examples of what falls into a behaviour's cells; excess "
         f"is that minus what uniform attention would give. The patterns are those of {patterns.title}."
     )
-    template = Template(Path(__file__).with_name("gallery.html").read_text(encoding="utf-8"))
-    page = template.substitute(
-        title=escape(title),
-        lead=escape(lead),
+    write_page(
+        path,
+        "gallery.html",
+        title=title,
+        lead=lead,
         footer="Intervals are over examples, and not corrected for the number of heads.",
         # a token may hold what would end the script
         data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
     )
-    with atomic_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
 
 
 def _number(value: float) -> float | None:

@@ -1,25 +1,16 @@
-"""The report page: text, tables and figures in one file that opens offline."""
+"""The report page: a question, its answer in numbers, then text, tables and figures, in one file that opens offline."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
-from pandas import DataFrame
+from pandas import DataFrame, isna
 from plotly.offline import get_plotlyjs
 
-from circuits.storage import atomic_file
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1120px; margin: 2em auto; padding: 0 1em; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.2em; border-bottom: 1px solid #ddd; padding-bottom: .2em; }
-table { border-collapse: collapse; margin: 1em 0; font-size: 14px; }
-th, td { padding: .3em .8em; border-bottom: 1px solid #e5e5e5; text-align: right; }
-th:first-child, td:first-child, .words th, .words td { text-align: left; }
-.figure, .wide { overflow-x: auto; } .lead { font-size: 18px; }
-footer { color: #777; font-size: 13px; margin-top: 3em; }
-"""
+from circuits.figures.pages import write_page
 
 
 @dataclass(frozen=True)
@@ -29,46 +20,110 @@ class Section:
     Attributes:
         title: its heading.
         paragraphs: its text.
-        table: shown under the text.
+        table: shown under the text; one with the column ``verdict`` stands as a list of claims on a narrow screen.
         figure: shown under the table.
+        see: what there is to see in the figure, in a sentence under it.
     """
 
     title: str
     paragraphs: Sequence[str] = ()
     table: DataFrame | None = None
     figure: go.Figure | None = field(default=None, compare=False)
+    see: str = ""
 
 
-def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Section], footer: str = "") -> None:
-    """Write sections as one self-contained page.
+@dataclass(frozen=True)
+class Number:
+    """A number that answers a report's question.
+
+    Attributes:
+        value: as a reader sees it.
+        what: of what it is.
+        control: what it is to be read against.
+    """
+
+    value: str
+    what: str
+    control: str = ""
+
+
+def write_report(
+    path: str | Path,
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    footer: str = "",
+    *,
+    numbers: Sequence[Number] = (),
+    setting: Mapping[str, str] | None = None,
+) -> None:
+    """Write sections as one self-contained page: contents at the side, tables that sort, light and dark.
 
     Args:
         path: the HTML file.
-        title: of the page.
+        title: of the page; of a study, its question.
         lead: the first paragraph, in larger type.
         sections: in order.
         footer: the last line.
+        numbers: the answer, in at most a few numbers.
+        setting: what it was found with: name → value.
+
+    Example:
+        >>> import tempfile
+        >>> page = Path(tempfile.mkdtemp()) / "report.html"
+        >>> write_report(page, "Is it shared?", "It is.", [Section("How much")], numbers=[Number("5 %", "of all")])
+        >>> "<strong>5 %</strong> of all" in page.read_text()
+        True
     """
-    parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>{escape(title)}</title><style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body>",
-        f"<h1>{escape(title)}</h1><p class='lead'>{escape(lead)}</p>",
-    ]
-    for section in sections:
-        parts.append(f"<h2>{escape(section.title)}</h2>")
-        parts += [f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs]
-        if section.table is not None:
-            # numbers stand to the right, sentences to the left
-            wordy = section.table.map(lambda cell: isinstance(cell, str) and len(cell) > 40).to_numpy().any()
-            kind = "words" if wordy else None
-            table = section.table.to_html(index=False, border=0, na_rep="", escape=True, classes=kind)
-            parts.append(f"<div class='wide'>{table}</div>")  # what is wider than the page scrolls alone
-        if section.figure is not None:
-            drawn = section.figure.to_html(
-                full_html=False, include_plotlyjs=False, config={"displaylogo": False, "displayModeBar": False}
-            )
-            parts.append(f"<div class='figure'>{drawn}</div>")
-    parts.append(f"<footer>{escape(footer)}</footer></body></html>")
-    with atomic_file(Path(path)) as temporary:
-        temporary.write_text("\n".join(parts), encoding="utf-8")
+    shown, anchors = [], set()
+    for place, section in enumerate(sections):
+        anchor = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-") or f"section-{place}"
+        anchor = anchor if anchor not in anchors else f"{anchor}-{place}"
+        anchors.add(anchor)
+        shown.append(
+            {
+                "title": section.title,
+                "anchor": anchor,
+                "paragraphs": section.paragraphs,
+                "see": section.see,
+                "table": None if section.table is None else _table(section.table, section.title),
+                "figure": None if section.figure is None else _drawn(section.figure, f"figure-{anchor}"),
+            }
+        )
+    write_page(
+        path,
+        "report.html",
+        title=title,
+        lead=lead,
+        sections=shown,
+        footer=footer,
+        numbers=numbers,
+        setting=setting or {},
+        plotly=get_plotlyjs(),
+    )
+
+
+def _table(table: DataFrame, title: str) -> dict[str, Any]:
+    """Cells as text, by row; numbers stand to the right, sentences to the left."""
+    columns = [str(name) for name in table.columns]
+    rows = [[_cell(cell) for cell in row] for row in table.itertuples(index=False, name=None)]
+    return {
+        "title": title,
+        "columns": columns,
+        "rows": [list(zip(columns, row, strict=True)) for row in rows],
+        "wordy": any(len(cell) > 40 for row in rows for cell in row),
+    }
+
+
+def _cell(cell: Any) -> str:
+    if isna(cell):
+        return ""
+    return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+
+
+def _drawn(figure: go.Figure, name: str) -> str:
+    """What draws a figure in a page that has plotly.js."""
+    drawn: str = figure.to_html(
+        full_html=False, include_plotlyjs=False, div_id=name, config={"displaylogo": False, "displayModeBar": False}
+    )
+    return drawn

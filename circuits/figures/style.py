@@ -1,6 +1,7 @@
 """What figures of result tables share: names, colours, numbers, the width of a page, and what a table must have."""
 
 import math
+from typing import Literal
 
 from pandas import DataFrame
 
@@ -46,6 +47,20 @@ SEQUENTIAL, DIVERGING = "Blues", "RdBu"
 
 #: Pixels between the margins of a report's page, which the widest figures fill.
 PAGE = 1080
+
+Width = Literal["column", "page"]
+#: Millimetres of one column and of the whole page of a paper in two columns.
+PRINTED: dict[str, float] = {"column": 84.0, "page": 174.0}
+
+
+def printed_pixels(width: str) -> int:
+    """Pixels of the layout of a figure that is printed so wide: a pixel is half a point there.
+
+    Example:
+        >>> printed_pixels("column"), printed_pixels("page")
+        (476, 986)
+    """
+    return round(PRINTED[width] / 25.4 * 72 * 2)
 
 
 def label(name: str) -> str:

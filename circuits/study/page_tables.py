@@ -29,6 +29,49 @@ def condition_in_words(settings: dict[str, Any]) -> str:
     return f"facts told in {data['biographies']} {times} each, in {data['wordings']} wordings"
 
 
+def setting_in_words(settings: dict[str, Any]) -> dict[str, str]:
+    """What a study was made with: name → value."""
+    data, training = settings["data"], settings["optimisation"]
+    rates = f"{training['learning_rate']:g}; small second rate {training['gentle_learning_rate']:g}"
+    return {
+        "model": start_of(settings).removeprefix("a ").removeprefix("the model "),
+        "people": f"{data['people']:,}, of whom {data['qa_id_fraction']:.0%} have questions in training",
+        "told": condition_in_words(settings).removeprefix("facts told "),
+        "steps of each stage": f"{training['steps']:,}",
+        "learning rate": rates,
+        "influenced": f"top {settings['fraction']:.1%} by gradient",
+    }
+
+
+#: Figure → what there is to see in it.
+SEE = {
+    "accuracy": "Compare QA-OOD, the questions that were held out: QA-ID and BIO were in training.",
+    "curves": "Follow QA-OOD, the questions that were held out, from panel to panel.",
+    "shared_heads": "Each cell is a head; the darker, the more of its parameters are shared.",
+    "shared_heads_per_tensor": "The same heads when every tensor gives its own top: no layer can take all places.",
+    "sharing": "The wider the gap between a solid line and the dashed one of its colour, the more is shared beyond "
+    "what the choice of tensors alone explains.",
+    "sharing_per_tensor": "What lies above the dashed control and above chance (dotted) is a choice of parameters.",
+    "ablation": "Compare the shared bars (red; light red where thinned) with the grey ones of random parameters.",
+    "ablation_per_tensor": "Compare the shared bars with the grey ones of random parameters.",
+    "consistency_bio_qa_ood": "Solid lines are pairs that tell the same fact, dashed ones pairs that do not: the wider "
+    "the gap, the more alike the formats are.",
+    "consistency_along": "Where a solid line leaves the dashed one of its colour, the formats come to agree.",
+    "inside_bio_qa_ood": "Where the shared parameters lie above the random ones, the agreement is theirs.",
+    "localisation_bio_qa_ood": "The agreement hangs on the shared parameters if it falls further without them than "
+    "without as many random ones.",
+    "signature": "The longer a part of a bar, the more of the answer is lost when those tokens are another person's.",
+    "grafts": "Stars mark the smallest grafts found; the further to the left, the fewer parameters are needed.",
+    "sufficient_heads_mixed": "The sooner a line rises, the better its ranking finds the heads that are enough.",
+    "critical_heads_mixed": "The sooner a line falls, the better its ranking finds the heads that are needed.",
+    "agreement_heads_mixed": "Dark blue: two rankings order the heads alike; red: in opposite order.",
+    "heads_zero": "Red: the answer becomes less likely without the head.",
+    "patch_person": "Red: the head carries what tells this person's answer from another's.",
+    "patch_bio": "Near zero: the head does the same in the biography as in the question.",
+    "attention": "Solid rectangles: more attention than uniform attention would give there; dotted ones: no more.",
+}
+
+
 def everything_else(settings: dict[str, Any]) -> str:
     """In which model everything stands that belongs to no ranked unit, where curves ask whether units are enough."""
     if settings.get("model") is None:
@@ -146,6 +189,7 @@ _MECHANISM = {
     "rests on subject": ("signature", None, "subject", ".1%"),
     "relation": ("signature", None, "relation", ".1%"),
     "context": ("signature", None, "context", ".1%"),
+    "context, integrated gradients": ("integrated_signature", None, "context", ".1%"),
 }
 
 

@@ -7,10 +7,18 @@ from typing import Any
 
 import pandas
 
-from circuits.figures import LABELS, Section, ranking_curves_figure, write_report
+from circuits.figures import LABELS, Number, Section, ranking_curves_figure, write_report
 from circuits.statistics import mean_interval
 from circuits.study.claims import SCOPE_LABELS, claims_table, findings
-from circuits.study.page_tables import ABOUT_MECHANISM, ABOUT_UPDATED, SHOWN_SPLITS, mechanism_rows, start_of
+from circuits.study.page_tables import (
+    ABOUT_MECHANISM,
+    ABOUT_UPDATED,
+    SEE,
+    SHOWN_SPLITS,
+    mechanism_rows,
+    setting_in_words,
+    start_of,
+)
 from circuits.verdicts import ABOUT_VERDICTS, findings_over_seeds
 
 
@@ -147,14 +155,40 @@ def write_seeds_report(
                 ["Heads of the mixed models; the band is the interval over seeds."],
                 None,
                 ranking_curves_figure(heads[heads["condition"] == "sufficient"], units="heads"),
+                SEE["sufficient_heads_mixed"],
             ),
             Section(
                 "Are the top heads needed?",
                 [],
                 None,
                 ranking_curves_figure(heads[heads["condition"] == "revert"], units="heads"),
+                SEE["critical_heads_mixed"],
             ),
         ],
         f"circuits {summaries[0]['provenance']['library_version']} · "
         f"{sum(summary['seconds']['total'] for summary in summaries):.0f} seconds",
+        numbers=_numbers(summaries),
+        setting=setting_in_words(settings),
     )
+
+
+def _numbers(summaries: Sequence[dict[str, Any]]) -> list[Number]:
+    """The answer of all seeds."""
+    recall, shared, grafts = (
+        [
+            _with_interval([found(summary)[arm][name] for summary in summaries], form)
+            for arm in ("mixed", "two_stage_gentle")
+        ]
+        for found, name, form in (
+            (lambda summary: summary["accuracy"], "qa_ood", ".1%"),
+            (lambda summary: summary["shared"], "size", ",.0f"),
+            (lambda summary: summary["graft"], "fraction", ".1%"),
+        )
+    )
+    return [
+        Number(recall[0], "of the held-out questions, answered after mixed training", f"two-stage: {recall[1]}"),
+        Number(shared[0], "parameters that both formats share after mixed training", f"two-stage: {shared[1]}"),
+        Number(
+            grafts[0], "of the changes of mixed training are enough: the smallest grafts", f"two-stage: {grafts[1]}"
+        ),
+    ]

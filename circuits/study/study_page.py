@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from circuits.analysis.figures import consistency_figures
 from circuits.figures import (
     LABELS,
+    Number,
     Section,
     ablation_figure,
     accuracy_figure,
@@ -21,11 +22,12 @@ from circuits.figures import (
     sharing_figure,
     write_report,
 )
-from circuits.study.claims import claims_table, findings
+from circuits.study.claims import claims_table, findings, formatted
 from circuits.study.page_tables import (
     ABOUT_LOCALISATION,
     ABOUT_MECHANISM,
     ABOUT_UPDATED,
+    SEE,
     SHOWN_SPLITS,
     WHAT_UPDATED_DO,
     controls_in_words,
@@ -37,6 +39,7 @@ from circuits.study.page_tables import (
     mechanism_table,
     rankings_table,
     recall_table,
+    setting_in_words,
     start_of,
     updated_table,
 )
@@ -114,14 +117,25 @@ def _mechanism(
             [ABOUT_MECHANISM],
             mechanism_table(summary),
             figures.get("consistency_bio_qa_ood"),
+            SEE["consistency_bio_qa_ood"],
         )
     ]
     if "consistency_along" in figures:
         text = "The cosine of the gradients of one fact's two formats, and of other facts', along every stage."
-        found.append(Section("When do they come to agree?", [text], None, figures["consistency_along"]))
+        found.append(
+            Section("When do they come to agree?", [text], None, figures["consistency_along"], SEE["consistency_along"])
+        )
     if "inside_bio_qa_ood" in figures:
         text = "The cosine of the gradients of one fact's two formats over the shared parameters and outside them."
-        found.append(Section("Do they agree in the shared parameters?", [text], None, figures["inside_bio_qa_ood"]))
+        found.append(
+            Section(
+                "Do they agree in the shared parameters?",
+                [text],
+                None,
+                figures["inside_bio_qa_ood"],
+                SEE["inside_bio_qa_ood"],
+            )
+        )
     if "localisation_bio_qa_ood" in figures:
         found.append(
             Section(
@@ -129,10 +143,11 @@ def _mechanism(
                 [ABOUT_LOCALISATION],
                 None,
                 figures["localisation_bio_qa_ood"],
+                SEE["localisation_bio_qa_ood"],
             )
         )
     if "signature" in figures:
-        found.append(Section("What answers rest on", [], None, figures["signature"]))
+        found.append(Section("What answers rest on", [], None, figures["signature"], SEE["signature"]))
     if "updated" in summary:
         found.append(
             Section("Parameters updated by both formats", [ABOUT_UPDATED, WHAT_UPDATED_DO], updated_table(tables), None)
@@ -189,9 +204,14 @@ def write_study_report(
             ],
             recall_table(tables["accuracy"]),
             figures["accuracy"],
+            SEE["accuracy"],
         ),
         Section(
-            "Training", ["Exact match along training, on up to 600 answers of each split."], None, figures["curves"]
+            "Training",
+            ["Exact match along training, on up to 600 answers of each split."],
+            None,
+            figures["curves"],
+            SEE["curves"],
         ),
         Section(
             "Shared parameters",
@@ -208,8 +228,15 @@ def write_study_report(
             ],
             controls_table(tables["shared"]),
             figures["shared_heads"],
+            SEE["shared_heads"],
         ),
-        Section("Shared parameters of each tensor", [], None, figures["shared_heads_per_tensor"]),
+        Section(
+            "Shared parameters of each tensor",
+            [],
+            None,
+            figures["shared_heads_per_tensor"],
+            SEE["shared_heads_per_tensor"],
+        ),
         Section(
             "Shared parameters at every fraction",
             [
@@ -218,8 +245,11 @@ def write_study_report(
             ],
             None,
             figures["sharing"],
+            SEE["sharing"],
         ),
-        Section("The same with the top of each tensor", [], None, figures["sharing_per_tensor"]),
+        Section(
+            "The same with the top of each tensor", [], None, figures["sharing_per_tensor"], SEE["sharing_per_tensor"]
+        ),
         Section(
             "Without them",
             [
@@ -229,9 +259,14 @@ def write_study_report(
             ],
             None,
             figures["ablation"],
+            SEE["ablation"],
         ),
         *(
-            [Section("Without those of each tensor", [], None, figures["ablation_per_tensor"])]
+            [
+                Section(
+                    "Without those of each tensor", [], None, figures["ablation_per_tensor"], SEE["ablation_per_tensor"]
+                )
+            ]
             if "ablation_per_tensor" in figures
             else []
         ),
@@ -245,6 +280,7 @@ def write_study_report(
             ],
             grafts_table(summary),
             figures.get("grafts"),
+            SEE["grafts"],
         ),
         Section(
             "Are the top heads enough?",
@@ -256,6 +292,7 @@ def write_study_report(
             ],
             rankings_table(tables["ranking_summary"], "sufficient", "n95"),
             figures["sufficient_heads_mixed"],
+            SEE["sufficient_heads_mixed"],
         ),
         Section(
             "Are the top heads needed?",
@@ -265,12 +302,14 @@ def write_study_report(
             ],
             rankings_table(tables["ranking_summary"], "revert", "n50"),
             figures["critical_heads_mixed"],
+            SEE["critical_heads_mixed"],
         ),
         Section(
             "How far rankings agree",
             ["Spearman's correlation between the scores that two rankings give the heads of the mixed model."],
             None,
             figures["agreement_heads_mixed"],
+            SEE["agreement_heads_mixed"],
         ),
         Section(
             "Every head ablated",
@@ -280,6 +319,7 @@ def write_study_report(
             ],
             None,
             figures["heads_zero"],
+            SEE["heads_zero"],
         ),
         Section(
             "Every head patched from another person",
@@ -289,6 +329,7 @@ def write_study_report(
             ],
             None,
             figures["patch_person"],
+            SEE["patch_person"],
         ),
         Section(
             "Every head patched from the biography",
@@ -298,6 +339,7 @@ def write_study_report(
             ],
             None,
             figures["patch_bio"],
+            SEE["patch_bio"],
         ),
     ]
     for head, figure in attention.items():
@@ -307,9 +349,16 @@ def write_study_report(
         }
         why = " and ".join(reason for name, reason in reasons.items() if summary[name] == head)
         sections.append(
-            Section(f"What {head} attends to", [f"Of the mixed model's heads, {head} {why}."], None, figure)
+            Section(
+                f"What {head} attends to",
+                [f"Of the mixed model's heads, {head} {why}."],
+                None,
+                figure,
+                SEE["attention"],
+            )
         )
     source = summary["provenance"]
+    shared, graft = summary["shared"], summary["graft"]
     write_report(
         path,
         "Does mixed training let a model recall facts where two-stage training does not?",
@@ -319,4 +368,23 @@ def write_study_report(
         sections,
         f"circuits {source['library_version']} · commit {source['git_commit']} · dataset {source['dataset']} · "
         f"seed {settings['seed']} · {summary['seconds']['total']:.0f} seconds",
+        numbers=[
+            Number(
+                f"{mixed['qa_ood']:.1%}",
+                "of the questions that were held out, answered after mixed training",
+                f"two-stage training with a small second rate: {gentle['qa_ood']:.1%}",
+            ),
+            Number(
+                f"{shared['mixed']['size']:,}",
+                f"parameters that both formats share after mixed training, of {shared['mixed']['total']:,}",
+                f"shuffled: {shared['mixed']['permuted']:,.0f}; two-stage: {shared['two_stage_gentle']['size']:,} "
+                f"(shuffled: {shared['two_stage_gentle']['permuted']:,.0f})",
+            ),
+            Number(
+                formatted(graft["mixed"]["fraction"], ".1%"),
+                f"of the changes keep {settings['keep']:.0%} of the mixed model's answers: the smallest graft found",
+                f"two-stage: {formatted(graft['two_stage_gentle']['fraction'], '.1%')}",
+            ),
+        ],
+        setting=setting_in_words(settings),
     )

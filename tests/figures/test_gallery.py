@@ -27,8 +27,8 @@ def test_the_page_holds_what_it_was_given(tmp_path):
     write_gallery(scores(), read, tmp_path / "page.html", title="a < b")
     page = (tmp_path / "page.html").read_text()
     assert "<title>a &lt; b</title>" in page
-    assert page.count("</script>") == 2
-    assert not re.search(r"(src|href)=[\"'](?!data:)", page)
+    assert page.count("</script>") == 4
+    assert not re.search(r"(src|href)=[\"'](?!data:|#main)", page)
     assert "$$" not in page
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
     assert data["tokens"] == read.tokens

@@ -33,7 +33,7 @@ def test_a_sweep_equals_one_changed_copy_a_head(places, plan_of, dataset, tokeni
     for split in ("qa_id", "bio"):
         task = dataset.task(split, tokenizer).sample(6, 0)
         own = evaluate(model, task)["log_prob"].mean()
-        for row in table[table["task"] == split].itertuples():
+        for row in table[table["task"] == split].iloc[::3].itertuples():
             by_hand = copy.deepcopy(model)
             with torch.no_grad():
                 by_hand.blocks[row.layer].attn.W_O[row.index] = 0
