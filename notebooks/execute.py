@@ -154,7 +154,7 @@ def changed_cells(old: nbformat.NotebookNode, new: nbformat.NotebookNode) -> lis
         if after.cell_type != "code":
             continue
         if same(before.outputs, after.outputs):
-            after.outputs, after.execution_count = before.outputs, before.execution_count
+            after.outputs = before.outputs
         else:
             changed.append(number)
     return changed
