@@ -10,6 +10,7 @@
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pandas
@@ -125,8 +126,8 @@ def direct_logits(model: Model, task: Task, *, neurons: bool = False) -> pandas.
     lean, layers = lean_model(model), shape_of(model).n_layers
     sites = [(layer, name) for layer in range(layers) for name in ("z", "post", "attn_out", "mlp_out")]
     sites += [(0, "resid_pre"), (layers - 1, "resid_post")]
-    logits: list[torch.Tensor] = []
-    differences: list[torch.Tensor] = []
+    logits: list[Tensor] = []
+    differences: list[Tensor] = []
     rows: Sequence[tuple[Any, ...]] = ()
     for example in range(len(task)):
         length = prompt_length(task, example)
