@@ -45,16 +45,25 @@ def check_order(calls: Sequence[Call]) -> None:
     """Refuse calls that wait for what will not be done.
 
     Raises:
-        CircuitsError: a call waits for one that is not there.
+        CircuitsError: two calls have one name, or a call waits for one that is not there, or for itself by way of
+            others.
 
     Example:
         >>> check_order([Call("second", print, after="first")])
         Traceback (most recent call last):
-        circuits.errors.CircuitsError: the job second waits for first, which is not among the jobs
+        circuits.errors.CircuitsError: the call second waits for first, which will not be done
     """
-    for call in calls:
-        if call.after is not None and call.after not in {other.name for other in calls if other is not call}:
-            raise CircuitsError(f"the job {call.name} waits for {call.after}, which is not among the jobs")
+    names = [call.name for call in calls]
+    for name in names:
+        if names.count(name) > 1:
+            raise CircuitsError(f"two calls have the name {name}: give each its own")
+    done, waiting = set[str | None]([None]), list(calls)
+    while waiting:
+        ready = [call for call in waiting if call.after in done]
+        if not ready:
+            raise CircuitsError(f"the call {waiting[0].name} waits for {waiting[0].after}, which will not be done")
+        done |= {call.name for call in ready}
+        waiting = [call for call in waiting if call.name not in done]
 
 
 def side_by_side(calls: Sequence[Call], workers: int = 2, say: Callable[[str], None] | None = None) -> None:
@@ -66,7 +75,7 @@ def side_by_side(calls: Sequence[Call], workers: int = 2, say: Callable[[str], N
         say: called with each line that a call gives to `say_from_call`.
 
     Raises:
-        CircuitsError: a call waits for one that is not there; and whatever a call raises, the others being stopped.
+        CircuitsError: as `check_order`; and whatever a call raises, the others being stopped.
     """
     check_order(calls)
     if workers == 1:
@@ -99,13 +108,16 @@ def side_by_side(calls: Sequence[Call], workers: int = 2, say: Callable[[str], N
 
 
 def _here(calls: Sequence[Call], say: Callable[[str], None] | None) -> None:
-    done, waiting = set[str](), list(calls)
+    done, waiting = set[str | None]([None]), list(calls)
     _say[:] = [] if say is None else [say]
-    while waiting:
-        for call in [call for call in waiting if call.after is None or call.after in done]:
+    try:
+        while waiting:
+            call = next(call for call in waiting if call.after in done)
             call.function(**call.arguments)
             done.add(call.name)
             waiting.remove(call)
+    finally:
+        _say.clear()
 
 
 def say_from_call(line: str) -> None:

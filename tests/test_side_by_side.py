@@ -46,10 +46,14 @@ def test_what_a_call_raises_stops_the_others(tmp_path):
 
 
 def test_a_call_that_waits_for_nobody_is_refused():
-    with pytest.raises(CircuitsError, match="the job late waits for early, which is not among the jobs"):
+    with pytest.raises(CircuitsError, match="the call late waits for early, which will not be done"):
         check_order([Call("late", print, after="early")])
-    with pytest.raises(CircuitsError, match="the job late waits for late"):
+    with pytest.raises(CircuitsError, match="the call late waits for late"):
         check_order([Call("late", print, after="late")])
+    with pytest.raises(CircuitsError, match="the call one waits for other"):
+        check_order([Call("one", print, after="other"), Call("other", print, after="one")])
+    with pytest.raises(CircuitsError, match="two calls have the name one"):
+        check_order([Call("one", print), Call("one", print)])
 
 
 def test_bars_of_a_process_that_nobody_sees_are_reported(monkeypatch):

@@ -4,7 +4,7 @@ from circuits.analysis.analysis import Analysis, Tables, analyse
 from circuits.analysis.case import AnalysisSettings
 from circuits.analysis.comparison import Comparison, compare
 from circuits.analysis.differences import paired_differences
-from circuits.analysis.steps import STEPS
+from circuits.analysis.steps import STEPS, check_steps
 from circuits.analysis.summary import accuracies, top_table
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Tables",
     "accuracies",
     "analyse",
+    "check_steps",
     "compare",
     "paired_differences",
     "top_table",

@@ -29,7 +29,7 @@ from circuits.analysis.artifacts import MASKS, Grafts, Table, Traces, TracesOnDi
 from circuits.analysis.case import Case
 from circuits.analysis.consistency import consistency, integrate, signature
 from circuits.analysis.localisation import localise
-from circuits.analysis.running import give_back, step
+from circuits.analysis.running import choose, give_back, step
 from circuits.analysis.summary import accuracies
 from circuits.interventions import effects_table, pair_groups, run_interventions, single
 from circuits.masks import (
@@ -336,3 +336,17 @@ STEPS = (
     evaluate, trace, share, ablate, graft, sweep, neurons, patch, rank, attend, consistency, localise, signature,
     integrate,
 )  # fmt: skip
+
+
+def check_steps(only: Sequence[str] | None = None, skip: Sequence[str] | None = None) -> None:
+    """Refuse, before anything is loaded, steps that `circuits.analysis.analyse` would refuse.
+
+    Raises:
+        CircuitsError: there is no such step, or one is asked for that needs one to be skipped.
+
+    Example:
+        >>> check_steps(["share"], ["trace"])
+        Traceback (most recent call last):
+        circuits.errors.CircuitsError: the step share needs trace, which is to be skipped: leave out one of them
+    """
+    choose(STEPS, only, skip)

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from circuits.analysis import Analysis
     from circuits.tasks import Task
 
+#: Their names, without loading what does them.
+STEPS = (
+    "evaluate, trace, share, ablate, graft, sweep, neurons, patch, rank, attend, consistency, localise, signature, "
+    "integrate"
+)
 Tasks = Annotated[list[str], task_option("What the model is asked", "May be repeated.")]
 Start = Annotated[
     Path | None,
@@ -24,13 +29,18 @@ Start = Annotated[
     ),
 ]
 Only = Annotated[
-    list[str] | None, typer.Option(help="Only this step and those it needs; several times.", show_default=False)
+    list[str] | None,
+    typer.Option(
+        metavar="STEP", help=f"Only this step and those it needs, of {STEPS}. May be repeated.", show_default=False
+    ),
 ]
-Skip = Annotated[list[str] | None, typer.Option(help="Not this step; several times.", show_default=False)]
+Skip = Annotated[
+    list[str] | None, typer.Option(metavar="STEP", help="Not this step. May be repeated.", show_default=False)
+]
 HeldOut = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="NAME", help="Score this task, but hold it out of the shared set; several times.", show_default=False
+        metavar="NAME", help="Score this task, but hold it out of the shared set. May be repeated.", show_default=False
     ),
 ]
 analysis_options = options_of(
@@ -61,13 +71,14 @@ def analyse(
     check_folder(out)
     opened = open_tasks(model, task, data, seed=seed, chat=chat, drop_bad=drop_bad)
     by_step = without(opened.tasks, held_out)
-    loaded = load(model, dtype, device)
-    before = None if pre is None else load(pre, dtype, device)
-    from circuits.analysis import AnalysisSettings
+    from circuits.analysis import AnalysisSettings, check_steps
     from circuits.analysis import analyse as run
 
+    chosen = AnalysisSettings(seed=seed, tasks_by_step=by_step, **settings)
+    check_steps(only, skip)
+    loaded = load(model, dtype, device)
+    before = None if pre is None else load(pre, dtype, device)
     with resumable():
-        chosen = AnalysisSettings(seed=seed, tasks_by_step=by_step, **settings)
         found = run(loaded, opened.tasks, before, out=out, settings=chosen, only=only, skip=skip, say=say)
     tell(found)
 

@@ -10,6 +10,7 @@ from circuits.cli.inputs import (
     check_checkpoint,
     check_folder,
     check_heads,
+    check_same_tokens,
     heads_of,
     is_folder,
     load,
@@ -140,7 +141,7 @@ def attention(
     for one, place, _ in prompts:
         prompt_length(one, place)  # refuses an example that is not there
     if against is not None:
-        _check_tokens(model, against)
+        check_same_tokens(model, against)
         about += f", against {against}"
         subtitle += f", against {against}"
     loaded = [load(one, dtype, device) for one in (model, against) if one is not None]
@@ -182,14 +183,6 @@ def _window(text: str | None) -> tuple[int, int] | None:
     if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
         raise CircuitsError(f"{text!r} is no window: give its first and last token, as in 100:140")
     return int(first), int(last)
-
-
-def _check_tokens(model: Path, against: Path) -> None:
-    """Refuse two checkpoints that read other tokens."""
-    from circuits.models import same_tokenizer
-
-    if not same_tokenizer(tokenizer_of(model), tokenizer_of(against)):
-        raise CircuitsError(f"{model} and {against} have different tokenizers: their patterns are of other tokens")
 
 
 def _save(figures: dict[str, Any], out: Path, subtitle: str, width: Width | None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from circuits.cli.analyse import HeldOut, Only, Skip, Start, Tasks, analysis_options, without
-from circuits.cli.inputs import check_folder, load, open_tasks
+from circuits.cli.inputs import check_folder, check_same_tokens, load, open_tasks
 from circuits.cli.options import Chat, Data, Device, DropBad, Dtype, Model, Seed
 from circuits.cli.terminal import resumable, say, show
 
@@ -35,20 +35,16 @@ def compare(
     check_folder(out)
     opened = open_tasks(model, task, data, seed=seed, chat=chat, drop_bad=drop_bad, other=other)
     by_step = without(opened.tasks, held_out)
+    from circuits.analysis import AnalysisSettings, check_steps
+    from circuits.analysis import compare as run
+
+    chosen = AnalysisSettings(seed=seed, tasks_by_step=by_step, **settings)
+    check_steps(only, skip)
+    check_same_tokens(model, other)
     one, two = load(model, dtype, device), load(other, dtype, device)
     before = None if pre is None else load(pre, dtype, device)
-    from circuits.analysis import AnalysisSettings
-    from circuits.analysis import compare as run
-    from circuits.errors import CircuitsError
-    from circuits.models import same_tokenizer
-
-    if not same_tokenizer(one.tokenizer, two.tokenizer):
-        raise CircuitsError(
-            f"{model} and {other} have other tokenizers: their tasks cannot be compared answer by answer"
-        )
     names = (model.name, other.name) if model.name != other.name else (str(model), str(other))
     with resumable():
-        chosen = AnalysisSettings(seed=seed, tasks_by_step=by_step, **settings)
         found = run(
             one, two, opened.tasks, out=out, pre=before, names=names, settings=chosen, only=only, skip=skip, say=say
         )

@@ -133,6 +133,16 @@ def tokenizer_of(model: Path) -> "PreTrainedTokenizerBase":
         return load_tokenizer(model)
 
 
+def check_same_tokens(model: Path, other: Path) -> None:
+    """Refuse two checkpoints that read other tokens, before their weights are loaded."""
+    from circuits.models import same_tokenizer
+
+    if not same_tokenizer(tokenizer_of(model), tokenizer_of(other)):
+        raise CircuitsError(
+            f"{model} and {other} have different tokenizers: what they make of a prompt cannot be compared"
+        )
+
+
 def load(model: Path, dtype: str = "float32", device: str | None = None) -> "Model":
     """Load a checkpoint, saying so."""
     with busy(f"loading {model}"):

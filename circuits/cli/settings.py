@@ -47,7 +47,8 @@ def options_of(settings: str, *names: str) -> Callable[[Command], Command]:
         # the field's own expressions, such as int | None, and 1 / 3
         type_, default = (eval(ast.unparse(part), {}) for part in fields[name])
         words = " ".join(says[name].split())
-        words = (words[0].upper() + words[1:]).replace("``", "")
+        # a symbol, such as k, stays as it is
+        words = (words if words[1] == ":" else words[0].upper() + words[1:]).replace("``", "")
         kind: Any = Annotated[type_, typer.Option(help=words, show_default=default is not None)]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 

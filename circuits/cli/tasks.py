@@ -146,7 +146,8 @@ def _describe(task: "Task", tokenizer: "PreTrainedTokenizerBase", file: str) -> 
     rows: dict[str, Any] = {
         "prompts": len(task),
         "tokens": f"{int(lengths.sum()):,}, {_range(lengths.tolist())} in a prompt with its answer",
-        "answers": f"{task.answers['value'].nunique():,} different, of {_range(answers.tolist())} tokens",
+        "answers": f"{task.answers['value'].nunique():,} different, of {_range(answers.tolist())} "
+        + ("tokens" if answers.max() > 1 else "token"),
         **{f"span {name}": f"in {_of_all(count, len(task))}" for name, count in having.items()},
         "foils": "no" if task.foils is None else "yes",
         "counterfactuals": "no" if task.counterfactuals is None else "yes",

@@ -39,6 +39,8 @@ def check_task_name(name: str | Path) -> None:
         CircuitsError: it is none of these.
     """
     if not needs_people(name) and str(name) not in SOURCES and not Path(name).exists():
+        if Path(name).suffix or len(Path(name).parts) > 1:
+            raise CircuitsError(f"there is no file {name}: give the path of a file of prompts")
         raise CircuitsError(
             f"there is no task {str(name)!r}: give a file of prompts (.jsonl, .json, .csv, .parquet), a ready source "
             f"({', '.join(SOURCES)}) or a split of the people ({', '.join(SPLITS)})"

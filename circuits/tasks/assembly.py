@@ -57,6 +57,8 @@ class TokenisedPrompt:
         start = tokens.answers[0][0]
         foil = changed = None
         if prompt.foil is not None:
+            if prompt.foil.strip() == prompt.answer.strip():
+                raise prompt.error(f"the foil {prompt.foil!r} is the answer: give a wrong one")
             foil = tokenised(prompt.prompt, prompt.foil, spans)
             if foil[1].tokens[:start] != tokens.tokens[:start]:
                 raise prompt.error(
@@ -64,6 +66,8 @@ class TokenisedPrompt:
                     f"{prompt.answer!r}: begin both alike, with a space or without"
                 )
         if prompt.counterfactual is not None:
+            if prompt.counterfactual == prompt.prompt:
+                raise prompt.error("the counterfactual is the prompt itself: change something in it")
             changed = tokenised(prompt.counterfactual, prompt.foil or prompt.answer, {})
             length = changed[1].answers[0][0]
             if length != start:

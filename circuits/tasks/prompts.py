@@ -281,7 +281,9 @@ def _json_lines(path: Path) -> Iterator[_Row]:
         try:
             yield _object(where, _parsed(line))
         except (ValueError, RecursionError) as error:
-            yield where, CircuitsError(f"{where} is not JSON: {_reason(error)}")
+            broken = line.lstrip().startswith("{") and not line.rstrip().endswith("}")
+            hint = ": write each prompt on one line" if broken else ""
+            yield where, CircuitsError(f"{where} is not JSON: {_reason(error)}{hint}")
 
 
 def _json(path: Path) -> Iterator[_Row]:

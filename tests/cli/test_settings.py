@@ -6,6 +6,8 @@ from typing import get_args
 import pytest
 import typer
 
+from circuits.analysis import STEPS
+from circuits.cli import analyse
 from circuits.cli.app import app
 from circuits.cli.data import data
 from circuits.cli.settings import options_of
@@ -38,6 +40,10 @@ def test_help_is_the_whole_sentence_of_the_docstring():
 def test_a_field_that_is_not_there_is_an_error():
     with pytest.raises(KeyError, match="banana"):
         options_of("training.recipes.Optimisation", "banana")(train)
+
+
+def test_the_help_of_analyse_names_every_step():
+    assert analyse.STEPS.split(", ") == [one.name for one in STEPS]
 
 
 @pytest.mark.parametrize("command", ["data", "train", "study"])

@@ -129,7 +129,7 @@ def test_tasks_that_cannot_be_opened_are_refused(place, births, tmp_path):
     model = place / "model0"
     score = ("evaluate", model, "--task")
     refused(call("evaluate", model), "does not say what it was trained on: give a task of your own (--task)")
-    refused(call(*score, "nowhere.jsonl"), "there is no task 'nowhere.jsonl': give a file of prompts")
+    refused(call(*score, "nowhere.jsonl"), "there is no file nowhere.jsonl: give the path of a file of prompts")
     refused(call(*score, births, "--task", births), "is given twice: name it once")
     (tmp_path / "other").mkdir()
     shutil.copy(births, "other/births.jsonl")

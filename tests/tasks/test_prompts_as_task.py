@@ -140,6 +140,9 @@ def test_bad_lines_are_named_or_dropped(words, tmp_path):
     task = Task.from_file(file, words, drop_bad=True)
     assert len(task) == 1
     assert len(task.provenance["dropped"]) == 2
+    file.write_text(json.dumps(IO, indent=1))
+    with pytest.raises(CircuitsError, match="line 1 of ioi.jsonl is not JSON: .*: write each prompt on one line"):
+        Task.from_file(file, words)
     file.write_text(json.dumps(lines[1]))
     with pytest.raises(CircuitsError, match="no prompt of the task ioi can be used: line 1 of ioi.jsonl: the answer"):
         Task.from_file(file, words, drop_bad=True)
@@ -152,6 +155,8 @@ def test_bad_lines_are_named_or_dropped(words, tmp_path):
         ({"answers": " Mary"}, "there are 1 prompts, but one text as answer: give one for each"),
         ({"foils": [" John", " John"]}, "there are 1 prompts, but 2 as foil"),
         ({"answers": ["Mary"]}, "prompt 0: the answer 'Mary' is glued to its prompt"),
+        ({"foils": [" Mary"]}, "prompt 0: the foil ' Mary' is the answer: give a wrong one"),
+        ({"counterfactuals": [CLEAN]}, "prompt 0: the counterfactual is the prompt itself: change something"),
         ({"answers": [" "]}, "prompt 0: the answer is empty: give it some text"),
         ({"prompts": [" "]}, "prompt 0: the prompt is empty"),
         ({"prompts": [], "answers": []}, "the task task is empty: it has no prompts"),

@@ -228,7 +228,7 @@ def test_a_finished_stage_is_not_run_again_and_other_settings_are_refused(few, t
 
 
 def test_a_job_that_waits_for_nobody_is_refused(few, tmp_path):
-    with pytest.raises(CircuitsError, match="the job two-stage waits for bio-only, which is not among the jobs"):
+    with pytest.raises(CircuitsError, match="the call two-stage waits for bio-only, which will not be done"):
         train_side_by_side([Job("two-stage", "bio-only")], few, tmp_path, optimisation=SMALL)
     assert list(tmp_path.iterdir()) == []
 
