@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy
 import pytest
-import torch
 
 from circuits.figures import direct_logits_figure, logit_lens_figure
 from circuits.models import load_model
