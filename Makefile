@@ -5,7 +5,8 @@ OUT ?= runs/study$(if $(filter-out llama,$(FAMILY)),-$(FAMILY))
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: setup study study-real test test-slow test-bridge test-real check bench parity notebooks data clean
+.PHONY: setup study study-real test test-slow test-bridge test-cluster test-real check bench bench-gpu parity docs \
+	notebooks check-notebooks data clean
 
 setup: $(READY)
 
@@ -34,9 +35,9 @@ study-real: $(READY)
 	@$(BIN)/circuits study --model runs/models/smollm2-135m-instruct --out runs/study-real
 	@$(BIN)/circuits report runs/study-real --out docs/results.md
 
-# The docstrings' examples run in 'make check'.
+# The docstrings' examples run in 'make check'. Files are taken in their order: those of few tests are not the short ones.
 test: $(READY)
-	@$(BIN)/python -m pytest tests -n auto --dist loadfile
+	@$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder
 
 # The whole of what 'make test' looks at parts of: a thousand interrupts, twenty kills, a refusal after a real load.
 test-slow: $(READY)
@@ -46,6 +47,10 @@ test-slow: $(READY)
 test-bridge: $(READY_TL4)
 	@.venv-tl4/bin/python -m pytest -n auto --dist loadfile \
 		tests/models tests/tracing tests/consistency tests/masks tests/interventions tests/rankings tests/sweeps tests/test_hooks.py
+
+# Ray clusters and Slurm tasks that are really started and killed, on this machine.
+test-cluster: $(READY)
+	@$(BIN)/python -m pytest tests -m cluster
 
 # How far every family is from Hugging Face's numbers, with TransformerLens 3 and 4.
 parity: $(READY) $(READY_TL4)
@@ -69,9 +74,25 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks.load
 	@$(BIN)/python -m benchmarks.analyse
 	@$(BIN)/python -m benchmarks.consistency
+	@$(BIN)/python -m benchmarks.cluster
 
-notebooks: study
-	@$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+# On a CUDA device: random weights in the shapes of two models of 3 billion parameters.
+bench-gpu: $(READY)
+	@$(BIN)/python -m benchmarks.gpu
+
+# The site, in runs/site: links, names and formulas are checked, and nothing on it loads from outside.
+docs: $(READY)
+	@$(BIN)/python -m sphinx -q -W --keep-going -c docs . runs/site
+	@echo "runs/site/index.html"
+
+# Execute the notebooks that have what they need ('make study' makes what two of them need), and keep what they show.
+notebooks: $(READY)
+	@$(BIN)/python -m benchmarks.smollm2
+	@$(BIN)/python notebooks/execute.py
+
+# Whether they still show what is there; MINUTES=1 for the quick ones alone. Nothing is written.
+check-notebooks: $(READY)
+	@$(BIN)/python notebooks/execute.py --check $(if $(MINUTES),--minutes $(MINUTES))
 
 # The reference dataset in data/, byte for byte.
 data: $(READY)

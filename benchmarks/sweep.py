@@ -113,7 +113,7 @@ def operations(model: Model, task: Task, interventions: list[Intervention]) -> f
     prompts = Prompts(engine, list(range(len(task))))
     forward = Forward(engine.lean, prompts.tree("all", "zero"), prompts.clean)
     attention = 2 * cfg.d_model * cfg.d_head * (cfg.n_heads + engine.lean.n_groups)
-    output, mlp = 2 * cfg.d_model * cfg.d_head * cfg.n_heads, 6 * cfg.d_model * cfg.d_mlp
+    output, mlp = 2 * cfg.d_model * cfg.d_head * cfg.n_heads, (6 if cfg.gated_mlp else 4) * cfg.d_model * cfg.d_mlp
     layer = 2 * cfg.d_model * cfg.d_head * engine.lean.n_groups + attention + output + mlp
     active, last = len(forward.active), int(forward.answers.sum())
     total = 0.0

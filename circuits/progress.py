@@ -1,12 +1,29 @@
 """Progress that a person sees: a bar in a terminal and in Jupyter, nothing in a log file."""
 
+import itertools
 import multiprocessing
+import os
 import sys
+import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+#: Seconds between two reports of a bar in another process.
+_PAUSE = 0.2
+
+_elsewhere: list[Callable[[tuple[Any, ...]], None]] = []
+_count = itertools.count()
+
+
+def report_to(report: Callable[[tuple[Any, ...]], None]) -> None:
+    """In a process that nobody sees: have bars reported, in place of being drawn.
+
+    Args:
+        report: called with ``("bar" or "close", which, description, total, unit, done before, done)``.
+    """
+    _elsewhere[:] = [report]
 
 
 def bar(description: str, total: int, unit: str = "it", done: int = 0) -> Any:
@@ -18,6 +35,8 @@ def bar(description: str, total: int, unit: str = "it", done: int = 0) -> Any:
         unit: of what.
         done: how much of it was done before; no part of the rate.
     """
+    if _elsewhere:
+        return _Reported(description, total, unit, done)
     with warnings.catch_warnings():
         # tqdm calls its choice between terminal and notebook experimental, and misses widgets aloud
         warnings.simplefilter("ignore")
@@ -35,6 +54,54 @@ def bar(description: str, total: int, unit: str = "it", done: int = 0) -> Any:
         leave=False,
         dynamic_ncols=True,
     )
+
+
+class _Reported:
+    """A bar that another process draws."""
+
+    def __init__(self, *about: Any) -> None:
+        self._about, self._which, self._last = about, (os.getpid(), next(_count)), -_PAUSE
+        self.n = about[-1]
+        self.update(0)
+
+    def update(self, by: float = 1) -> None:
+        """Say how far it is, if that is not said all the time."""
+        self.n += by
+        if time.monotonic() - self._last >= _PAUSE:
+            self._last = time.monotonic()
+            self._say("bar")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._say("close")
+
+    def _say(self, kind: str) -> None:
+        for report in _elsewhere:
+            report((kind, self._which, *self._about, self.n))
+
+    def __enter__(self) -> "_Reported":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def stages(does: str) -> Callable[[str, int, int], None]:
+    """A function that draws a bar for each stage of training, told its name, the steps done, and all its steps.
+
+    Args:
+        does: what is done in a stage.
+    """
+    bars: dict[str, Any] = {}
+
+    def show(stage: str, step: int, steps: int) -> None:
+        if stage not in bars:
+            bars[stage] = bar(f"{does} {stage}", steps, "step")
+        bars[stage].update(step - bars[stage].n)
+        if step == steps:
+            bars[stage].close()
+
+    return show
 
 
 def track(items: Iterable[Item], description: str, total: int, unit: str = "it") -> Iterator[Item]:

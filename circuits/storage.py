@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -162,13 +162,14 @@ def read_json(path: Path) -> Any:
         raise CircuitsError(f"{path} is not a JSON file: {error}") from None
 
 
-def claim(path: Path, facts: Mapping[str, Any], what: str) -> None:
+def claim(path: Path, facts: Mapping[str, Any], what: str, free: Collection[str] = ()) -> None:
     """Say in a file what a folder is for, or check that it says so already.
 
     Args:
         path: a JSON file in the folder.
         facts: what is made there; must be the same when it goes on.
         what: what to call it, such as ``an analysis``.
+        free: facts that may have been others, such as the path to what is the same.
 
     Raises:
         CircuitsError: the folder holds something else, or the same with other facts.
@@ -189,7 +190,7 @@ def claim(path: Path, facts: Mapping[str, Any], what: str) -> None:
         return
     found = flatten(read_json(path))
     for name in (*wanted, *found):
-        if found.get(name) == wanted.get(name):
+        if found.get(name) == wanted.get(name) or name in free:
             continue
         if name not in wanted:
             differs = f"with {name} {found[name]}, and none is given now"

@@ -1,7 +1,9 @@
 """What every process of a test run needs; what tests themselves need is in ``fixtures.py``."""
 
+import functools
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import jaxtyping
@@ -21,24 +23,48 @@ SHAPED = [
     for file in (ROOT / "circuits").rglob("*.py")
     if "from jaxtyping import" in file.read_text()
 ]
+#: In each test, of each function: what a loop calls is checked in its first rounds.
+CHECKED_CALLS = 8
+calls = Counter()
 check_shapes = jaxtyping.jaxtyped
+
+
+def checked_at_first(function, typechecker):
+    """A function whose first calls in each test are checked; the check is compiled when the first of them comes."""
+    checked = None
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        nonlocal checked
+        calls[call] += 1
+        if calls[call] > CHECKED_CALLS:
+            return function(*args, **kwargs)
+        checked = checked or check_shapes(function, typechecker=typechecker)
+        return checked(*args, **kwargs)
+
+    return call
 
 
 def shaped(*, typechecker):
     def decorate(checked):
         function = getattr(checked, "__func__", getattr(checked, "fget", checked))
         speaks = "jaxtyping" in str(list(getattr(function, "__annotations__", {}).values()))
-        return (
-            check_shapes(checked, typechecker=typechecker)
-            if speaks and "<locals>" not in function.__qualname__
-            else checked
-        )
+        if not speaks or "<locals>" in function.__qualname__:
+            return checked
+        if isinstance(checked, type):
+            return check_shapes(checked, typechecker=typechecker)
+        at_first = checked_at_first(function, typechecker)
+        return at_first if checked is function else type(checked)(at_first)
 
     return decorate
 
 
 jaxtyping.jaxtyped = shaped
 install_import_hook(SHAPED, "beartype.beartype")
+
+
+def pytest_runtest_setup():
+    calls.clear()
 
 
 def pytest_configure(config):

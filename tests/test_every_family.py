@@ -61,24 +61,21 @@ def asked(tasks):
     """Two tasks in the small vocabulary of these models."""
     return [
         replace(task, tokens=task.tokens % 61)
-        for task in (tasks["bio"].select(range(6)), tasks["qa_id"].select(range(6)))
+        for task in (tasks["bio"].select(range(4)), tasks["qa_id"].select(range(4)))
     ]
 
 
 @torch.no_grad()
-def logits_of(model, reference, tokens):
-    """By the lean and the hookable model, and by Hugging Face's with the same tensors."""
+def agreed_logits(model, other, tokens):
+    """By the lean and the hookable model, and by Hugging Face's with the same tensors: all the same."""
     lean = lean_model(model)
-    other = type(reference)(reference.config).eval()
     other.load_state_dict({name: tensor.detach() for name, tensor in model.checkpoint.tensors.items()}, strict=False)
     other.tie_weights()
-    return lean.unembed(lean.run(tokens)), model(tokens), other(tokens).logits
-
-
-def alike(model, reference, tokens):
-    lean, hookable, theirs = logits_of(model, reference, tokens)
+    found, theirs = lean.unembed(lean.run(tokens)), other(tokens).logits
     allowed = 1e-5 * float(theirs.abs().max())
-    return torch.allclose(lean, theirs, atol=allowed, rtol=0) and torch.allclose(hookable, theirs, atol=allowed, rtol=0)
+    for ours in (found, model(tokens)):
+        assert torch.allclose(ours, theirs, atol=allowed, rtol=0)
+    return found
 
 
 def test_three_models_agree_inside_and_after_every_block(pair, asked):
@@ -88,7 +85,8 @@ def test_three_models_agree_inside_and_after_every_block(pair, asked):
     shared = shared_parameters(traces, 0.05)
     assert 0 < shared.size < shared.total
     assert shared_size(shared, Head)["size"].sum() > 0
-    tokens, clean = qa.tokens, logits_of(model, reference, qa.tokens)
+    tokens, other = qa.tokens, type(reference)(reference.config).eval()
+    clean = agreed_logits(model, other, tokens)
     name = fingerprint(model)
     units = unit_mask(model, [Head(1, 2), Neuron(0, 7), KVGroup(2, 0)])
     blocks = {
@@ -100,10 +98,8 @@ def test_three_models_agree_inside_and_after_every_block(pair, asked):
     }
     for block, make in blocks.items():
         with make():
-            assert alike(model, reference, tokens), block
-            assert float((logits_of(model, reference, tokens)[0] - clean[0]).abs().max()) > 1e-3, block
-        assert alike(model, reference, tokens), block
-        assert torch.equal(logits_of(model, reference, tokens)[0], clean[0]), block
+            assert float((agreed_logits(model, other, tokens) - clean).abs().max()) > 1e-3, block
+        assert torch.equal(agreed_logits(model, other, tokens), clean), block
     assert fingerprint(model) == name
     # at some positions, through the hookable model
     everywhere = torch.ones_like(qa.tokens, dtype=torch.bool)
@@ -156,5 +152,5 @@ def test_it_is_fine_tuned_from_its_folder_with_the_tokenizer_that_lies_there(pai
 
     text = "Sabrina Merriweather is based in Toronto."
     assert load_tokenizer(tmp_path / "start")(text).input_ids == tokenizer(text).input_ids
-    train("mixed", few, tmp_path / "out", tmp_path / "start", Optimisation(steps=2, rows=4))
+    train("mixed", few, tmp_path / "out", tmp_path / "start", Optimisation(steps=2, rows=2))
     assert fingerprint(load_model(tmp_path / "out" / "mixed")) != fingerprint(load_model(tmp_path / "start"))

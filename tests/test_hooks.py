@@ -115,7 +115,10 @@ class Case:
         self.model, self.pre, self.tmp = model, pre, tmp_path
         self.task = tasks["qa_id"].select(range(6))
         self.bio = tasks["bio"].select(range(6))
-        self.people, self.biographies = tasks["qa_id"], tasks["bio"].select(range(0, 179, 3))
+        self.people = tasks["qa_id"].select(range(18))
+        known = tasks["bio"].answers
+        told = known.loc[known["group"].isin(set(self.people.answers["group"])), "example"]
+        self.biographies = tasks["bio"].select(told.drop_duplicates().tolist()[::2])
         self.source = pair_people(self.task, among=tasks["qa_id"])
         self.mask = unit_mask(model, [OTHER])
         self.answered = said_by(pre, self.task)

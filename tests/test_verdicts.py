@@ -105,7 +105,7 @@ def test_correlations_have_permutation_p_values():
 
 def test_unrelated_heads_agree_by_chance_as_often_as_the_p_value_says():
     generator = numpy.random.default_rng(0)
-    found = [spearman(*generator.normal(size=(2, 16)))[3] for _ in range(200)]
+    found = [spearman(*generator.normal(size=(2, 16)))[3] for _ in range(120)]
     assert 0.01 < numpy.mean(numpy.array(found) < 0.05) < 0.10
 
 
@@ -158,7 +158,7 @@ def test_a_verdict_agrees_with_the_interval_that_is_shown():
 def test_equal_arms_rarely_get_a_verdict_on_sizes():
     # as in three seeds of the small study: the difference of two sizes has a standard deviation of a tenth of them
     generator = numpy.random.default_rng(1)
-    found = [findings_over_seeds(seeds(*generator.normal(0, 0.1, size=3)))[0].verdict for _ in range(400)]
+    found = [findings_over_seeds(seeds(*generator.normal(0, 0.1, size=3)))[0].verdict for _ in range(150)]
     assert found.count("holds") / len(found) < 0.05
 
 

@@ -195,7 +195,7 @@ def analyse(
                 f"{', '.join(case.named('trace'))}: give one of each"
             )
         facts["traces"] = {name: _made(case, name, trace) for name, trace in traces.items()}
-    claim(case.folder / "analysis.json", facts, "an analysis")
+    claim(case.folder / "analysis.json", facts, "an analysis", free=("model.source", "pre.source"))
     missing = [one for one in chosen if not done(case.folder, one) and one.lacking(case) is None]
     if say is not None and missing:
         say(f"about {in_words(sum(estimate(case, missing).values()))} on this machine")

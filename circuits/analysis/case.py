@@ -15,6 +15,8 @@ from circuits.tracing import GradientTrace
 _ON_ALL = ("evaluate", "trace", "graft")
 #: Facts that consistency is measured on, and answers whose spans are replaced: all of these are compared in few passes.
 _ON_FACTS = 64
+#: Answers whose gradients are integrated, each along a path of many prompts.
+_ON_PATHS = 16
 #: Curves are what takes longest: as many examples of each task are scored at each of their points.
 _ON_CURVES = 8
 
@@ -44,7 +46,8 @@ class AnalysisSettings:
         tasks_by_step: step → names of the tasks that it is done on, where these are not all. With the step ``trace`` it
             says which tasks the shared set is of; those held out of it are scored all the same.
         examples_by_step: step → as many examples of each task, in place of what ``examples`` says; of the steps
-            ``consistency``, ``localise`` and ``signature`` as many facts, 64 if nothing is said.
+            ``consistency``, ``localise``, ``signature`` and ``integrate`` as many facts, 64 if nothing is said, of the
+            last 16.
     """
 
     fraction: float = 0.01
@@ -122,6 +125,8 @@ class Case:
             usual = min(settings.examples, _ON_CURVES)
         elif step in ("consistency", "localise", "signature"):
             usual = _ON_FACTS
+        elif step == "integrate":
+            usual = min(settings.examples, _ON_PATHS)
         return settings.examples_by_step.get(step, usual)
 
     def of(self, step: str) -> dict[str, Task]:

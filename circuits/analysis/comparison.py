@@ -123,9 +123,7 @@ def compare(
         CircuitsError: as `analyse`; or the folder holds something else.
     """
     folder = Path(out)
-    if names[0] == names[1]:
-        raise CircuitsError(f"both models are called {names[0]}: give them names of their own")
-    claim(folder / "comparison.json", {"names": list(names)}, "a comparison")
+    claim_comparison(folder, names)
     analyses = []
     for side, name, model in zip(SIDES, names, (a, b), strict=True):
         analyses.append(
@@ -149,6 +147,17 @@ def compare(
     write_json(folder / "summary.json", {name: records(table.head(20)) for name, table in tables.items()})
     write_comparison_page(found.report, found.tables, found.figures, found.names)
     return found
+
+
+def claim_comparison(folder: Path, names: tuple[str, str]) -> None:
+    """Make a folder that of a comparison, or check that it is.
+
+    Raises:
+        CircuitsError: both models have one name, or the folder holds something else.
+    """
+    if names[0] == names[1]:
+        raise CircuitsError(f"both models are called {names[0]}: give them names of their own")
+    claim(folder / "comparison.json", {"names": list(names)}, "a comparison")
 
 
 def _differences(a: Analysis, b: Analysis) -> Iterator[tuple[str, pandas.DataFrame]]:

@@ -1,4 +1,4 @@
-"""How alike tasks are where they tell the same facts, and what their answers rest on: two steps of an analysis.
+"""How alike tasks are where they tell the same facts, and what their answers rest on: three steps of an analysis.
 
 1. Facts that two tasks both tell are drawn, and paired answer by answer; there are as many pairs of tasks as have three
    facts in common.
@@ -8,10 +8,12 @@
 3. Activations of the same pairs are compared layer by layer, at the token that predicts the answer and at the last
    token of the first span that both tasks have, such as the subject.
 4. Differences are tested fact by fact: matched less mismatched, inside less random, retrieval less chance.
-5. The signature is by causal replacement, of the same facts where a task shares facts with another.
+5. The signature is by causal replacement, of the same facts where a task shares facts with another; integrated
+   gradients, of fewer facts, stand beside it.
 """
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from itertools import combinations
 from typing import Any
 
@@ -38,11 +40,14 @@ GRADIENTS, GRADIENT_PAIRS = Table("gradient_consistency"), Table("gradient_consi
 REPRESENTATIONS, REPRESENTATION_PAIRS = Table("representation_consistency"), Table("representation_consistency_pairs")
 TESTS = Table("consistency_tests")
 SIGNATURE, SIGNATURE_ANSWERS = Table("signature"), Table("signature_answers")
+INTEGRATED = Table("integrated_signature")
 
 #: Fewer facts have no mismatched ones to be told from.
 _LEAST = 3
 #: Answers that lend their tokens to each span, where there are as many draws.
 DONORS = 3
+#: Steps along the path of integrated gradients.
+PATH = 32
 #: What tells the parts of gradients apart.
 PARTS = ("by", "scope", "condition", "draw", "unit", "layer", "index")
 
@@ -237,11 +242,11 @@ def _tested(table: pandas.DataFrame, one: str, other: str, kind: Kind = "real") 
 # what an answer rests on
 
 
-def asked_of(case: Case) -> dict[str, Task]:
+def asked_of(case: Case, step: str = "signature") -> dict[str, Task]:
     """The tasks whose signature is taken: examples of facts that another task tells too, or those that are drawn."""
-    found = {name: task for name, task in case.of("signature").items() if task.spans}
+    found = {name: task for name, task in case.of(step).items() if task.spans}
     told: dict[str, pandas.Series[int]] = {}
-    for names, facts in facts_of(case, "signature").items():
+    for names, facts in facts_of(case, step).items():
         for side, name in enumerate(names):
             told.setdefault(name, facts[f"example_{side}"])
     return found | {name: case.tasks[name].select(sorted({*told[name]})) for name in found if name in told}
@@ -274,6 +279,22 @@ def signature(case: Case) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     if not means:
         return pandas.DataFrame(), pandas.DataFrame()
     return pandas.concat(means, ignore_index=True), pandas.concat(answers, ignore_index=True)
+
+
+def _no_path(case: Case) -> str | None:
+    if find_spec("captum") is None:
+        return "the package captum is not there: install fact-circuits[attributions]"
+    return None if asked_of(case, "integrate") else "no task has spans"
+
+
+@step(INTEGRATED, lacking=_no_path)
+def integrate(case: Case) -> tuple[pandas.DataFrame]:
+    """Take integrated gradients of the tasks' answers, beside what replacing spans says."""
+    means = [
+        input_signature(case.model, task, list(task.spans), method="integrated_gradients", steps=PATH).assign(task=name)
+        for name, task in asked_of(case, "integrate").items()
+    ]
+    return (pandas.concat(means, ignore_index=True),)
 
 
 _OF_ANSWERS = (

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from circuits.analysis.case import Case
-from circuits.analysis.consistency import DONORS, asked_of, facts_of
+from circuits.analysis.consistency import DONORS, PATH, asked_of, facts_of
 from circuits.analysis.running import Step
 from circuits.analysis.steps import sources_of
 from circuits.masks import SCOPES, SCORES, covered_parameters
@@ -20,6 +20,8 @@ from circuits.units import Head, Neuron
 _PROBED = 4
 #: Forward passes that a per-example gradient, and the run of one head from its layer on, come to.
 _GRADIENT, _FROM_A_LAYER = 4.0, 0.35
+#: Forward passes that one step along the path of integrated gradients comes to.
+_STEP = 3.0
 #: Forward passes that comparing the gradients and activations of one fact comes to, inside masks and outside them.
 _COMPARED = 40.0
 #: Seconds to select a set of one parameter, and models that the search for a graft tries.
@@ -74,6 +76,7 @@ def estimate(case: Case, steps: Sequence[Step]) -> Mapping[str, float]:
             (1 + min(settings.draws, DONORS) * (1 + len(task.spans))) * len(task) for task in asked_of(case).values()
         )
         * forward,
+        "integrate": _STEP * PATH * sum(map(len, asked_of(case, "integrate").values())) * forward,
     }
     return {step.name: found[step.name] for step in steps if step.lacking(case) is None}
 

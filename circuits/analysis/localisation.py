@@ -6,7 +6,7 @@
    parameters outside S in each tensor, both thinned alike where a tensor has too little room.
 3. Each time, fact by fact: the cosine of the centred activations of both tasks at the token that predicts the answer,
    mean over layers; whether the activation of the last layer is nearest to its own fact's in the other task; and
-   whether the other task's answer is recalled, and its log-probability.
+   whether each task's answer is recalled, and its log-probability.
 4. Differences between S and random parameters are tested fact by fact.
 """
 
@@ -31,8 +31,15 @@ from circuits.tasks import Task, pair_facts
 LOCALISATION, LOCALISATION_FACTS = Table("localisation"), Table("localisation_facts")
 LOCALISATION_TESTS = Table("localisation_tests")
 
-#: What is measured of each fact → what kind of number it is.
-MEASURES: Mapping[str, Kind] = {"cosine": "real", "retrieved": "share", "exact_match": "share", "log_prob": "real"}
+#: What is measured of each fact → what kind of number it is; the last two of the task, those before of the other.
+MEASURES: Mapping[str, Kind] = {
+    "cosine": "real",
+    "retrieved": "share",
+    "exact_match": "share",
+    "log_prob": "real",
+    "task_exact_match": "share",
+    "task_log_prob": "real",
+}
 _DIFFERENCES: Mapping[str, Kind] = {"real": "real", "share": "bounded_difference"}
 #: What is done: nothing, parameters reverted, they alone fine-tuned, all reverted.
 ACTS = ("none", "revert", "alone", "all")
@@ -81,14 +88,16 @@ def _conditions(
 
 
 def measured(model: Model, one: Task, two: Task) -> pandas.DataFrame:
-    """One row for each fact: how alike its activations in both tasks are, and whether the second recalls it."""
+    """One row for each fact: how alike its activations in both tasks are, and whether each recalls it."""
     pairs = representation_consistency(model, one, two, per_pair=True)
     matched = pairs[pairs["kind"] == "matched"]
     last = matched[matched["layer"] == matched["layer"].max()].set_index("example")["retrieved"]
     cosines = matched.groupby("example")["cosine"].mean()
-    answers = evaluate(model, two).set_index("example")
+    scores = ["exact_match", "log_prob"]
+    own, answers = (evaluate(model, task).set_index("example") for task in (one, two))
     keys = [name for name in ("group", "attribute") if name in answers]
-    return answers[[*keys, "exact_match", "log_prob"]].assign(cosine=cosines, retrieved=last).reset_index()
+    found = answers[[*keys, *scores]].assign(cosine=cosines, retrieved=last)
+    return found.join(own[scores].add_prefix("task_")).reset_index()
 
 
 def _by_fact(facts: pandas.DataFrame) -> pandas.DataFrame:

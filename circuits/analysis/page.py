@@ -303,7 +303,7 @@ def localisation_sections(
             f"Facts of {task} and {other} after the shared parameters went back to their values before fine-tuning, "
             "and with these alone as after it, beside as many random parameters outside them: how alike the "
             "activations of both tasks are at the token that predicts the answer, how many facts are nearest to "
-            f"themselves in the other task, and how many answers of {other} are right. If the agreement hangs on the "
+            f"themselves in the other task, and how many answers of both are right. If the agreement hangs on the "
             "shared parameters, it falls without them and stays with them alone."
         )
         tests = tables.get("localisation_tests")
@@ -315,7 +315,12 @@ def localisation_sections(
     return found
 
 
-_MEASURED = {"cosine": ("activations", _two), "retrieved": ("retrieved", _percent), "exact_match": ("right", _percent)}
+_MEASURED = {
+    "cosine": ("activations", _two),
+    "retrieved": ("retrieved", _percent),
+    "exact_match": ("{other}: right", _percent),
+    "task_exact_match": ("{task}: right", _percent),
+}
 
 
 def _localisation(tests: pandas.DataFrame, task: str, other: str) -> pandas.DataFrame:
@@ -328,7 +333,7 @@ def _localisation(tests: pandas.DataFrame, task: str, other: str) -> pandas.Data
             {
                 "top of": SCOPE_WORDS[row.scope],
                 "parameters": ACT_WORDS[row.act],
-                "measure": name,
+                "measure": name.format(task=task, other=other),
                 "shared": written(row.shared),
                 "random": written(row.random),
                 "difference": _interval(ends, "difference", written),
@@ -361,22 +366,33 @@ def _tests(tests: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _signature(tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figure]) -> Sequence[Section]:
-    if "signature" not in figures:
-        return []
-    table = tables["signature"]
-    rows = pandas.DataFrame(
-        {
-            "task": table["task"],
-            "span": table["span"],
-            "fall, nats": [_interval(row, "effect", _two) for row in table.to_dict("records")],
-            "share": [_interval(row, "share", _percent) for row in table.to_dict("records")],
-            "answers": table["answers"],
-            "left out": table["left_out"],
-        }
-    )
-    text = (
-        "How far an answer's log-probability falls when the tokens of a span are replaced by those of another group's "
-        "prompt; context is all other tokens before the answer. Answers for which a span has no such donor are left "
-        "out."
-    )
-    return [Section("What the answers rest on", [text], rows, figures["signature"], SEE_SIGNATURE)]
+    found = []
+    if "signature" in figures:
+        text = (
+            "How far an answer's log-probability falls when the tokens of a span are replaced by those of another "
+            "group's prompt; context is all other tokens before the answer. Answers for which a span has no such donor "
+            "are left out."
+        )
+        rows = _of_spans(tables["signature"], "fall, nats")
+        found.append(Section("What the answers rest on", [text], rows, figures["signature"], SEE_SIGNATURE))
+    if "integrated_signature" in tables:
+        text = (
+            "Integrated gradients from a prompt of mean embeddings to the prompt itself: what each span adds to an "
+            "answer's log-probability. They are no experiment, as replacing tokens is: where the two disagree, "
+            "trust the replacement. Delta is what they miss of adding up, mean over answers."
+        )
+        rows = _of_spans(tables["integrated_signature"], "adds, nats")
+        found.append(Section("What integrated gradients say the answers rest on", [text], rows))
+    return found
+
+
+def _of_spans(table: pandas.DataFrame, effect: str) -> pandas.DataFrame:
+    shown = {
+        "task": table["task"],
+        "span": table["span"],
+        effect: [_interval(row, "effect", _two) for row in table.to_dict("records")],
+        "share": [_interval(row, "share", _percent) for row in table.to_dict("records")],
+        "answers": table["answers"],
+    }
+    last = {"left out": table["left_out"]} if "delta" not in table else {"delta": table["delta"].map("{:.2g}".format)}
+    return pandas.DataFrame(shown | last)

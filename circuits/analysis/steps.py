@@ -15,6 +15,7 @@
     parameters and outside them.
 12. localise: do the tasks still agree about facts without the shared parameters, and with these alone?
 13. signature: which spans the answers rest on.
+14. integrate: what integrated gradients say of the same.
 
 Each says what it needs of earlier ones and what it writes; `circuits.analysis.running` does the rest.
 """
@@ -26,7 +27,7 @@ import pandas
 
 from circuits.analysis.artifacts import MASKS, Grafts, Table, Traces, TracesOnDisk
 from circuits.analysis.case import Case
-from circuits.analysis.consistency import consistency, signature
+from circuits.analysis.consistency import consistency, integrate, signature
 from circuits.analysis.localisation import localise
 from circuits.analysis.running import give_back, step
 from circuits.analysis.summary import accuracies
@@ -331,4 +332,7 @@ def attend(case: Case) -> tuple[pandas.DataFrame]:
     return (table.assign(excess=table["attention"] - table["uniform"]),)
 
 
-STEPS = (evaluate, trace, share, ablate, graft, sweep, neurons, patch, rank, attend, consistency, localise, signature)
+STEPS = (
+    evaluate, trace, share, ablate, graft, sweep, neurons, patch, rank, attend, consistency, localise, signature,
+    integrate,
+)  # fmt: skip

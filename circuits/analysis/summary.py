@@ -95,6 +95,8 @@ def summary_of(
         found["localisation"] = localisation_numbers(tables["localisation"])
     if len(tables.get("signature", ())):
         found["signature"] = records(tables["signature"])
+    if "integrated_signature" in tables:
+        found["integrated_signature"] = records(tables["integrated_signature"])
     return found
 
 

@@ -11,7 +11,7 @@ from circuits.cli.terminal import busy, say
 
 @options_of(
     "facts.settings.DatasetSettings",
-    *("people", "qa_id_fraction", "biographies", "wordings", "order", "mention", "row", "seed"),
+    *("people", "qa_id_fraction", "biographies", "wordings", "questions", "order", "mention", "row", "seed"),
 )
 def data(
     out: Annotated[Path, typer.Option(help="Folder for the dataset.")] = Path("data/facts"),

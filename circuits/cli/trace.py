@@ -5,9 +5,26 @@ from typing import Annotated
 
 import typer
 
-from circuits.cli.inputs import check_folder, facts, load, open_tasks
-from circuits.cli.options import Chat, Csv, Data, Device, DropBad, Dtype, Examples, Model, Seed, task_option
-from circuits.cli.terminal import say
+from circuits.cli.inputs import check_folder, executor_of, facts, load, open_tasks
+from circuits.cli.options import (
+    Address,
+    Chat,
+    CpusPerWorker,
+    Csv,
+    Data,
+    Device,
+    DropBad,
+    Dtype,
+    Examples,
+    Executor,
+    GpusPerWorker,
+    Model,
+    Sbatch,
+    Seed,
+    Workers,
+    task_option,
+)
+from circuits.cli.terminal import resumable, say
 
 
 def trace(
@@ -34,11 +51,28 @@ def trace(
     batch_size: Annotated[int, typer.Option(help="Examples in one pass.", min=1)] = 32,
     dtype: Dtype = "float32",
     device: Device = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            help="Parts that the examples are cut into; default: 1, and 8 with another executor than serial.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
+    executor: Executor = "serial",
+    workers: Workers = None,
+    address: Address = None,
+    gpus_per_worker: GpusPerWorker = None,
+    cpus_per_worker: CpusPerWorker = None,
+    sbatch: Sbatch = None,
     csv: Csv = False,
     seed: Seed = 0,
 ) -> None:
     """Trace a task's gradients at every parameter of heads and neurons."""
     check_folder(out)
+    chosen = executor_of(
+        executor, workers, address, gpus_per_worker=gpus_per_worker, cpus_per_worker=cpus_per_worker, sbatch=sbatch
+    )
     names = task or ["bio", "qa_id"]
     opened = open_tasks(model, names, data, examples=examples, seed=seed, chat=chat, drop_bad=drop_bad)
     loaded = load(model, dtype, device)
@@ -51,7 +85,9 @@ def trace(
     settings = {"examples": examples, "statistic": statistic, "loss": loss, "per": per, "components": parts}
     for one in opened.tasks:
         file = out / f"{one.name}.safetensors"
-        traced = trace_checkpoints(sources, one, statistic, loss, batch_size, per, parts, file, dtype, device)
+        made = (statistic, loss, batch_size, per, parts, file, dtype, device)
+        with resumable():
+            traced = trace_checkpoints(sources, one, *made, shards=shards, executor=chosen)
         about = facts(loaded, opened, seed, **settings, checkpoints=[str(source) for source in checkpoint or []])
         for kind in (Head, Neuron):
             write_table(out / f"{one.name}_{kind.NOUN}s.parquet", traced.units(kind), about, csv)

@@ -36,24 +36,15 @@ def train(
     with busy("starting"):
         import torch
 
-        from circuits.progress import bar
+        from circuits.progress import stages
         from circuits.training import Optimisation
         from circuits.training import train as train_recipe
 
     optimisation = Optimisation(**settings)
     torch.set_flush_denormal(True)
-    bars: dict[str, Any] = {}
-
-    def progress(stage: str, step: int, total: int) -> None:
-        if stage not in bars:
-            bars[stage] = bar(f"train {stage}", total, "step")
-        bars[stage].update(step - bars[stage].n)
-        if step == total:
-            bars[stage].close()
-
     for chosen in recipe or [Recipe.MIXED, Recipe.TWO_STAGE]:
         with resumable():
-            folders = train_recipe(chosen.value, dataset, out, start, optimisation, seed, progress=progress)
+            folders = train_recipe(chosen.value, dataset, out, start, optimisation, seed, progress=stages("train"))
         for folder in folders:
             import pandas
 

@@ -65,7 +65,7 @@ def make_dataset(folder: str | Path, settings: DatasetSettings | None = None) ->
                     counts["bio"] += len(row["attributes"])
                 for row in question_rows(person, settings):
                     qa.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    counts[person.split + ("_unseen" if row["wording"] else "")] += 1
+                    counts[person.split + ("_unseen" if row["wording"] >= settings.questions else "")] += 1
         write_json(
             temporary / "dataset.json",
             {
@@ -142,7 +142,7 @@ class FactDataset:
         """The rows of a split, read one at a time.
 
         Args:
-            split: ``bio`` (all biographies), ``qa_id`` and ``qa_ood`` (questions in the form used in training),
+            split: ``bio`` (all biographies), ``qa_id`` and ``qa_ood`` (questions in the forms used in training),
                 ``qa_id_unseen`` and ``qa_ood_unseen`` (forms never trained on).
             people: only these people.
 
@@ -160,7 +160,7 @@ class FactDataset:
         with (self.folder / f"{split.split('_')[0]}.jsonl").open(encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
-                unseen = "_unseen" if row["format"] == "qa" and row["wording"] else ""
+                unseen = "_unseen" if row["format"] == "qa" and row["wording"] >= self.settings.questions else ""
                 if (split == "bio" or row["split"] + unseen == split) and (wanted is None or row["person"] in wanted):
                     yield row
 

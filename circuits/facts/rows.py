@@ -65,7 +65,7 @@ def biography_rows(person: Person, settings: DatasetSettings) -> Iterator[Row]:
 
 
 def question_rows(person: Person, settings: DatasetSettings) -> Iterator[Row]:
-    """The questions of one person: each attribute in every form; ``wording`` 0 is the form used in training."""
+    """The questions of one person: each attribute in every form, of which the first are in training."""
     for attribute in settings.attributes:
         for wording, question in enumerate(QUESTIONS[attribute]):
             sentence = fill(question, person.name, person.facts[attribute])

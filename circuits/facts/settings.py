@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from circuits.errors import CircuitsError
 from circuits.facts.pools import POOLS
-from circuits.facts.wordings import ATTRIBUTES, BIOGRAPHY
+from circuits.facts.wordings import ATTRIBUTES, BIOGRAPHY, QUESTIONS
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class DatasetSettings:
         qa_id_fraction: share of people whose questions are in training.
         biographies: biographies of each person.
         wordings: sentences for each attribute that biographies draw from, 1 to 5.
+        questions: forms of each question in training, 1 or 2; the rest are unseen.
         order: ``permuted`` or ``fixed`` order of the sentences of a biography.
         mention: ``name`` in every sentence, or the ``pronoun`` after the first one.
         row: one ``sentence`` or one whole ``biography`` a row.
@@ -30,6 +31,7 @@ class DatasetSettings:
     qa_id_fraction: float = 0.5
     biographies: int = 3
     wordings: int = 5
+    questions: int = 1
     order: str = "permuted"
     mention: str = "name"
     row: str = "sentence"
@@ -58,6 +60,11 @@ class DatasetSettings:
             raise CircuitsError(f"there are {self.biographies} biographies for each person: 1 is the least")
         if not 1 <= self.wordings <= most:
             raise CircuitsError(f"the number of wordings is {self.wordings}: it must be from 1 to {most}")
+        if not 1 <= self.questions <= (seen := min(map(len, QUESTIONS.values())) - 1):
+            raise CircuitsError(
+                f"the number of forms of each question in training is {self.questions}: it must be from 1 to {seen}, "
+                "so that one is left to ask in unseen words"
+            )
         for name, choices in {
             "order": ("permuted", "fixed"),
             "mention": ("name", "pronoun"),

@@ -55,7 +55,7 @@ BIOGRAPHY: dict[str, tuple[str, ...]] = {
     ),
 }
 
-#: Questions: the first form of each attribute is the one in training, the others are for testing only.
+#: Questions: the first forms of each attribute, by default one, are in training, the others for testing only.
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "birth_date": (
         "What is the [birth date] of {name}? {value}",

@@ -35,7 +35,12 @@ _ACTED = {
     ("all", ""): "all reverted",
 }
 #: Measures of facts, for a reader.
-_MEASURED = {"cosine": "activations: cosine", "retrieved": "facts retrieved", "exact_match": "recalled"}
+_MEASURED = {
+    "cosine": "activations: cosine",
+    "retrieved": "facts retrieved",
+    "exact_match": "{other} recalled",
+    "task_exact_match": "{task} recalled",
+}
 _CONDITION_COLOURS = {"rest": "#7f7f7f"}
 #: Colours of spans in the order in which they are drawn; the context, which is what is left, is grey.
 _SPANS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2")
@@ -193,10 +198,12 @@ def localisation_figure(table: DataFrame) -> go.Figure:
     Raises:
         CircuitsError: a column is missing or there are no rows.
     """
-    need(table, "model", "scope", "act", "condition", *_MEASURED)
+    need(table, "model", "task", "other", "scope", "act", "condition", *_MEASURED)
     scopes = [scope for scope in table["scope"].unique() if scope]
     models = list(table["model"].unique())
-    titles = [f"{title}, {SCOPE_TITLES.get(scope, scope)}" for scope in scopes for title in _MEASURED.values()]
+    tasks = {side: label(table[side].iloc[0]) for side in ("task", "other")}
+    wanted = [title.format(**tasks) for title in _MEASURED.values()]
+    titles = [f"{title}<br>{SCOPE_TITLES.get(scope, scope)}" for scope in scopes for title in wanted]
     figure = make_subplots(
         rows=max(1, len(scopes)),
         cols=len(_MEASURED),

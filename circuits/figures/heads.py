@@ -35,7 +35,7 @@ def heads_figure(
     panels = list(table[facet].unique())
     largest = float(table[value].abs().max()) or 1.0
     signed = bool((table[value] < 0).any())
-    layers, heads = int(table["layer"].max()) + 1, int(table["index"].max()) + 1
+    layers, heads = int(table["layer"].max() - table["layer"].min()) + 1, int(table["index"].max()) + 1
     # wide enough for a number in each cell and a title over each panel, if the page has room; what is too many for one
     # row goes on in the next
     left, right, top, bottom, between, narrowest = 70, 130, 60, 60, 40, 180

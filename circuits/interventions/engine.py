@@ -330,7 +330,7 @@ class Engine:
         """Metrics of each row, ``[row, answer]``; a few rows are unembedded at a time."""
         fit = max(1, _LOGITS // (last.shape[1] * self.lean.d_vocab))
         size = math.ceil(len(last) / math.ceil(len(last) / fit))  # parts of about the same size
-        parts: dict[str, list[numpy.ndarray]] = {name: [] for name in self.metrics}
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.metrics}
         for part in last.split(size):
             logits = self.lean.unembed(part)
             for name, metric in self.metrics.items():
@@ -341,5 +341,6 @@ class Engine:
                         f"the metric {name} gave values of shape {tuple(values.shape)}: "
                         f"it must give one number for each answer, {expected} here"
                     )
-                parts[name].append(values.double().cpu().numpy())
-        return {name: numpy.concatenate(values) for name, values in parts.items()}
+                parts[name].append(values.double())
+        # a GPU is waited for once
+        return {name: torch.cat(values).cpu().numpy() for name, values in parts.items()}

@@ -35,7 +35,7 @@ def graft_by_score(
         pre: θ_pre; changed on the way and restored.
         fine_tuned: θ_ft.
         task: what must be kept, by exact match.
-        score: ``change`` |Δ|, or ``gradient_x_change`` |g · Δ|; see `circuits.masks.graft_search`.
+        score: ``change`` (``|Δ|``), or ``gradient_x_change`` (``|g · Δ|``); see `circuits.masks.graft_search`.
         keep: r, the share of the fine-tuned accuracy.
         units: graft only parameters of these; heads bring their own weights, and those of their key/value groups if
             `with_groups` adds them.

@@ -30,7 +30,7 @@ class Graft:
 
     @property
     def size(self) -> int:
-        """|γ|₀, how many parameters are grafted."""
+        """``|γ|₀``: how many parameters are grafted."""
         return self.mask.size
 
     @property

@@ -241,15 +241,15 @@ def sharing(
         threshold: as in `influenced_parameters`.
 
     Returns:
-        ``size`` |S|, ``total`` N, ``influenced`` (parameters in the smallest influenced set: k·N), ``share`` of it that
-        is shared, ``jaccard``, ``chance`` (expected size of independent sets), ``lift`` = size / chance; ``gini`` and
-        ``top_tenth`` of Shared Size over heads, ``neuron_gini`` and ``neuron_top_tenth`` over neurons, NaN if the
-        traces have none. Beside each of them the control: ``permuted`` is its mean size, ``permuted_low`` and
-        ``permuted_high`` the ends of that mean's 95 % interval; likewise ``permuted_lift``, ``permuted_lift_low``,
-        ``permuted_lift_high`` and so on. Beside the measures of centralisation also those of random sets of the same
-        size over the same kind of unit: ``random_gini``, ``random_gini_low``, ``random_gini_high``,
-        ``random_top_tenth``, ``random_neuron_gini``, ``random_neuron_top_tenth`` and so on. All of these are NaN where
-        nothing is shared in such units; the mean is over the draws that have a number.
+        ``size`` (``|S|``), ``total`` N, ``influenced`` (parameters in the smallest influenced set: k·N), ``share`` of
+        it that is shared, ``jaccard``, ``chance`` (expected size of independent sets), ``lift`` = size / chance;
+        ``gini`` and ``top_tenth`` of Shared Size over heads, ``neuron_gini`` and ``neuron_top_tenth`` over neurons,
+        NaN if the traces have none. Beside each of them the control: ``permuted`` is its mean size, ``permuted_low``
+        and ``permuted_high`` the ends of that mean's 95 % interval; likewise ``permuted_lift``,
+        ``permuted_lift_low``, ``permuted_lift_high`` and so on. Beside the measures of centralisation also those of
+        random sets of the same size over the same kind of unit: ``random_gini``, ``random_gini_low``,
+        ``random_gini_high``, ``random_top_tenth``, ``random_neuron_gini``, ``random_neuron_top_tenth`` and so on. All
+        of these are NaN where nothing is shared in such units; the mean is over the draws that have a number.
 
     Raises:
         CircuitsError: as `shared_parameters`.

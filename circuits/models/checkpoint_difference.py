@@ -80,7 +80,7 @@ def difference(base: str | Path, tuned: str | Path) -> pandas.DataFrame:
         CircuitsError: a folder cannot be read, or the two are not of one model.
 
     Source:
-        docs/method.md, section 5: |Δθ| of units.
+        docs/method.md, section 5: ``|Δθ|`` of units.
     """
     configs = [load_config(folder) for folder in (base, tuned)]
     _check_sizes([str(base), str(tuned)], configs)

@@ -4,12 +4,13 @@
 2. train: mixed, two-stage, and two-stage with a small second rate, from the same starting weights: those of a new
    small model, or of a pretrained checkpoint.
 3. evaluate: exact match of every model on every split.
-4. compare: `circuits.analysis.compare` of θ_mixed and the θ_two-stage with the small second rate, with the model before
-   training: gradients of BIO and QA-ID, what they share, reverting it, the fewest fine-tuned parameters that keep
-   QA-ID, every head ablated, and patched from the BIO run; rankings of heads and neurons, and whether their top ones
-   are enough, and needed; how alike both formats are inside, and what answers rest on.
-5. full_rate: consistency of BIO and QA-OOD, and what answers rest on, also of two-stage with the full second rate;
-   those of the other two are steps of `compare`.
+4. analyse: `circuits.analysis.analyse`, two models at a time, each with the model before training. Of θ_mixed and the
+   θ_two-stage with the small second rate: gradients of BIO and QA-ID, what they share, reverting it, the fewest
+   fine-tuned parameters that keep QA-ID, every head ablated, and patched from the BIO run; rankings of heads and
+   neurons, and whether their top ones are enough, and needed; how alike both formats are inside, and what answers rest
+   on. Of two-stage with the full second rate the last two. Of the parameters that both formats updated along training,
+   in place of those whose gradients both have now, what is measured of these.
+5. compare, updated: both models side by side, and both sets of parameters.
 6. patch_people: every head from another person's run.
 7. attend: every head's attention in both formats.
 8. report: ``summary.json`` and ``report.html``, with the paper's claims.

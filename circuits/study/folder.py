@@ -10,7 +10,7 @@ import pandas
 
 from circuits.analysis import STEPS, Tables
 from circuits.analysis.artifacts import Table
-from circuits.analysis.consistency import consistency, signature
+from circuits.analysis.consistency import consistency, integrate, signature
 from circuits.analysis.differences import SIDES
 from circuits.analysis.running import done
 from circuits.facts import SPLITS, FactDataset
@@ -118,7 +118,7 @@ class Study:
         missing = self.missing()
         arms = {model: Tables(folder / "tables") for model, folder in self.arms.items()}
         third = Tables(self.full_rate / "tables")
-        own = {made.name for one in (consistency, signature) for made in one.writes}
+        own = {made.name for one in (consistency, signature, integrate) for made in one.writes}
         for name in (
             made.name for one in STEPS if one.name not in missing for made in one.writes if isinstance(made, Table)
         ):

@@ -157,7 +157,10 @@ def localised_finding(
         "alone": f"With {of} alone trained, both formats' activations agree more than with as many random ones "
         f"({named})",
     }
-    recalled = [at.loc[(act, condition), "exact_match"] for condition in (mask, "random")]
+    recalled = {
+        split: [at.loc[(act, condition), measure] for condition in (mask, "random")]
+        for split, measure in (("BIO", "task_exact_match"), ("QA-OOD", "exact_match"))
+    }
     order = (sides["random"], sides[mask]) if act == "revert" else (sides[mask], sides["random"])
     return Finding(
         "v2",
@@ -165,7 +168,7 @@ def localised_finding(
         f"cosine {sides[mask].mean():.3f}{' (thinned as their control)' if mask != 'shared' else ''} against "
         f"{sides['random'].mean():.3f} ({len(draws)} draws, {min(draws):.3f} to {max(draws):.3f})",
         f"the whole model: {at.loc[('none', ''), 'cosine']:.3f}, all reverted: {at.loc[('all', ''), 'cosine']:.3f}; "
-        f"QA-OOD {recalled[0]:.1%} against {recalled[1]:.1%}",
+        + "; ".join(f"{split} {one:.1%} against {other:.1%}" for split, (one, other) in recalled.items()),
         **_FORM,
         **beyond_draws(_compared(*order, level), draws, level, answers=len(order[0])),
     )

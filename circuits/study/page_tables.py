@@ -189,6 +189,7 @@ _MECHANISM = {
     "rests on subject": ("signature", None, "subject", ".1%"),
     "relation": ("signature", None, "relation", ".1%"),
     "context": ("signature", None, "context", ".1%"),
+    "context, integrated gradients": ("integrated_signature", None, "context", ".1%"),
 }
 
 

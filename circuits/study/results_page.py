@@ -252,7 +252,7 @@ def _machine(summary: dict[str, Any]) -> str:
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     return (
         f"{machine['cores']} cores of {machine['processor'] or 'an unnamed processor'}, {threads} (two processes "
-        "of one thread while training)"
+        "of one thread while training and analysing)"
     )
 
 

@@ -10,7 +10,7 @@ from circuits.storage import check_ending, read_json
 from circuits.study.folder import Study
 from circuits.study.results_page import write_results_page
 from circuits.study.settings import StudySettings, settings_of
-from circuits.study.steps import STEPS, compare, evaluate, report, train
+from circuits.study.steps import STEPS, analyse, compare, evaluate, report, train
 from circuits.study.summary import summarise
 
 
@@ -65,7 +65,7 @@ def report_study(folder: str | Path, page: str | Path) -> list[Path]:
             f"{folder} holds no study of one seed that was evaluated: make one with 'circuits study --out DIR'"
         )
     study = Study(folder, settings_of(read_json(folder / "plan.json")))
-    own = [one.name for one in STEPS if one is not compare and not done(folder, one)]
+    own = [one.name for one in STEPS if one not in (analyse, compare) and not done(folder, one)]
     missing, tables = [*study.missing(), *own], study.tables()
     summary = summarise(study, tables) if missing else read_json(folder / "summary.json")
     return write_results_page(page, summary, tables, missing)

@@ -22,8 +22,9 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 _FAMILY_OF = {"LlamaForCausalLM": "llama", "GPTNeoXForCausalLM": "pythia"}
 #: Facts that both formats are compared on.
 _FACTS = 200
-#: Facts that are looked at again with each set of parameters reverted, or alone.
-_LOCALISED = 100
+#: Facts that are looked at again with each set of parameters reverted, or alone; and those whose gradients are
+#: integrated.
+_LOCALISED, _INTEGRATED = 100, 40
 
 
 #: For facts told once. A shorter first stage leaves more of them where questions find them; a larger second rate finds
@@ -121,6 +122,7 @@ class StudySettings:
                 "consistency": ("bio", "qa_ood"),
                 "localise": ("bio", "qa_ood"),
                 "signature": ("bio", "qa_ood"),
+                "integrate": ("bio", "qa_ood"),
             },
             examples_by_step={
                 "evaluate": self.evaluate_examples,
@@ -130,6 +132,7 @@ class StudySettings:
                 "consistency": facts,
                 "localise": min(facts, _LOCALISED),
                 "signature": facts,
+                "integrate": min(facts, _INTEGRATED),
             },
         )
 

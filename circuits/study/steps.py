@@ -1,12 +1,9 @@
 """The steps of the study: nothing but calls to the other rooms."""
 
-from collections.abc import Callable
-from dataclasses import replace
-
 import pandas
 import plotly.graph_objects as go
 
-from circuits.analysis import accuracies, analyse
+from circuits.analysis import Analysis, accuracies
 from circuits.analysis import compare as compare_models
 from circuits.analysis.artifacts import MASKS, Table
 from circuits.analysis.comparison import overlap
@@ -18,8 +15,9 @@ from circuits.metrics import METRICS
 from circuits.metrics import evaluate as score
 from circuits.rankings import attention_scores, read_head
 from circuits.storage import provenance, write_json
-from circuits.study.along import callbacks_along, consistency_along, updated_traces
-from circuits.study.folder import COMPARED, EVALUATED, FULL_RATE, LEFT_OUT, Study
+from circuits.study.along import callbacks_along, consistency_along
+from circuits.study.analyses import analyse_side_by_side
+from circuits.study.folder import COMPARED, EVALUATED, LEFT_OUT, Study
 from circuits.study.study_page import study_figures, write_study_report
 from circuits.study.summary import summarise
 from circuits.sweeps import sweep_patches
@@ -74,8 +72,15 @@ def evaluate(study: Study) -> tuple[pandas.DataFrame, pandas.DataFrame]:
 
 
 @step()
+def analyse(study: Study) -> tuple[()]:
+    """Analyse the models side by side."""
+    analyse_side_by_side(study)
+    return ()
+
+
+@step()
 def compare(study: Study) -> tuple[()]:
-    """Analyse the mixed and the two-stage model, and set one beside the other."""
+    """Set the mixed model beside the two-stage one."""
     one, other = (study.model(name) for name in COMPARED)
     compare_models(
         one,
@@ -86,49 +91,16 @@ def compare(study: Study) -> tuple[()]:
         names=COMPARED,
         settings=study.settings.analysis,
         skip=LEFT_OUT,
-        say=study.say,
-    )
-    return ()
-
-
-def _says(study: Study, about: str) -> Callable[[str], None] | None:
-    say = study.say
-    return None if say is None else lambda line: say(f"{about}: {line}")
-
-
-@step()
-def full_rate(study: Study) -> tuple[()]:
-    """Measure consistency and signature of the two-stage model with the full second rate."""
-    analyse(
-        study.model(FULL_RATE),
-        list(study.tasks.values()),
-        study.model("pre"),
-        out=study.full_rate,
-        # the shared parameters are needed, and not their curve
-        settings=replace(study.settings.analysis, fractions=()),
-        only=["consistency", "signature"],
-        say=_says(study, FULL_RATE),
     )
     return ()
 
 
 @step(UPDATED)
 def updated(study: Study) -> tuple[pandas.DataFrame]:
-    """Find the parameters that both formats updated along training, and measure what is measured of the shared ones."""
+    """Set the parameters that both formats updated along training beside the shared ones."""
     shared = []
-    settings = replace(study.settings.analysis, fractions=())
     for name, folder in study.updated.items():
-        found = analyse(
-            study.model(name),
-            list(study.tasks.values()),
-            study.model("pre"),
-            out=folder,
-            settings=settings,
-            traces=updated_traces(study, name),
-            only=["ablate", "consistency", "localise"],
-            say=_says(study, f"{name}, updated"),
-        )
-        first = MASKS.load(study.arms[name])
+        found, first = Analysis(folder), MASKS.load(study.arms[name])
         rows = [
             {"scope": scope, "of_shared": first[scope].size}
             | {f"{column}_with_shared": value for column, value in overlap(mask, first[scope]).items()}
@@ -188,4 +160,4 @@ def _attention(study: Study, head: str) -> go.Figure:
     return attention_figure(readings, subtitle=f"mixed model, {study.start}, a QA-OOD person")
 
 
-STEPS = (data, train, evaluate, compare, full_rate, updated, patch_people, attend, report)
+STEPS = (data, train, evaluate, analyse, compare, updated, patch_people, attend, report)

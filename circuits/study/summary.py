@@ -42,6 +42,7 @@ def summarise(study: Study, tables: Frames) -> dict[str, Any]:
         "rankings": ("ranking_summary", lambda: _rankings(tables["ranking_summary"])),
         "consistency": ("gradient_consistency", lambda: _consistency(tables)),
         "signature": ("signature", lambda: _signature(tables["signature"])),
+        "integrated_signature": ("integrated_signature", lambda: _signature(tables["integrated_signature"])),
         "top_head": ("shared_heads", lambda: _first(tables["shared_heads"], ["size"])),
         "attending_head": ("attention", lambda: _first(tables["attention"], [one.name for one in BEHAVIOURS])),
     }
@@ -56,14 +57,14 @@ def summarise(study: Study, tables: Frames) -> dict[str, Any]:
 
 
 def _seconds(study: Study) -> dict[str, float]:
-    """How long each step took, those of both analyses together."""
+    """How long each step took, those of all analyses together, which are made side by side; and the whole of it."""
     spent: Counter[str] = Counter()
-    whole = ("compare", "full_rate", "updated", "report")
+    whole = ("analyse", "compare", "updated", "report")
     for folder in (study.out, *study.arms.values(), study.full_rate, *study.updated.values()):
         spent.update({name: took for name, took in seconds(folder).items() if name not in whole})
     order = ["data", "train", *(one.name for one in STEPS if one.name != "attend"), "patch_people", "attend"]
     named = {name: round(spent[name], 1) for name in order if name in spent}
-    return {**named, "total": round(sum(spent.values()), 1)}
+    return {**named, "total": round(sum(seconds(study.out).values()), 1)}
 
 
 def _first(table: pandas.DataFrame, columns: list[str]) -> str:
@@ -159,12 +160,14 @@ def _consistency(tables: Frames) -> dict[str, dict[str, Any]]:
 
 
 def _signature(table: pandas.DataFrame) -> dict[str, Any]:
-    """The share of each span in BIO by arm, and what replacing it costs in nats."""
+    """The share of each span in BIO by arm, and what it comes to in nats; of integrated gradients also delta."""
     found: dict[str, Any] = {}
     for model, rows in table[table["task"] == "bio"].groupby("model", sort=False) if len(table) else ():
         shares, effects = (rows.set_index("span")[name].astype(float).round(4) for name in ("share", "effect"))
         told = {str(span): None if math.isnan(share) else share for span, share in shares.items()}
         found[str(model)] = {**told, "nats": effects.to_dict()}
+        if "delta" in rows:
+            found[str(model)]["delta"] = round(float(rows["delta"].iloc[0]), 4)
     return found
 
 

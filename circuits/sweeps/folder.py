@@ -7,20 +7,51 @@
 3. Who runs a job holds its lock, ``.locks/0003``; the operating system takes the lock back when the process ends, also
    by SIGKILL. What such a process left half written goes when the job is taken up again. Locks stay where they are:
    whoever waits for one that is removed could share it with nobody.
-4. When all parts are there, ``table.parquet`` and ``table.csv`` are made of them.
+4. ``.workers`` and ``.lost`` hold notes of who finished what and what was lost, for people who look.
+5. When all parts are there, ``table.parquet`` and ``table.csv`` are made of them.
 """
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas
 from filelock import BaseFileLock, FileLock, Timeout
 
 from circuits.errors import CircuitsError
+from circuits.executors.tries import LOST
 from circuits.storage import atomic_file, read_json, with_plain_columns, write_json, write_table
 from circuits.sweeps.plan import Job
+
+
+class Computed(NamedTuple):
+    """What came of a job.
+
+    Attributes:
+        rows: one for each intervention.
+        answers: one for each intervention and answer, if the plan keeps them.
+    """
+
+    rows: pandas.DataFrame
+    answers: pandas.DataFrame | None = None
+
+
+class Note(NamedTuple):
+    """What a worker noted of a job that it finished.
+
+    Attributes:
+        at: seconds since 1970.
+        job: its index.
+        interventions: in it.
+        seconds: that it took.
+    """
+
+    at: float
+    job: int
+    interventions: int
+    seconds: float
 
 
 class SweepFolder:
@@ -38,6 +69,7 @@ class SweepFolder:
         self.table = self.path / "table.parquet"
         self._csv = self.path / "table.csv"
         self._locks = self.path / ".locks"
+        self._workers = self.path / ".workers"
 
     def claim(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Write down what the sweep is, or check that the folder's sweep is the same.
@@ -65,6 +97,14 @@ class SweepFolder:
                 f"{self.path} holds a sweep with {name} {before}, not {now}: choose another folder or delete it"
             )
         return found
+
+    def stamp(self) -> tuple[int, int]:
+        """What tells the folder from one of the same name on another machine; zeros if there is no sweep in it."""
+        try:
+            found = self.plan.stat()
+        except OSError:
+            return (0, 0)
+        return found.st_ino, found.st_mtime_ns
 
     def part(self, job: Job) -> Path:
         """Where the rows of a job are."""
@@ -95,13 +135,15 @@ class SweepFolder:
         finally:
             lock.release()
 
+    def keep(self, job: Job, computed: Computed) -> None:
+        """Keep what a job computed: it is done when its own rows are there, after those for each answer."""
+        if computed.answers is not None:
+            self._write(self.answers / self.part(job).name, computed.answers)
+        self.write_part(job, computed.rows)
+
     def write_part(self, job: Job, rows: pandas.DataFrame) -> None:
         """Keep the rows of a job."""
         self._write(self.part(job), rows)
-
-    def write_answers(self, job: Job, rows: pandas.DataFrame) -> None:
-        """Keep the rows of a job for each answer; a job is done when its own rows are kept too."""
-        self._write(self.answers / self.part(job).name, rows)
 
     @staticmethod
     def _write(path: Path, rows: pandas.DataFrame) -> None:
@@ -109,6 +151,25 @@ class SweepFolder:
         rows.attrs = {}
         with atomic_file(path) as temporary:
             rows.to_parquet(temporary, index=False)
+
+    def note(self, worker: str, job: Job, seconds: float) -> None:
+        """Note that a worker finished a job just now."""
+        self._workers.mkdir(exist_ok=True)
+        with (self._workers / worker).open("a") as file:
+            file.write(f"{time.time():.3f} {job.index} {len(job)} {seconds:.3f}\n")
+
+    def notes(self) -> dict[str, list[Note]]:
+        """What each worker noted."""
+        found = {}
+        for file in sorted(self._workers.glob("*")):
+            lines = [line.split() for line in file.read_text().splitlines()]
+            found[file.name] = [Note(float(at), int(job), int(size), float(s)) for at, job, size, s in lines]
+        return found
+
+    def lost(self) -> int:
+        """How many jobs were lost with their worker, so far."""
+        file = self.path / LOST
+        return len(file.read_text().splitlines()) if file.is_file() else 0
 
     def read_part(self, job: Job) -> pandas.DataFrame:
         """The rows of a job that is done."""

@@ -1,23 +1,22 @@
-"""What a job computes: a pure function of the plan, and of the estimates if there is a screen.
+"""What a job computes: a pure function of the plan, and of what a screen chose if there is one.
 
 1. A prepared sweep has the plan's models loaded and its tasks, sources and reference set tokenised.
 2. A job of the stage ``estimate`` estimates all interventions of a task by attribution.
 3. A job of the stage ``exact`` computes its share of a task's interventions in one call. With a screen, these are the
-   ones with the largest estimates, in the order of the plan.
+   ones with the largest estimates, in the order of the plan; the job is told which.
 4. A job computes on the plan's number of threads and takes numbers too small for full precision as zero, whoever runs
    it, so that every executor gives the same bytes.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas
-import torch
 
 from circuits.errors import CircuitsError
+from circuits.executors import on_threads
 from circuits.facts import check_held_out, check_task_names, needs_people, open_task, people_of
 from circuits.interventions import (
     Engine,
@@ -33,6 +32,7 @@ from circuits.interventions.effects import answers_table, means_table
 from circuits.masks import ParameterMask
 from circuits.models import Model, fingerprint, load_model, require_start, shape_of
 from circuits.storage import digest
+from circuits.sweeps.folder import Computed
 from circuits.sweeps.plan import Job, SweepPlan
 from circuits.tasks import Task
 
@@ -157,23 +157,20 @@ class PreparedSweep:
             **({"prompts": prompts} if prompts else {}),
         }
 
-    def run(self, job: Job, estimates: pandas.Series | None = None) -> tuple[pandas.DataFrame, pandas.DataFrame | None]:
-        """The rows of a job, and its rows for each answer if the plan keeps them.
+    def run(self, job: Job, places: Sequence[int] | None = None) -> Computed:
+        """What comes of a job.
 
         Args:
             job: one of the plan's.
-            estimates: of all interventions on the job's task, for an exact job after a screen.
+            places: of its interventions among all on its task, if a screen chose them.
         """
         plan, task, source = self.plan, self.tasks[job.task], self.sources[job.task]
         interventions = self.interventions[job.task]
-        with _arithmetic(plan.threads):
+        chosen = interventions[job.start : job.stop] if places is None else [interventions[place] for place in places]
+        with on_threads(plan.threads):
             if job.stage == "estimate":
-                chosen = interventions[job.start : job.stop]
                 options: dict[str, Any] = {"source": source, "reference": self.reference, "seed": plan.seed}
-                return screen_interventions(self.model, task, chosen, metric=plan.screened, **options), None
-            if estimates is not None:
-                interventions = [interventions[place] for place in largest(estimates, plan.exact_count(len(estimates)))]
-            chosen = interventions[job.start : job.stop]
+                return Computed(screen_interventions(self.model, task, chosen, metric=plan.screened, **options))
             engine = Engine(
                 self.model,
                 task,
@@ -186,7 +183,7 @@ class PreparedSweep:
                 check_start=False,
             )
             clean, found = engine.run()
-            return (
+            return Computed(
                 means_table(engine, clean, found),
                 answers_table(engine, clean, found) if plan.per_answer else None,
             )
@@ -194,7 +191,7 @@ class PreparedSweep:
 
 def prepare(plan: SweepPlan) -> PreparedSweep:
     """Load a plan's models and make its tasks, on as many threads as its jobs have."""
-    with _arithmetic(plan.threads):
+    with on_threads(plan.threads):
         return PreparedSweep(plan)
 
 
@@ -207,17 +204,3 @@ def largest(estimates: pandas.Series, count: int) -> list[int]:
     """
     order = estimates.abs().reset_index(drop=True).sort_values(ascending=False, kind="stable", na_position="first")
     return sorted(order.index[:count].tolist())
-
-
-@contextmanager
-def _arithmetic(threads: int) -> Iterator[None]:
-    """Inside the block, torch computes as the plan says; afterwards as before."""
-    before = torch.get_num_threads()
-    flushed = not bool(torch.full((1,), 1e-39).mul(0.5).any())
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        torch.set_flush_denormal(flushed)

@@ -1,6 +1,7 @@
 """Running a sweep: the jobs that are missing, and then the table.
 
-1. The plan's models are loaded and its tasks made; the folder is claimed for exactly this plan, models and data.
+1. A worker loads the plan's models and makes its tasks, and says what it found (`circuits.sweeps.work`); the folder is
+   claimed for exactly this plan, models and data. This process loads nothing, unless it is the worker.
 2. Jobs whose parts are missing run, stage by stage; each is on the disk as soon as it is finished. A job that another
    process is at is waited for, and taken over if that process dies.
 3. When no part is missing, the table is made of the parts alone, so that it is the same to the byte however often the
@@ -11,23 +12,26 @@ import errno
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas
 
 from circuits.errors import CircuitsError
+from circuits.executors import Executor, Run, choose_executor
 from circuits.interventions.effects import with_corrections
 from circuits.progress import bar
 from circuits.storage import git_commit, library_version, read_json
-from circuits.sweeps.executors import EXECUTORS, Executor
 from circuits.sweeps.folder import SweepFolder
-from circuits.sweeps.jobs import DONE, PreparedSweep, largest, prepare
+from circuits.sweeps.jobs import DONE, largest
+from circuits.sweeps.pace import SweepPace, sweep_pace
 from circuits.sweeps.plan import STAGES, Job, SweepPlan
+from circuits.sweeps.work import Assignment, Done, Look, SweepWork, facts_digest, keep
 
 
 def run_sweep(
-    plan: SweepPlan, out: str | Path, executor: str = "serial", workers: int | None = None
+    plan: SweepPlan, out: str | Path, executor: str | Executor = "serial", workers: int | None = None
 ) -> pandas.DataFrame:
     """Run a sweep, or what is missing of one.
 
@@ -39,8 +43,10 @@ def run_sweep(
         out: the sweep's folder: ``plan.json``, ``parts``, and at the end ``table.parquet`` and ``table.csv``. If the
             plan has ``per_answer``, the folder ``answers`` too: ``pandas.read_parquet`` reads it as one table, with
             the columns that `circuits.interventions.run_interventions` has for each answer.
-        executor: ``serial``, or ``processes``: several on this machine, each with the plan's models in memory.
-        workers: of ``processes``; if not given, as many as the cores have room for with the plan's threads each.
+        executor: who runs its jobs: ``serial``, this process; ``processes``, several on this machine; ``ray``, a Ray
+            cluster; ``slurm``, a Slurm job array; or an executor of `circuits.executors` with its settings. Each worker
+            has the plan's models in memory.
+        workers: how many; if not given, as many as there is room for with the plan's threads each.
 
     Returns:
         The table: one row for each task and intervention, as `circuits.interventions.run_interventions` gives them,
@@ -49,7 +55,7 @@ def run_sweep(
 
     Raises:
         CircuitsError: the plan does not fit its model or data, the folder holds another sweep, there is no such
-            executor, a worker was killed, or the disk is full.
+            executor or what it needs, workers keep dying, or the disk is full.
 
     Example:
         >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
@@ -66,38 +72,30 @@ def run_sweep(
         >>> sweep_state(folder / "sweep").done
         1
     """
-    if executor not in EXECUTORS:
-        raise CircuitsError(f"there is no executor {executor!r}: choose from {', '.join(EXECUTORS)}")
-    folder = SweepFolder(out)
-    with bar(f"load {plan.model}", 1, " sweep"):
-        prepared = prepare(plan)
-        prepared.check()
-    jobs = plan.jobs(prepared.counts)
-    work = _Work(plan, folder, prepared.facts)
-    facts = {"plan": _plain(plan), **prepared.facts, "interventions": prepared.counts}
-    if executor == "serial":
-        work.prepared = prepared
-    del prepared
-    runner = EXECUTORS[executor](work, workers, plan.threads)
+    folder, jobs = SweepFolder(out), list[Job]()
+    chosen = choose_executor(executor, workers=workers)
     try:
-        record = folder.claim({**facts, "library_version": library_version(), "git_commit": git_commit()})
-        for stage in STAGES:
-            _complete([job for job in jobs if job.stage == stage], runner, folder)
+        with chosen.start(SweepWork(plan, folder), folder.path, threads=plan.threads) as run:
+            with bar(f"load {plan.model}", 1, " sweep"):
+                [(_, found)] = run([Look()])
+            jobs = plan.jobs(found.interventions)
+            facts = {"plan": _plain(plan), **found.facts, "interventions": found.interventions}
+            record = folder.claim({**facts, "library_version": library_version(), "git_commit": git_commit()})
+            where = folder.stamp() if chosen.shared else None
+            for stage in STAGES:
+                some = [job for job in jobs if job.stage == stage]
+                _complete(_assigned(plan, jobs, some, folder, facts_digest(found.facts), where), run, folder)
         if not folder.is_finished():
             folder.finish(_table(plan, jobs, folder), _provenance(record))
     except OSError as error:
-        runner.close(stop=True)
         if error.errno not in _FULL:
             raise
         raise CircuitsError(
             f"the disk of {folder.path} is full: {_so_far(folder, jobs)} and kept; make room, and {_AGAIN}"
         ) from None
-    except BaseException as error:
-        runner.close(stop=True)
-        if isinstance(error, KeyboardInterrupt):
-            error.add_note(f"{_so_far(folder, jobs)}; {_AGAIN}")
+    except KeyboardInterrupt as error:
+        error.add_note(f"{_so_far(folder, jobs)}; {_AGAIN}")
         raise
-    runner.close()
     return pandas.read_parquet(folder.table)
 
 
@@ -109,57 +107,54 @@ def _so_far(folder: SweepFolder, jobs: Sequence[Job]) -> str:
     return f"{sum(map(folder.is_done, jobs))} of {len(jobs)} jobs are finished"
 
 
-class _Work:
-    """Runs a job if nobody else does, and keeps its rows. In another process it loads the plan's models itself."""
-
-    def __init__(self, plan: SweepPlan, folder: SweepFolder, facts: dict[str, Any]) -> None:
-        self.plan, self.folder, self.facts = plan, folder, facts
-        self.prepared: PreparedSweep | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "prepared": None}
-
-    def __call__(self, job: Job) -> bool:
-        if self.prepared is None:
-            self.prepared = prepare(self.plan)
-            if self.prepared.facts != self.facts:
-                raise CircuitsError(f"{self.plan.model} or its data were changed while the sweep ran: start it again")
-        with self.folder.claimed(job) as mine:
-            if mine and not self.folder.is_done(job):
-                rows, answers = self.prepared.run(job, self._estimates(job))
-                if answers is not None:
-                    self.folder.write_answers(job, answers)
-                self.folder.write_part(job, rows)
-        return mine
-
-    def _estimates(self, job: Job) -> pandas.Series | None:
-        if job.stage == "estimate" or self.plan.screen is None or self.prepared is None:
-            return None
-        return self.folder.read_part(_estimating(job.task, self.plan.jobs(self.prepared.counts)))["estimate"]
+def _assigned(
+    plan: SweepPlan,
+    jobs: Sequence[Job],
+    some: Sequence[Job],
+    folder: SweepFolder,
+    facts: str,
+    where: tuple[int, int] | None,
+) -> list[Assignment]:
+    """Some of the jobs, with what workers must be told of each."""
+    if plan.screen is None or not some or some[0].stage == "estimate":
+        return [Assignment(job, None, facts, where) for job in some]
+    found = {}
+    for task in plan.tasks:
+        estimates = folder.read_part(_estimating(task, jobs))["estimate"]
+        found[task] = largest(estimates, plan.exact_count(len(estimates)))
+    return [Assignment(job, tuple(found[job.task][job.start : job.stop]), facts, where) for job in some]
 
 
 def _estimating(task: str, jobs: Sequence[Job]) -> Job:
     return next(job for job in jobs if job.stage == "estimate" and job.task == task)
 
 
-def _complete(jobs: Sequence[Job], runner: Executor, folder: SweepFolder) -> None:
+def _complete(assigned: Sequence[Assignment], run: Run, folder: SweepFolder) -> None:
     """Run jobs until the parts of all are there."""
-    missing = [job for job in jobs if not folder.is_done(job)]
+    missing = [one for one in assigned if not folder.is_done(one.job)]
     if not missing:
         return
-    total = sum(map(len, jobs))
-    with bar(f"sweep, {missing[0].stage}", total, " interventions", total - sum(map(len, missing))) as shown:
+    total = sum(len(one.job) for one in assigned)
+    before = total - sum(len(one.job) for one in missing)
+    with bar(f"sweep, {missing[0].job.stage}", total, " interventions", before) as shown:
         while missing:
             held = []
-            for job, finished in runner.run(missing):
-                if finished:
-                    shown.update(len(job))
+            for one, result in run(missing):
+                if isinstance(result, Done):
+                    # of a worker that does not see the folder
+                    result = keep(folder, one.job, partial(_same, result))
+                if result:
+                    shown.update(len(one.job))
                 else:
-                    held.append(job)
+                    held.append(one)
             # another process is at these: it finishes them, or dies and leaves them to us
             missing = held
             if missing:
                 time.sleep(0.2)
+
+
+def _same(done: Done) -> Done:
+    return done
 
 
 def _table(plan: SweepPlan, jobs: Sequence[Job], folder: SweepFolder) -> pandas.DataFrame:
@@ -210,6 +205,7 @@ class SweepState:
         done: how many of them are finished.
         interventions: rows that the table will have.
         table: the table, or the rows that are computed so far.
+        pace: how fast it goes on.
     """
 
     plan: SweepPlan
@@ -218,10 +214,15 @@ class SweepState:
     done: int
     interventions: int
     table: pandas.DataFrame
+    pace: SweepPace
 
 
-def sweep_state(out: str | Path) -> SweepState:
+def sweep_state(out: str | Path, *, rows: bool = True) -> SweepState:
     """How far the sweep in a folder is; reads what is there and runs nothing.
+
+    Args:
+        out: the sweep's folder.
+        rows: False leaves the table empty, which is quicker where there are many jobs.
 
     Raises:
         CircuitsError: the folder holds no sweep.
@@ -238,7 +239,9 @@ def sweep_state(out: str | Path) -> SweepState:
     except (KeyError, TypeError, CircuitsError) as error:
         raise CircuitsError(f"{folder.plan} is no plan that this version reads: {error}") from None
     done = [job for job in jobs if folder.is_done(job)]
-    if folder.is_finished():
+    if not rows:
+        table = pandas.DataFrame()
+    elif folder.is_finished():
         table = pandas.read_parquet(folder.table)
     else:
         parts = [folder.read_part(job) for job in done if job.stage == "exact"]
@@ -246,4 +249,6 @@ def sweep_state(out: str | Path) -> SweepState:
         if parts:
             table = _with_positions(with_corrections(pandas.concat(parts, ignore_index=True)), plan)
     facts = {name: value for name, value in record.items() if name not in ("plan", "interventions")}
-    return SweepState(plan, facts, len(jobs), len(done), sum(record["interventions"].values()), table)
+    finished = set(done)
+    pace = sweep_pace(folder, [job for job in jobs if job not in finished])
+    return SweepState(plan, facts, len(jobs), len(done), sum(record["interventions"].values()), table, pace)

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from circuits.errors import CircuitsError
+from circuits.executors import Executor, Serial, choose_executor
 from circuits.models import (
     Model,
     checkpoint_of,
@@ -30,6 +31,7 @@ from circuits.storage import digest
 from circuits.tasks import Task
 from circuits.tracing.running_trace import RunningTrace
 from circuits.tracing.settings import TraceSettings, check_identity
+from circuits.tracing.shards import trace_in_shards
 from circuits.tracing.trace import GradientTrace
 
 #: Seconds between two saves of an unfinished trace; more if saving takes long.
@@ -103,6 +105,9 @@ def trace_checkpoints(
     out: str | Path | None = None,
     dtype: str = "float32",
     device: str | None = None,
+    *,
+    shards: int | None = None,
+    executor: str | Executor = "serial",
 ) -> GradientTrace:
     """Trace a task's gradients at several checkpoints, and add the traces up.
 
@@ -117,12 +122,18 @@ def trace_checkpoints(
         out: a file for the trace.
         dtype: that folders are loaded in.
         device: that they are loaded to.
+        shards: parts that the examples are cut into; with another executor than ``serial``, 8 if not given. They share
+            out the work, and change the result by no more than rounding. Sums of finished shards wait beside ``out``,
+            each as large as the trace, until all are there.
+        executor: who sums the shards: ``serial``, ``processes``, ``ray``, ``slurm``, or one of `circuits.executors`
+            with its settings. Workers load the checkpoints from their folders, and compute on one thread each.
 
     Returns:
         The sum over checkpoints. It belongs to the model of the last one: masks made from it act there.
 
     Raises:
-        CircuitsError: as `trace_gradients`; no sources are given, or they are not the same kind of model.
+        CircuitsError: as `trace_gradients`; no sources are given, or they are not the same kind of model; shards are
+            to be summed without ``out``, or of a model that is in memory alone.
 
     Source:
         arXiv 2505.16178, section 3; docs/method.md, section 1.
@@ -141,6 +152,13 @@ def trace_checkpoints(
     settings = TraceSettings(statistic, loss, batch_size, per, tuple(components))
     if not sources:
         raise CircuitsError("no checkpoints are given: a trace needs one at least")
+    chosen = choose_executor(executor)
+    if shards is not None or not isinstance(chosen, Serial):
+        if out is None:
+            raise CircuitsError("a trace in shards needs a file for the trace: give out")
+        identity = {"checkpoints": [_stamp(source, dtype) for source in sources]}
+        placed: dict[str, Any] = {"dtype": dtype, "device": device, "shards": shards, "executor": chosen}
+        return trace_in_shards(sources, task, settings, out=Path(out), identity=identity, **placed)
     visits = [partial(_visit, source, dtype, device) for source in sources]
     identity = {"checkpoints": [_stamp(source, dtype) for source in sources]}
     return _trace(visits, task, settings, identity, lambda last: identity | facts_of(last), out)

@@ -75,8 +75,13 @@ class RunningTrace:
             }
         elif shapes != {name: tuple(value.shape) for name, value in self.sums.items()}:
             raise CircuitsError("the checkpoints are not the same kind of model: their parameters have other shapes")
-        self.sums = {name: value.to(lean.device) for name, value in self.sums.items()}
-        self.hook_points = {name: value.to(lean.device) for name, value in self.hook_points.items()}
+        self.to(lean.device)
+
+    def to(self, device: str | torch.device) -> "RunningTrace":
+        """Move the sums; the same object."""
+        self.sums = {name: value.to(device) for name, value in self.sums.items()}
+        self.hook_points = {name: value.to(device) for name, value in self.hook_points.items()}
+        return self
 
     def add(self, lean: LeanModel, batch: Task) -> None:
         """Add the gradients of a batch at a model without hooked functions."""
@@ -236,12 +241,22 @@ class RunningTrace:
         Raises:
             CircuitsError: it was made of something else or with other settings.
         """
+        self.sums, self.hook_points, self.done = {}, {}, 0
+        self.add_sums(path, identity)
+
+    def add_sums(self, path: Path, identity: dict[str, Any]) -> None:
+        """Add the sums over other examples, which `save` wrote.
+
+        Raises:
+            CircuitsError: they were made of something else or with other settings.
+        """
         tensors, metadata = read_tensors(path, "unfinished trace")
         check_identity(path, metadata["identity"], identity)
         for name, value in tensors.items():
             kind, _, rest = name.partition("/")
-            (self.sums if kind == "sums" else self.hook_points)[rest] = value.clone()
-        self.done = metadata["done"]
+            held = self.sums if kind == "sums" else self.hook_points
+            held[rest] = held[rest].add_(value) if rest in held else value.clone()
+        self.done += metadata["done"]
 
 
 def _leaves(model: Model) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from circuits.analysis.compared_consistency import EXCESS
 from circuits.statistics import paired
 from tests.fixtures import loaded
 
-SETTINGS = AnalysisSettings(draws=2, fractions=(), examples_by_step={"consistency": 20, "signature": 20})
+SETTINGS = AnalysisSettings(draws=2, fractions=(), examples_by_step={"consistency": 12, "signature": 12})
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,15 @@ from tests.fixtures import loaded
 
 pytestmark = pytest.mark.usefixtures("all_unchecked")
 
-SETTINGS = AnalysisSettings(draws=2, neurons=2, drawn=0, fractions=(0.01,))
+SETTINGS = AnalysisSettings(
+    draws=2,
+    neurons=2,
+    drawn=0,
+    fractions=(0.01,),
+    rankings=("shared_size",),
+    halvings=1,
+    examples_by_step={"rank": 3, "localise": 6},
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +40,8 @@ def chosen(tasks):
 @pytest.fixture(scope="module")
 def found(models, chosen, tmp_path_factory):
     one, other, pre = models
-    return compare(one, other, chosen, out=tmp_path_factory.mktemp("c") / "out", pre=pre, settings=SETTINGS)
+    out, skip = tmp_path_factory.mktemp("c") / "out", ["consistency", "signature"]
+    return compare(one, other, chosen, out=out, pre=pre, settings=SETTINGS, skip=skip)
 
 
 def test_accuracies_are_compared_answer_by_answer(models, chosen, found):
@@ -93,7 +102,14 @@ def test_masks_are_compared_by_what_they_have_in_common(found):
 
 
 def test_the_same_model_twice_differs_in_nothing(models, chosen, tmp_path):
-    found = compare(models[0], loaded("llama"), chosen, out=tmp_path / "same", settings=SETTINGS, skip=["rank"])
+    found = compare(
+        models[0],
+        loaded("llama"),
+        chosen,
+        out=tmp_path / "same",
+        settings=SETTINGS,
+        only=["evaluate", "share", "sweep"],
+    )
     assert (found.tables["accuracy"]["log_prob_difference"] == 0).all()
     assert (found.tables["sweep"]["log_prob_effect_difference"] == 0).all()
     assert (found.tables["masks"]["jaccard"] == 1).all()
@@ -167,13 +183,15 @@ def test_a_task_is_held_out_of_the_shared_set_from_the_shell(command, models, da
     for side, model in zip(sides, models, strict=False):
         save_model(model, tmp_path / side)
     base = [command, *(str(tmp_path / side) for side in sides), *tasks, "--data", str(dataset.folder)]
-    base += ["--out", str(tmp_path / "out"), "--examples", "4", "--draws", "2", "--only", "ablate"]
+    base += ["--out", str(tmp_path / "out"), "--examples", "4", "--draws", "2", "--only", "trace"]
+    base += ["--only", "ablate" if command == "analyse" else "evaluate"]
     result = CliRunner().invoke(app, [*base, "--held-out", "qa_ood"])
     assert result.exit_code == 0, result.output
     for out in [tmp_path / "out" / side for side in sides] if command == "compare" else [tmp_path / "out"]:
         found = Analysis(out)
         assert list(found.traces) == ["bio", "qa_id"]
-        assert set(found.tables["ablation"]["task"]) == {"bio", "qa_id", "qa_ood"}
+        scored = found.tables["ablation" if command == "analyse" else "accuracy"]
+        assert set(scored["task"]) == {"bio", "qa_id", "qa_ood"}
     result = CliRunner().invoke(app, [*base, "--held-out", "qa"])
     assert isinstance(result.exception, CircuitsError)
     assert str(result.exception) == "there is no task 'qa' to hold out: choose from bio, qa_id, qa_ood"

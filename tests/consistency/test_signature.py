@@ -30,11 +30,16 @@ def two_people(tokenizer, spans=SPANS):
     return Task.from_prompts(PROMPTS, ANSWERS, tokenizer, spans=spans, groups=["Rosalind", "Sabrina"])
 
 
-def log_prob(model, tokens, start, end):
-    """A Hugging Face model's, of the tokens from start to end."""
+def log_probs(model, tokens, start, end):
+    """A Hugging Face model's, of the tokens of each row from start to end."""
     with torch.no_grad():
-        logits = model(tokens[None, :end]).logits[0].log_softmax(-1)
-    return sum(float(logits[place - 1, tokens[place]]) for place in range(start, end))
+        logits = model(tokens[:, :end]).logits.log_softmax(-1)
+    chosen = logits[:, start - 1 : end - 1].gather(2, tokens[:, start:end, None])
+    return chosen.sum((1, 2)).tolist()
+
+
+def log_prob(model, tokens, start, end):
+    return log_probs(model, tokens[None], start, end)[0]
 
 
 @cache
@@ -50,7 +55,7 @@ def deaf(family):
 
 @pytest.fixture
 def bio(tasks):
-    return tasks["bio"].select(range(0, 179, 4))
+    return tasks["bio"].select(range(0, 179, 8))
 
 
 def test_replacement_by_hand(huggingface, untouched, tokenizer):
@@ -73,7 +78,6 @@ def test_replacement_by_hand(huggingface, untouched, tokenizer):
 
 def test_the_effect_is_the_mean_over_donors(huggingface, untouched, bio):
     """With as many draws as there are answers every donor is drawn; who they are, by the slow obvious way."""
-    bio = bio.select(range(0, len(bio), 2))
     found = input_signature(untouched, bio, per_answer=True, draws=len(bio)).set_index(["example", "span"])
     about = list(bio.answers.itertuples())
 
@@ -88,7 +92,7 @@ def test_the_effect_is_the_mean_over_donors(huggingface, untouched, bio):
         own = bio.tokens[answer.example]
         clean = log_prob(huggingface, own, answer.start, answer.end)
         for span in ("subject", "relation", "context"):
-            at, drops = places(answer, span), []
+            at, rows = places(answer, span), []
             for other in about:
                 theirs = places(other, span)
                 tokens = bio.tokens[other.example]
@@ -97,11 +101,12 @@ def test_the_effect_is_the_mean_over_donors(huggingface, untouched, bio):
                 if len(theirs) == len(at) and tokens[theirs].tolist() != own[at].tolist():
                     changed = own.clone()
                     changed[at] = tokens[theirs]
-                    drops.append(clean - log_prob(huggingface, changed, answer.start, answer.end))
+                    rows.append(changed)
             row = found.loc[answer.example, span]
-            if at and drops:
-                assert row["donors"] == len(drops)
-                assert row["effect"] == pytest.approx(numpy.mean(drops), abs=1e-4)
+            if at and rows:
+                left = log_probs(huggingface, torch.stack(rows), answer.start, answer.end)
+                assert row["donors"] == len(rows)
+                assert row["effect"] == pytest.approx(clean - numpy.mean(left), abs=1e-4)
                 seen.add(span)
             elif not at:
                 assert (row["effect"], row["donors"], row["tokens"]) == (0, 0, 0)
@@ -118,7 +123,7 @@ def test_an_answer_that_hangs_on_one_span_gives_it_all_of_the_signature(family, 
         else [{"subject": "Rosalind", "relation": "born"}, {"subject": "Sabrina", "relation": "employed"}]
     )
     prompts = replace(two_people(tokenizer, spans))
-    each = input_signature(deaf(family), prompts, method=method, per_answer=True)
+    each = input_signature(deaf(family), prompts, method=method, per_answer=True, steps=16)
     others = each[each["span"] != span]
     assert others["effect"].abs().max() < 1e-4
     assert each.loc[each["span"] == span, "effect"].abs().min() > 0.01
@@ -130,7 +135,7 @@ def test_an_answer_that_hangs_on_one_span_gives_it_all_of_the_signature(family, 
 def test_integrated_gradients_by_hand(huggingface, untouched, tokenizer):
     """A Riemann sum over Hugging Face's model, and captum's own on it."""
     task = two_people(tokenizer)
-    found = input_signature(untouched, task, method="integrated_gradients", per_answer=True, steps=128)
+    found = input_signature(untouched, task, method="integrated_gradients", per_answer=True, steps=32)
     embedding = huggingface.get_input_embeddings().weight.detach()
     before = [task.tokens[answer.example, 1 : answer.start] for answer in task.answers.itertuples()]
     mean = embedding[torch.cat(before)].mean(0)
@@ -144,12 +149,12 @@ def test_integrated_gradients_by_hand(huggingface, untouched, tokenizer):
             logits = huggingface(inputs_embeds=inputs).logits.log_softmax(-1)
             return sum(logits[:, place - 1, tokens[place]] for place in range(answer.start, answer.end))
 
-        steps, total = 200, torch.zeros_like(stream)
-        for alphas in ((torch.arange(steps) + 0.5) / steps).split(100):
-            path = (baseline + alphas[:, None, None] * (stream - baseline)).requires_grad_()
-            total += torch.autograd.grad(scored(path).sum(), path)[0].sum(0) / steps
-        summed = (total * (stream - baseline)).sum(-1)
-        captums = IntegratedGradients(scored).attribute(stream[None], baseline[None], n_steps=128)[0].sum(-1)
+        steps = 100
+        alphas = (torch.arange(steps) + 0.5) / steps
+        path = (baseline + alphas[:, None, None] * (stream - baseline)).requires_grad_()
+        mean_gradient = torch.autograd.grad(scored(path).sum(), path)[0].mean(0)
+        summed = (mean_gradient * (stream - baseline)).sum(-1)
+        captums = IntegratedGradients(scored).attribute(stream[None], baseline[None], n_steps=32)[0].sum(-1)
         rows = found[found["example"] == answer.example].set_index("span")
         for span, places in PLACES.items():
             assert rows.loc[span, "effect"] == pytest.approx(float(captums[places].sum()), abs=2e-3)
@@ -159,13 +164,13 @@ def test_integrated_gradients_by_hand(huggingface, untouched, tokenizer):
             gained = float(scored(stream[None]) - scored(baseline[None]))
         assert rows["effect"].sum() - gained == pytest.approx(rows["delta"].iloc[0], abs=1e-3)
         assert rows["delta"].abs().max() < 0.01 * abs(gained)
-        assert abs(gained) > 0.1
+        assert abs(gained) > 0.03
 
 
 def test_more_steps_come_nearer(untouched, bio):
     few, many = (
-        input_signature(untouched, bio.select(range(8)), method="integrated_gradients", steps=steps)["delta"].iloc[0]
-        for steps in (4, 64)
+        input_signature(untouched, bio.select(range(3)), method="integrated_gradients", steps=steps)["delta"].iloc[0]
+        for steps in (4, 32)
     )
     assert many < few / 4
 

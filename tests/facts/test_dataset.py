@@ -120,6 +120,19 @@ def test_permuted_order_and_wordings_vary(dataset):
     assert all(len(texts) == 5 for texts in BIOGRAPHY.values())
 
 
+def test_several_forms_of_each_question_can_be_in_training(tmp_path):
+    asked = make_dataset(tmp_path / "two", DatasetSettings(people=6, questions=2))
+    one = make_dataset(tmp_path / "one", DatasetSettings(people=6))
+    for split in ("qa_id", "qa_ood"):
+        texts = [row["text"] for row in asked.rows(split)]
+        assert len(texts) == asked.counts[split] == 2 * one.counts[split]
+        assert {row["wording"] for row in asked.rows(split)} == {0, 1}
+        assert {row["wording"] for row in asked.rows(f"{split}_unseen")} == {2}
+        assert set(texts) == {
+            row["text"] for name in (split, f"{split}_unseen") for row in one.rows(name) if row["wording"] < 2
+        }
+
+
 def test_streaming_gives_the_rows_of_the_file(dataset):
     streamed = list(dataset.stream("qa"))
     with (dataset.folder / "qa.jsonl").open() as file:
@@ -133,6 +146,7 @@ def test_streaming_gives_the_rows_of_the_file(dataset):
         ({"qa_id_fraction": 1.0}, "it must lie between 0 and 1"),
         ({"wordings": 6}, "it must be from 1 to 5"),
         ({"biographies": 0}, "1 is the least"),
+        ({"questions": 3}, "it must be from 1 to 2, so that one is left"),
         ({"order": "random"}, "it must be permuted or fixed"),
         ({"mention": "pronoun"}, "row must be biography"),
         ({"pools": "common"}, "there are no pools 'common': choose from invented, familiar"),

@@ -250,6 +250,16 @@ def test_maps_of_heads_have_numbers_where_cells_have_room(heads, panels, width):
     assert (figure.layout.xaxis.dtick == 1) == (cell >= 20)
 
 
+def test_a_map_of_some_layers_is_as_tall_as_they_are_and_names_each():
+    table = pandas.DataFrame(
+        [(layer, index, 0.5) for layer in (21, 22, 23) for index in range(4)], columns=["layer", "index", "effect"]
+    )
+    figure = heads_figure(table, "effect")
+    assert figure.layout.height == 320
+    assert figure.layout.yaxis.dtick == 1
+    assert figure.data[0].texttemplate is not None
+
+
 def test_grafts_are_drawn_with_the_chosen_ones_marked():
     table = pandas.DataFrame(
         {

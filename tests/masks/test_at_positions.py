@@ -20,13 +20,12 @@ from circuits.metrics import evaluate
 from circuits.models import (
     fingerprint,
     load_huggingface,
-    load_model,
     parameters_of,
     positional_parameters,
     save_model,
 )
 from circuits.units import Head, KVGroup, Neuron
-from tests.fixtures import lively
+from tests.fixtures import loaded
 
 
 @pytest.fixture(scope="session")
@@ -44,13 +43,13 @@ def equal(one, two):
 
 def units_of_all_kinds(model):
     units = [Head(0, 1), Head(2, 3), KVGroup(1, 0), KVGroup(3, 1)]
-    return units + [Neuron(layer, neuron) for layer in (0, 1, 3) for neuron in range(0, 300, 2)]
+    return units + [Neuron(layer, neuron) for layer in (0, 1, 3) for neuron in range(0, 96, 2)]
 
 
 @pytest.fixture
-def distant(family, tokenizer):
+def distant(family):
     """Two models that differ much, so that a mistake shows."""
-    return tuple(load_model(lively(family, seed), tokenizer=tokenizer) for seed in (0, 1))
+    return loaded(family), loaded(family, seed=1)
 
 
 def test_a_graft_at_all_positions_is_a_graft_and_at_none_is_none(distant, task):

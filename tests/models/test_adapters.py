@@ -21,12 +21,33 @@ TARGETS = {
 }
 
 
-@pytest.fixture
-def base(family, tokenizer, tmp_path):
-    folder = tmp_path / "base"
-    lively(family).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+@pytest.fixture(scope="module")
+def made(family, tokenizer, tmp_path_factory):
+    """A checkpoint and a plain adapter of it, to take copies of."""
+    folder = tmp_path_factory.mktemp("made")
+    lively(family).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    adapt(folder / "base", folder / "adapter", lora(family))
     return folder
+
+
+@pytest.fixture
+def base(made, tmp_path):
+    return shutil.copytree(made / "base", tmp_path / "base")
+
+
+@pytest.fixture
+def adapter(made, base, tmp_path):
+    """The plain adapter, of the base beside it."""
+    shutil.copytree(made / "adapter", tmp_path / "adapter")
+    rebase(tmp_path / "adapter", str(base))
+    return tmp_path / "adapter"
+
+
+def rebase(adapter, name):
+    """Name another base."""
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": name}))
 
 
 def adapt(base, folder, config):
@@ -84,38 +105,34 @@ def test_merged_logits_are_pefts_own(kind, family, base, tmp_path, tasks):
     assert model.checkpoint.adapter == str(tmp_path / "adapter")
 
 
-def test_a_folder_that_is_an_adapter_names_its_base(family, base, tmp_path, tokenizer):
-    adapt(base, tmp_path / "adapter", lora(family))
-    config = tmp_path / "adapter" / "adapter_config.json"
-    expected = fingerprint(load_model(base, adapter=tmp_path / "adapter"))
+def test_a_folder_that_is_an_adapter_names_its_base(base, adapter):
+    expected = fingerprint(load_model(base, adapter=adapter))
     for name in (str(base), "../base"):
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": name}))
-        model = load_model(tmp_path / "adapter")
+        rebase(adapter, name)
+        model = load_model(adapter)
         assert fingerprint(model) == expected != fingerprint(load_model(base))
         assert model.checkpoint.source == str(base)
     for name in ("HuggingFaceTB/SmolLM2-135M", "../nowhere", None):
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": name}))
+        rebase(adapter, name)
         with pytest.raises(CircuitsError, match="base"):
-            load_model(tmp_path / "adapter")
-        assert fingerprint(load_model(base, adapter=tmp_path / "adapter")) == expected
+            load_model(adapter)
+        assert fingerprint(load_model(base, adapter=adapter)) == expected
     with pytest.raises(CircuitsError, match="is an adapter itself"):
-        load_model(tmp_path / "adapter", adapter=tmp_path / "adapter")
+        load_model(adapter, adapter=adapter)
 
 
-def test_the_tokenizer_is_the_adapters_own_or_the_bases(family, base, tmp_path, tokenizer):
-    adapt(base, tmp_path / "adapter", lora(family))
-    assert load_model(tmp_path / "adapter").tokenizer.get_vocab() == tokenizer.get_vocab()
-    assert load_tokenizer(tmp_path / "adapter").bos_token == "<s>"
+def test_the_tokenizer_is_the_adapters_own_or_the_bases(base, tokenizer, adapter):
+    assert load_model(adapter).tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert load_tokenizer(adapter).bos_token == "<s>"
     own = load_tokenizer(base)
     own.bos_token = "Paris"
-    own.save_pretrained(tmp_path / "adapter")
-    assert load_model(tmp_path / "adapter").tokenizer.bos_token == "Paris"
-    assert load_model(base, adapter=tmp_path / "adapter").tokenizer.bos_token == "Paris"
+    own.save_pretrained(adapter)
+    assert load_model(adapter).tokenizer.bos_token == "Paris"
+    assert load_model(base, adapter=adapter).tokenizer.bos_token == "Paris"
 
 
-def test_a_graft_of_everything_that_an_adapter_changed_is_the_merged_model(family, base, tmp_path, tasks):
-    adapt(base, tmp_path / "adapter", lora(family))
-    pre, tuned = load_model(base), load_model(base, adapter=tmp_path / "adapter")
+def test_a_graft_of_everything_that_an_adapter_changed_is_the_merged_model(base, tasks, adapter):
+    pre, tuned = load_model(base), load_model(base, adapter=adapter)
     names = [name for name in parameters_of(pre) if "attn" in name or "mlp" in name]
     everything = ParameterMask(
         {name: torch.ones_like(parameters_of(pre)[name], dtype=torch.bool) for name in names}, fingerprint(tuned)
@@ -128,55 +145,49 @@ def test_a_graft_of_everything_that_an_adapter_changed_is_the_merged_model(famil
         assert torch.equal(pre(tokens), tuned(tokens))
 
 
-def test_a_merged_model_is_saved_as_a_checkpoint_and_says_where_it_is_from(family, base, tmp_path):
-    adapt(base, tmp_path / "adapter", lora(family))
-    model = load_model(tmp_path / "adapter")
+def test_a_merged_model_is_saved_as_a_checkpoint_and_says_where_it_is_from(base, tmp_path, adapter):
+    model = load_model(adapter)
     save_model(model, tmp_path / "merged")
     assert fingerprint(load_model(tmp_path / "merged")) == fingerprint(model)
     card = json.loads((tmp_path / "merged" / "circuits.json").read_text())
-    assert (card["source"], card["adapter"]) == (str(base), str(tmp_path / "adapter"))
+    assert (card["source"], card["adapter"]) == (str(base), str(adapter))
 
 
-def test_an_adapter_is_merged_into_a_model_in_memory(family, base, tmp_path):
-    adapt(base, tmp_path / "adapter", lora(family))
+def test_an_adapter_is_merged_into_a_model_in_memory(base, adapter):
     before = AutoModelForCausalLM.from_pretrained(base)
-    model = load_model(before, adapter=tmp_path / "adapter")
-    assert fingerprint(model) == fingerprint(load_model(tmp_path / "adapter"))
+    model = load_model(before, adapter=adapter)
+    assert fingerprint(model) == fingerprint(load_model(adapter))
     again = dict(AutoModelForCausalLM.from_pretrained(base).named_parameters())
     assert all(torch.equal(value, again[name]) for name, value in before.named_parameters())
 
 
-def test_another_base_than_the_adapter_names_is_refused_where_it_can_be_told(family, base, tmp_path):
-    adapt(base, tmp_path / "adapter", lora(family))
+def test_another_base_than_the_adapter_names_is_refused_where_it_can_be_told(family, base, tmp_path, adapter):
     other, moved = tmp_path / "other", tmp_path / "moved"
     lively(family, seed=1).save_pretrained(other)
     shutil.copytree(base, moved)
-    assert fingerprint(load_model(moved, adapter=tmp_path / "adapter")) == fingerprint(load_model(tmp_path / "adapter"))
+    assert fingerprint(load_model(moved, adapter=adapter)) == fingerprint(load_model(adapter))
     with pytest.raises(CircuitsError, match="is of the base .*base, and .*other has other weights"):
-        load_model(other, adapter=tmp_path / "adapter")
+        load_model(other, adapter=adapter)
 
 
-def test_an_adapter_of_the_other_family_is_refused(family, base, tmp_path, tokenizer):
-    adapt(base, tmp_path / "adapter", lora(family))
+def test_an_adapter_of_the_other_family_is_refused(family, base, tokenizer, adapter):
     shutil.rmtree(base)
     other = new_model("tiny-pythia" if family == "llama" else "tiny-llama", tokenizer)
     with pytest.raises(CircuitsError, match="is of another base"):
-        load_model(other, adapter=tmp_path / "adapter")
+        load_model(other, adapter=adapter)
 
 
-def test_without_peft_one_sentence_says_what_to_install(family, base, tmp_path, monkeypatch):
-    adapt(base, tmp_path / "adapter", lora(family))
+def test_without_peft_one_sentence_says_what_to_install(base, monkeypatch, adapter):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(CircuitsError, match=r"needs the package peft: install fact-circuits\[adapters\]"):
-        load_model(base, adapter=tmp_path / "adapter")
+        load_model(base, adapter=adapter)
 
 
-def test_an_adapter_starts_from_its_base(base, family, tmp_path):
+def test_an_adapter_starts_from_its_base(base, family, adapter):
     """Whatever the base itself started from."""
-    adapt(base, tmp_path / "adapter", lora(family))
     other = load_model(lively(family, 1))
     (base / "circuits.json").write_text(json.dumps({"start_fingerprint": fingerprint(other)}))
-    tuned, pre = load_model(tmp_path / "adapter"), load_model(base)
+    tuned, pre = load_model(adapter), load_model(base)
     mask = unit_mask(tuned, [Head(0, 0)])
     with revert(tuned, mask, pre):
         pass
@@ -186,8 +197,8 @@ def test_an_adapter_starts_from_its_base(base, family, tmp_path):
     with pytest.raises(CircuitsError, match="base with the adapter .*adapter is"):
         revert(tuned, mask, tuned)
     # an adapter's own word counts more
-    (tmp_path / "adapter" / "circuits.json").write_text(json.dumps({"start_fingerprint": fingerprint(other)}))
-    tuned = load_model(tmp_path / "adapter")
+    (adapter / "circuits.json").write_text(json.dumps({"start_fingerprint": fingerprint(other)}))
+    tuned = load_model(adapter)
     revert(tuned, mask, other)
     with pytest.raises(CircuitsError, match=f"was trained from model {fingerprint(other)}"):
         revert(tuned, mask, pre)
@@ -202,11 +213,10 @@ def test_a_model_in_memory_did_not_come_from_a_folder_called_memory(family, tmp_
     revert(tuned, unit_mask(tuned, [Head(0, 0)]), pre)
 
 
-@pytest.mark.parametrize("family", ["llama"])
-def test_a_base_is_named_as_from_the_working_directory_too(family, base, tmp_path, monkeypatch):
-    adapt(base, tmp_path / "runs" / "adapter", lora(family))
-    config = tmp_path / "runs" / "adapter" / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "base"}))
+@pytest.mark.parametrize("family", ["llama"], scope="module")
+def test_a_base_is_named_as_from_the_working_directory_too(base, tmp_path, monkeypatch, adapter):
+    shutil.copytree(adapter, tmp_path / "runs" / "adapter")
+    rebase(tmp_path / "runs" / "adapter", "base")
     with pytest.raises(CircuitsError, match=r"as base, and there is no folder .*/runs/adapter/base or .*/base"):
         load_model(tmp_path / "runs" / "adapter")
     monkeypatch.chdir(tmp_path)

@@ -59,7 +59,7 @@ def test_a_difference_is_what_a_loop_over_parameters_finds(pair, family):
     one, two = load_model(base), load_model(tuned)
     old, new = ({name: value.detach() for name, value in parameters_of(model).items()} for model in (one, two))
     shape = shape_of(one)
-    units = [*shape.heads(), *(Neuron(3, index) for index in range(0, shape.d_mlp, 17))]
+    units = [*shape.heads(), *(Neuron(3, index) for index in range(0, shape.d_mlp, 7))]
     if family == "llama":
         units += [KVGroup(layer, index) for layer in range(4) for index in range(2)]
     for unit in units:

@@ -124,27 +124,33 @@ def name(request):
     return request.param
 
 
-@pytest.fixture
-def reference(name):
-    return lively(name)
-
-
-@pytest.fixture
-def model(reference, backend):
-    return hookable(reference, backend=backend)
-
-
 @cache
-def _untouched(name, backend):
-    return hookable(lively(name), backend=backend)
+def _made(name, backend):
+    reference = lively(name)
+    before = {tensor: parameter.detach().clone() for tensor, parameter in reference.named_parameters()}
+    return reference, hookable(reference, backend=backend), before
 
 
 @pytest.fixture
-def untouched(name, backend):
-    """For tests that change no weight and leave no function behind."""
-    model = _untouched(name, backend)
-    yield model
+def made(name, backend):
+    """A Hugging Face model and the hookable one of its tensors, for tests that leave both as they were."""
+    reference, model, before = _made(name, backend)
+    yield reference, model
     assert user_hooks(model) == []
+    model.zero_grad()
+    reference.zero_grad()
+    for tensor, parameter in reference.named_parameters():
+        assert torch.equal(parameter, before[tensor]), tensor
+
+
+@pytest.fixture
+def reference(made):
+    return made[0]
+
+
+@pytest.fixture
+def model(made):
+    return made[1]
 
 
 def logits_of(model, tokens=TOKENS):
@@ -194,7 +200,8 @@ def projection(reference, layer, part):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_it_computes_what_hugging_face_computes_and_leaves_that_model_as_it_was(name, reference, backend):
+def test_it_computes_what_hugging_face_computes_and_leaves_that_model_as_it_was(name, backend):
+    reference = lively(name)
     names, before = [name for name, _ in reference.named_parameters()], logits_of(reference)
     implementation = reference.config._attn_implementation
     model = hookable(reference, backend=backend)
@@ -206,11 +213,11 @@ def test_it_computes_what_hugging_face_computes_and_leaves_that_model_as_it_was(
 
 @torch.no_grad()
 def test_a_change_of_any_tensor_in_place_is_seen_at_once(reference, model):
-    generator = torch.Generator().manual_seed(2)
+    generator, before = torch.Generator().manual_seed(2), logits_of(model)
     for tensor, parameter in reference.named_parameters():
         if ".0." in tensor or ".2." in tensor:
             continue
-        old, before = parameter.clone(), logits_of(model)
+        old = parameter.clone()
         parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
         changed = logits_of(reference)
         # keys' biases shift every score of a query alike where positions are not rotary
@@ -224,11 +231,12 @@ def test_a_change_of_any_tensor_in_place_is_seen_at_once(reference, model):
 def test_a_change_through_the_hookable_model_is_seen_by_hugging_face(reference, model):
     attention = model.blocks[1].attn
     for weight in (attention.o.weight if hasattr(attention, "o") else attention.W_O, model.ln_final.w):
-        before = logits_of(reference)
+        old, before = weight.clone(), logits_of(reference)
         # not a factor, which a norm behind it would undo
         weight += 0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(4))
         assert not near(logits_of(reference), before)
         assert near(logits_of(model), logits_of(reference))
+        weight.copy_(old)
 
 
 def test_parameters_take_no_memory_of_their_own(reference, model):
@@ -292,8 +300,8 @@ def test_attention_or_mlp_set_to_zero_is_one_without_an_output_projection(refere
 
 
 @torch.no_grad()
-def test_attention_can_be_computed_by_hand_from_its_hook_points(untouched):
-    points, kept = hook_points(untouched, 1), {}
+def test_attention_can_be_computed_by_hand_from_its_hook_points(model):
+    points, kept = hook_points(model, 1), {}
 
     def keep(site):
         def function(activation, hook):
@@ -301,8 +309,8 @@ def test_attention_can_be_computed_by_hand_from_its_hook_points(untouched):
 
         return function
 
-    hooked_logits(untouched, {points[site]: keep(site) for site in ("q", "k", "v", "pattern", "z")})
-    cfg = untouched.cfg
+    hooked_logits(model, {points[site]: keep(site) for site in ("q", "k", "v", "pattern", "z")})
+    cfg = model.cfg
     groups = cfg.n_key_value_heads or cfg.n_heads
     assert kept["q"].shape == kept["z"].shape == (2, 14, cfg.n_heads, cfg.d_head)
     assert kept["k"].shape == kept["v"].shape == (2, 14, groups, cfg.d_head)
@@ -313,18 +321,18 @@ def test_attention_can_be_computed_by_hand_from_its_hook_points(untouched):
     # a pattern put in the pattern's place is what z is made of, and a q, k or v what the pattern and z are made of
     turned = kept["pattern"].flip(0)
     z = torch.einsum("bhqk,bkhd->bqhd", turned, v)
-    by_pattern = hooked_logits(untouched, {points["pattern"]: put(turned)})
-    assert near(by_pattern, hooked_logits(untouched, {points["z"]: put(z)}))
+    by_pattern = hooked_logits(model, {points["pattern"]: put(turned)})
+    assert near(by_pattern, hooked_logits(model, {points["z"]: put(z)}))
     z = torch.einsum("bhqk,bkhd->bqhd", kept["pattern"], v.flip(0))
-    by_v = hooked_logits(untouched, {points["v"]: flipped})
-    assert near(by_v, hooked_logits(untouched, {points["z"]: put(z)}))
+    by_v = hooked_logits(model, {points["v"]: flipped})
+    assert near(by_v, hooked_logits(model, {points["z"]: put(z)}))
     both = {points["q"]: flipped, points["k"]: flipped}
-    assert near(hooked_logits(untouched, both), by_pattern)
+    assert near(hooked_logits(model, both), by_pattern)
 
 
 @torch.no_grad()
-def test_the_mlp_and_the_stream_can_be_computed_by_hand_from_their_hook_points(untouched):
-    points, kept = hook_points(untouched, 1), {}
+def test_the_mlp_and_the_stream_can_be_computed_by_hand_from_their_hook_points(model):
+    points, kept = hook_points(model, 1), {}
 
     def keep(site):
         def function(activation, hook):
@@ -332,7 +340,7 @@ def test_the_mlp_and_the_stream_can_be_computed_by_hand_from_their_hook_points(u
 
         return function
 
-    hooked_logits(untouched, {point: keep(site) for site, point in points.items()})
+    hooked_logits(model, {point: keep(site) for site, point in points.items()})
     assert torch.allclose(kept["resid_pre"] + kept["attn_out"] + kept["mlp_out"], kept["resid_post"], atol=1e-4)
     if "pre_linear" in points:
         share = kept["post"] / kept["pre_linear"]
@@ -340,20 +348,20 @@ def test_the_mlp_and_the_stream_can_be_computed_by_hand_from_their_hook_points(u
         order = kept["pre"].flatten().argsort()
         steps = share.flatten()[order].diff().abs() / (kept["pre"].flatten()[order].diff() + 1e-4)
         assert float(steps.median()) < 1.2
-        no_gate = hooked_logits(untouched, {points["pre_linear"]: nothing})
-        assert near(no_gate, hooked_logits(untouched, {points["post"]: nothing}))
-    nothing_in = hooked_logits(untouched, {points["pre"]: nothing})
-    assert near(nothing_in, hooked_logits(untouched, {points["post"]: nothing}))
-    after = hooked_logits(untouched, {hook_points(untouched, 0)["resid_post"]: flipped})
-    assert near(after, logits_of(untouched).flip(0))
-    assert near(hooked_logits(untouched, {points["resid_pre"]: flipped}), after)
+        no_gate = hooked_logits(model, {points["pre_linear"]: nothing})
+        assert near(no_gate, hooked_logits(model, {points["post"]: nothing}))
+    nothing_in = hooked_logits(model, {points["pre"]: nothing})
+    assert near(nothing_in, hooked_logits(model, {points["post"]: nothing}))
+    after = hooked_logits(model, {hook_points(model, 0)["resid_post"]: flipped})
+    assert near(after, logits_of(model).flip(0))
+    assert near(hooked_logits(model, {points["resid_pre"]: flipped}), after)
 
 
 @torch.no_grad()
 def test_a_hook_point_holds_the_same_and_does_the_same_in_both_backends(name):
     if backends() != BOTH:
         pytest.skip("this TransformerLens has one backend")
-    models = [_untouched(name, backend) for backend in BOTH]
+    models = [_made(name, backend)[1] for backend in BOTH]
     assert hook_points(models[0], 1) == hook_points(models[1], 1)
     for point in hook_points(models[0], 1).values():
         seen = []
@@ -370,8 +378,8 @@ def test_a_hook_point_holds_the_same_and_does_the_same_in_both_backends(name):
 
 
 @torch.no_grad()
-def test_functions_may_change_an_activation_in_place(untouched):
-    point = hook_points(untouched, 1)["z"]
+def test_functions_may_change_an_activation_in_place(model):
+    point = hook_points(model, 1)["z"]
 
     def in_place(z, hook):
         z[:, :, 2] = 0
@@ -379,30 +387,30 @@ def test_functions_may_change_an_activation_in_place(untouched):
     def returning(z, hook):
         return torch.cat([z[:, :, :2], 0 * z[:, :, 2:3], z[:, :, 3:]], 2)
 
-    returned = hooked_logits(untouched, {point: returning})
-    assert near(hooked_logits(untouched, {point: in_place}), returned)
+    returned = hooked_logits(model, {point: returning})
+    assert near(hooked_logits(model, {point: in_place}), returned)
 
 
-def test_run_with_hooks_and_the_cache_take_the_names(untouched):
-    points = hook_points(untouched, 1)
+def test_run_with_hooks_and_the_cache_take_the_names(model):
+    points = hook_points(model, 1)
     with torch.no_grad():
-        found = untouched.run_with_hooks(TOKENS, fwd_hooks=[(points["z"], nothing)])
-        assert torch.equal(found, hooked_logits(untouched, {points["z"]: nothing}))
-        for site, point in points.items():
-            logits, cache = untouched.run_with_cache(TOKENS, names_filter=[point])
-            assert near(logits, logits_of(untouched)), site
-            assert cache[point].shape[0] == 2, site
+        found = model.run_with_hooks(TOKENS, fwd_hooks=[(points["z"], nothing)])
+        assert torch.equal(found, hooked_logits(model, {points["z"]: nothing}))
+        logits, cache = model.run_with_cache(TOKENS, names_filter=[*points.values()])
+        assert near(logits, logits_of(model))
+        assert all(cache[point].shape[0] == 2 for point in points.values())
 
 
-def test_every_hook_point_is_probed(model, monkeypatch):
+def test_every_hook_point_is_probed(name, model, monkeypatch):
     probe(model, TOKENS)
-    for site in ("q", "pattern", "z", "pre", "mlp_out"):
-        name = hook_points(model, 1)[site]
-        point = model.hook_dict[name]
+    # the probe takes one after the other, in every family alike
+    for site in ("q", "pattern", "z", "pre", "mlp_out") if name == "llama" else ("pattern", "mlp_out"):
+        place = hook_points(model, 1)[site]
+        point = model.hook_dict[place]
         with monkeypatch.context() as patch:
             # the function runs, and what it returns is dropped
             patch.setattr(point, "add_hook", _dropping(point.add_hook))
-            with pytest.raises(CircuitsError, match=f"a change at the hook point {name} does not reach the logits"):
+            with pytest.raises(CircuitsError, match=f"a change at the hook point {place} does not reach the logits"):
                 probe(model, TOKENS)
     probe(model, TOKENS)
     assert user_hooks(model) == []
@@ -415,6 +423,7 @@ def test_the_probe_gives_what_the_model_computes_and_needs_no_parameter_that_lea
     with torch.no_grad():
         _, cache = model.run_with_cache(TOKENS, names_filter=points)
     streams, logits = probe(model, TOKENS)
+    model.requires_grad_(True)
     assert torch.equal(logits, logits_of(model))
     assert not logits.requires_grad
     assert len(streams) == len(points)
@@ -432,6 +441,10 @@ def test_the_probe_gives_what_the_model_computes_and_needs_no_parameter_that_lea
 )
 def test_layers_with_the_same_angles_have_one_table_which_grows(name, kinds):
     config = copy.deepcopy(CONFIGS[name])
+    # long texts, of one head
+    for heads in ("num_attention_heads", "num_key_value_heads"):
+        if hasattr(config, heads):
+            setattr(config, heads, 1)
     config.max_position_embeddings = 3000
     model = hookable(AutoModelForCausalLM.from_config(config), backend="hooked_transformer")
     assert model.cfg.n_ctx == 3000
@@ -516,8 +529,8 @@ def test_the_tokenizer_is_taken_as_it_is_and_nothing_is_fetched(reference, backe
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shapes_in_the_config_are_the_checkpoints(name, backend):
-    reference = lively(name)
-    cfg, config = hookable(reference, backend=backend).cfg, reference.config
+    reference, model, _ = _made(name, backend)
+    cfg, config = model.cfg, reference.config
     assert (cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_vocab) == (3, 4, 32, 61)
     assert cfg.d_mlp == projection(reference, 0, "mlp")[0].shape[1]
     assert cfg.d_head == projection(reference, 0, "attention")[0].shape[1] // 4
@@ -526,9 +539,12 @@ def test_shapes_in_the_config_are_the_checkpoints(name, backend):
     assert str(cfg.device) == "cpu"
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_what_it_is(reference, backend, dtype):
-    reference = reference.to(dtype)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, torch.bfloat16) for name in FAMILIES), ("llama", torch.float16), ("gemma2", torch.float16)],
+)
+def test_half_precision_stays_what_it_is(name, backend, dtype):
+    reference = lively(name).to(dtype)
     model = hookable(reference, backend=backend)
     assert model.cfg.dtype == dtype
     found, expected = logits_of(model), logits_of(reference)

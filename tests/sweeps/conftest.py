@@ -27,5 +27,6 @@ def plan_of(places):
 
 
 def contents(folder) -> dict[str, bytes]:
-    """Every file of a sweep; locks are empty and stay."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file of a sweep but its notes; locks are empty and stay."""
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if not name.startswith((".workers", ".lost"))}

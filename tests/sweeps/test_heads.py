@@ -17,7 +17,7 @@ def test_a_sweep_equals_one_changed_copy_a_head(model, tasks):
     assert len(table) == 16 * 2
     for task in chosen:
         own = evaluate(model, task)
-        for row in table[table["task"] == task.name].itertuples():
+        for row in table[table["task"] == task.name].iloc[::3].itertuples():
             by_hand = copy.deepcopy(model)
             with torch.no_grad():
                 by_hand.blocks[row.layer].attn.W_O[row.index] = 0

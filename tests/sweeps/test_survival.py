@@ -15,7 +15,7 @@ from circuits.errors import CircuitsError
 from circuits.sweeps import folder as sweep_folder
 from circuits.sweeps import run_sweep, sweep_state
 from circuits.sweeps.folder import SweepFolder
-from tests.processes import ended, forked, needs_fork, running, wait_for
+from tests.processes import ended, forked, kill, needs_fork, running, wait_for
 from tests.sweeps.conftest import contents
 
 pytestmark = [needs_fork, pytest.mark.usefixtures("unchecked")]
@@ -27,7 +27,7 @@ def parts(out) -> list[str]:
 
 def hidden(out) -> list[str]:
     """Files left half written."""
-    return [path.name for path in out.rglob(".*") if path.name != ".locks"]
+    return [path.name for path in out.rglob(".*") if path.name not in (".locks", ".workers")]
 
 
 @pytest.fixture
@@ -59,17 +59,16 @@ def test_kills_at_random_times_change_no_byte(long, tmp_path, undisturbed, kills
     assert jobs == 48
     draw = random.Random(0)
     seen = []
-    for kill in range(kills):
+    for attempt in range(kills):
         child = forked(lambda: run_sweep(long, tmp_path))
-        if kill % 4:
+        if attempt % 4:
             # in the midst of jobs; otherwise mostly before the first
             before = len(parts(tmp_path))
-            wait_for(lambda before=before: len(parts(tmp_path)) > before)
+            wait_for(lambda before=before: len(parts(tmp_path)) > before, of=child)
             time.sleep(draw.uniform(0, 1.5 * seconds / jobs))
         else:
             time.sleep(draw.uniform(0, seconds / 10))
-        os.kill(child, signal.SIGKILL)
-        assert ended(child) == -signal.SIGKILL
+        kill(child)
         seen.append(len(parts(tmp_path)))
         assert not (tmp_path / "table.parquet").exists()
     assert seen == sorted(seen)
@@ -119,7 +118,7 @@ def test_two_processes_share_the_jobs_of_one_folder(plan_of, tmp_path, undisturb
     assert [ended(child) for child in children] == [0, 0]
     done = [line.split() for line in log.read_text().splitlines()]
     assert sorted(int(job) for _, job in done) == list(range(16))
-    assert {int(process) for process, _ in done} == set(children)
+    assert {int(process) for process, _ in done} == {child.process for child in children}
     assert contents(out) == expected
 
 
@@ -135,13 +134,12 @@ def test_a_job_of_a_process_that_dies_is_taken_over(plan_of, tmp_path, undisturb
     with monkeypatch.context() as patch:
         patch.setattr(SweepFolder, "write_part", hang)
         hanging = forked(lambda: run_sweep(plan, tmp_path / "out"))
-    wait_for(claimed.exists)
+    wait_for(claimed.exists, of=hanging)
     other = forked(lambda: run_sweep(plan, tmp_path / "out"))
-    wait_for(lambda: parts(tmp_path / "out") == ["0001.parquet"])
+    wait_for(lambda: parts(tmp_path / "out") == ["0001.parquet"], of=other)
     time.sleep(0.5)
-    assert os.waitpid(other, os.WNOHANG) == (0, 0)
-    os.kill(hanging, signal.SIGKILL)
-    assert ended(hanging) == -signal.SIGKILL
+    assert not other.has_ended()
+    kill(hanging)
     assert ended(other) == 0
     assert contents(tmp_path / "out") == expected
 
@@ -217,11 +215,12 @@ def test_workers_give_the_same_bytes_and_end_when_their_parent_is_killed(long, t
     expected, _ = undisturbed(plan)
     out = tmp_path / "out"
     child = forked(lambda: run_sweep(plan, out, "processes", 2))
-    wait_for(lambda: len(parts(out)) > 4, 300)
-    family = subprocess.run(["ps", "-o", "pid=", "--ppid", str(child)], capture_output=True, text=True).stdout.split()
+    wait_for(lambda: len(parts(out)) > 4, 300, of=child)
+    family = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(child.process)], capture_output=True, text=True
+    ).stdout.split()
     assert len(family) >= 2
-    os.kill(child, signal.SIGKILL)
-    assert ended(child) == -signal.SIGKILL
+    kill(child)
     wait_for(lambda: not any(running(int(process)) for process in family), 10)
     done = [f"{folder}/{name}" for folder in ("parts", "answers") for name in parts(out)]
     assert {name: (out / name).read_bytes() for name in done} == {name: expected[name] for name in done}

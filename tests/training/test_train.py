@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -21,7 +22,7 @@ from circuits.training.rows import IGNORED, Collator, TokenisedRows
 from circuits.training.trainer import compact_loss
 from circuits.units import Head
 from tests.fixtures import START
-from tests.processes import ended, forked, needs_fork, running, wait_for
+from tests.processes import ended, forked, kill, needs_fork, running, wait_for
 
 SMALL = Optimisation(steps=12, rows=24, warmup_steps=3)
 
@@ -198,7 +199,11 @@ def test_another_start_than_the_one_trained_from_is_refused(few, tmp_path):
     revert(load_model(first), mask, wrong)
 
 
-def test_the_same_seed_gives_the_same_weights_side_by_side_or_alone(few, tmp_path):
+@needs_fork
+def test_the_same_seed_gives_the_same_weights_side_by_side_or_alone(few, tmp_path, monkeypatch):
+    # workers that wait for no imports; the test below starts one that does
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: fork)
     short = replace(SMALL, steps=6)
     alone = [
         *train("mixed", few, tmp_path / "a", optimisation=short),
@@ -266,9 +271,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(few, tmp_path):
 def test_workers_end_with_their_parent(few, tmp_path):
     endless = Optimisation(steps=100000, rows=6)
     parent = forked(lambda: train_side_by_side([Job("mixed")], few, tmp_path, optimisation=endless))
-    wait_for(lambda: list((tmp_path / ".training-mixed").glob("checkpoint-*")))
-    workers = [child.pid for child in psutil.Process(parent).children(recursive=True)]
+    wait_for(lambda: list((tmp_path / ".training-mixed").glob("checkpoint-*")), of=parent)
+    workers = [child.pid for child in psutil.Process(parent.process).children(recursive=True)]
     assert workers
-    os.kill(parent, signal.SIGKILL)
-    assert ended(parent) == -signal.SIGKILL
+    kill(parent)
     wait_for(lambda: not any(map(running, workers)), 20)
