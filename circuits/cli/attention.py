@@ -193,7 +193,11 @@ def _save(figures: dict[str, Any], out: Path, subtitle: str, width: Width | None
         for name, figure in figures.items():
             save_figure(figure, out / f"{name}.html", "beside")
     elif len(figures) == 1:
-        save_figure(next(iter(figures.values())), out, width=None if width is None else width.value)
+        save_figure(
+            next(iter(figures.values())),
+            out,
+            width=None if width is None else "column" if width == Width.COLUMN else "page",
+        )
     else:
         sections = [Section(name, figure=figure) for name, figure in figures.items()]
         write_report(out, f"Attention of {counted(len(figures), 'head')}", subtitle, sections)

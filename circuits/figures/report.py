@@ -75,7 +75,8 @@ def write_report(
         >>> "<strong>5 %</strong> of all" in page.read_text()
         True
     """
-    shown, anchors = [], set()
+    shown: list[dict[str, Any]] = []
+    anchors: set[str] = set()
     for place, section in enumerate(sections):
         anchor = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-") or f"section-{place}"
         anchor = anchor if anchor not in anchors else f"{anchor}-{place}"

@@ -10,7 +10,6 @@
 """
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import pandas
@@ -25,6 +24,9 @@ from circuits.rankings.reading import head_output, token_texts
 from circuits.statistics import intervals
 from circuits.tasks import Task
 from circuits.units import Head, Neuron
+
+#: unit, kind, layer, index.
+_Row = tuple[str, str, int | None, int | None]
 
 
 def logit_lens(model: Model, task: Task, *, example: int = 0) -> pandas.DataFrame:
@@ -128,7 +130,7 @@ def direct_logits(model: Model, task: Task, *, neurons: bool = False) -> pandas.
     sites += [(0, "resid_pre"), (layers - 1, "resid_post")]
     logits: list[Tensor] = []
     differences: list[Tensor] = []
-    rows: Sequence[tuple[Any, ...]] = ()
+    rows: list[_Row] = []
     for example in range(len(task)):
         length = prompt_length(task, example)
         chosen = [int(task.tokens[example, length])]
@@ -161,10 +163,10 @@ def direct_logits(model: Model, task: Task, *, neurons: bool = False) -> pandas.
 
 def _parts(
     lean: LeanModel, last: dict[tuple[int, str], Tensor], neurons: bool
-) -> tuple[Float[Tensor, "part d_model"], list[tuple[str, str, int | None, int | None]]]:
+) -> tuple[Float[Tensor, "part d_model"], list[_Row]]:
     """What wrote the stream at one token, and its names."""
     parts: list[Tensor] = [last[0, "resid_pre"].float()]
-    rows: list[tuple[str, str, int | None, int | None]] = [("embedding", "embedding", None, None)]
+    rows: list[_Row] = [("embedding", "embedding", None, None)]
     for place, layer in enumerate(lean.layers):
         z, post = last[place, "z"], last[place, "post"]
         heads = torch.cat([head_output(lean, Head(place, index), z).float() for index in range(z.shape[1])])
