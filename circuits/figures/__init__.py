@@ -12,6 +12,7 @@ from circuits.figures.consistency import (
 from circuits.figures.difference import difference_figure, write_difference
 from circuits.figures.gallery import write_gallery
 from circuits.figures.heads import heads_figure
+from circuits.figures.logits import direct_logits_figure, logit_lens_figure, positions_figure
 from circuits.figures.masks import ablation_figure, graft_figure, sharing_figure
 from circuits.figures.rankings import agreement_figure, ranking_curves_figure
 from circuits.figures.report import Number, Section, write_report
@@ -32,11 +33,14 @@ __all__ = [
     "consistency_figure",
     "curves_figure",
     "difference_figure",
+    "direct_logits_figure",
     "found_rectangles",
     "graft_figure",
     "heads_figure",
     "inside_figure",
     "localisation_figure",
+    "logit_lens_figure",
+    "positions_figure",
     "ranking_curves_figure",
     "save_figure",
     "sharing_figure",

@@ -278,9 +278,12 @@ class LeanModel:
 
     def unembed(self, stream: Float[Tensor, "... d_model"], taps: Taps = UNTAPPED) -> Float[Tensor, "... d_vocab"]:
         """Logits from the stream after the last layer, at any selection of positions."""
-        logits = self._unembedding(self.final_norm(stream, taps), taps)
-        cap = self.layout.logit_cap
+        logits, cap = self.uncapped(stream, taps), self.layout.logit_cap
         return logits if cap is None else (logits / cap).tanh() * cap
+
+    def uncapped(self, stream: Float[Tensor, "... d_model"], taps: Taps = UNTAPPED) -> Float[Tensor, "... d_vocab"]:
+        """The logits before a cap on them."""
+        return self._unembedding(self.final_norm(stream, taps), taps)
 
     def added_logits(
         self, part: Float[Tensor, "... d_model"], stream: Float[Tensor, "... d_model"], tokens: Int[Tensor, " token"]

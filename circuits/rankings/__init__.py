@@ -19,6 +19,7 @@ from circuits.rankings.gallery import (
     head_patterns,
     span_pairs,
 )
+from circuits.rankings.logits import direct_logits, logit_lens
 from circuits.rankings.ranking import RANKINGS, Evidence, agreement, rank_units, rankings_of
 from circuits.rankings.reading import HeadReading, read_head, token_texts
 
@@ -43,8 +44,10 @@ __all__ = [
     "curve_means",
     "curve_summary",
     "default_counts",
+    "direct_logits",
     "head_patterns",
     "induction_scores",
+    "logit_lens",
     "prompt_length",
     "rank_units",
     "rankings_of",
