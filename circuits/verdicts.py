@@ -154,7 +154,8 @@ def beyond_draws(found: dict[str, Any], draws: Sequence[float], level: float, *,
 
     Args:
         found: from `compare_answers`.
-        draws: the mean over answers of each draw.
+        draws: the mean over answers of each draw; where the mask is drawn too, thinned beside its control, the mean of
+            each draw's difference (`of_draws`).
         level: of the interval.
         answers: how many answers each of these means is over.
     """
@@ -171,6 +172,26 @@ def beyond_draws(found: dict[str, Any], draws: Sequence[float], level: float, *,
         "high": found["difference"] + math.hypot(found["high"] - found["difference"], drawn),
         "p_value": max(found["p_value"], p_value),
     }
+
+
+def of_draws(table: pandas.DataFrame, value: str) -> tuple[list[float], list[float]]:
+    """Means of each draw of random parameters, and of each draw's difference from the mask, thinned as it was then.
+
+    Args:
+        table: rows with ``condition`` (``shared``, ``shared_thinned`` where it is thinned, ``random``) and ``draw``.
+        value: the column of which there are means.
+
+    Example:
+        >>> rows = pandas.DataFrame({"condition": ["shared", "random", "random"], "draw": [0, 0, 1], "x": [1.0, 3, 2]})
+        >>> of_draws(rows, "x")
+        ([3.0, 2.0], [2.0, 1.0])
+    """
+    means = table.groupby(["condition", "draw"])[value].mean()
+    if "random" not in means:
+        return [], []
+    random = means["random"]
+    mask = means["shared_thinned"] if "shared_thinned" in means else means["shared"].iloc[0]
+    return random.tolist(), (random - mask).tolist()
 
 
 def spearman(one: Sequence[float], other: Sequence[float], level: float = 0.95) -> tuple[float, float, float, float]:

@@ -152,6 +152,21 @@ def test_bounded_differences_that_are_all_alike_count_each_group_once():
     assert intervals(values, people, kind="bounded_difference") == intervals(values, people, kind="real")
 
 
+def test_rare_events_of_whole_groups_are_covered_where_most_answers_are_alike():
+    people, generator, mean = numpy.repeat(numpy.arange(15), 4), numpy.random.default_rng(0), 0.08
+    happened = generator.random((2000, 15)) < mean
+    values = numpy.repeat(happened, 4, axis=1).astype(float)
+    # and one draw of five says otherwise now and then, either way
+    noise = (generator.random(values.shape) < 0.03) * numpy.where(generator.random(values.shape) < 0.5, 0.2, -0.2)
+    values = numpy.where(values == 0, noise, values)
+    low, high = intervals(values, people, kind="bounded_difference")
+    assert ((low <= mean) & (mean <= high)).mean() > 0.93
+    assert -1 <= low.min() and high.max() <= 1
+    # fewer groups than would show a spread
+    low, high = intervals([0.9, -0.8, 1.0], [0, 1, 2], kind="bounded_difference")
+    assert (float(low), float(high)) == (-1, 1)
+
+
 def test_what_is_all_alike_or_of_one_person():
     # nothing shows how much other values would differ
     assert all(math.isnan(end) for end in intervals([0.3] * 7, kind="real"))

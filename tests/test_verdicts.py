@@ -16,6 +16,7 @@ from circuits.verdicts import (
     compare_answers,
     corrected_together,
     findings_over_seeds,
+    of_draws,
     seeds_needed,
     spearman,
 )
@@ -65,6 +66,22 @@ def test_a_difference_from_random_draws_must_be_beyond_single_draws():
     assert wide["p_value"] == pytest.approx(2 * stats.t.sf(0.3 / deviation, 4))
     assert "random draws" in wide["needed"]
     assert (narrow["p_value"] < 0.001, wide["low"] < 0 < wide["high"], narrow["low"] > 0.2) == (True, True, True)
+
+
+def test_a_thinned_mask_that_varies_from_draw_to_draw_counts_as_its_control_does():
+    """Where there is little room the control is all of it, and it is the mask that is drawn."""
+    generator, wrong = numpy.random.default_rng(0), {"control": 0, "both": 0}
+    for _ in range(300):
+        thinned = generator.normal(0.5, 0.03, 5)
+        rows = pandas.DataFrame({"condition": "random", "draw": range(5), "x": 0.5 + generator.normal(0, 1e-4, 5)})
+        drawn = pandas.DataFrame({"condition": "shared_thinned", "draw": range(5), "x": thinned})
+        of_control, apart = of_draws(pandas.concat([rows, drawn]), "x")
+        gap = float(numpy.mean(of_control) - thinned.mean())
+        found = {"difference": gap, "low": gap - 1e-3, "high": gap + 1e-3, "p_value": 1e-6}
+        for name, draws in (("control", of_control), ("both", apart)):
+            wrong[name] += beyond_draws(found, draws, 0.95, answers=200)["p_value"] < 0.05
+    assert wrong["both"] < 300 * 0.08
+    assert wrong["control"] > 300 * 0.5
 
 
 def test_draws_that_are_all_alike_may_lie_an_answer_apart():
@@ -127,7 +144,8 @@ def test_several_seeds_are_tested_on_their_differences():
     assert findings_over_seeds(seeds(-0.4, -0.5, -0.45))[0].verdict == "does not hold"
     assert findings_over_seeds(seeds(0.4))[0].needed.startswith("one seed")
     assert findings_over_seeds(seeds(0.4, math.nan))[0].needed == "1 of 2 seeds have no such number"
-    assert findings_over_seeds(seeds(0.4, math.nan))[0].control == "+40.0% · none"
+    assert findings_over_seeds(seeds(0.4, math.nan))[0].by_seed == "+40.0% · none"
+    assert findings_over_seeds(seeds(0.4, 0.5))[0].control == "control"
 
 
 def test_seeds_that_are_all_alike_cannot_tell():

@@ -188,11 +188,15 @@ def _share(table: numpy.ndarray, inverse: numpy.ndarray | None, level: float) ->
     return low.clip(0, share), high.clip(share, 1)
 
 
-def _tango(table: numpy.ndarray, inverse: numpy.ndarray | None, level: float) -> tuple[numpy.ndarray, numpy.ndarray]:
+def _tango(
+    table: numpy.ndarray, inverse: numpy.ndarray | None, level: float, *, by_group: bool = False
+) -> tuple[numpy.ndarray, numpy.ndarray]:
     # a value in between stands for a gain or a loss that comes about so often
     gained, lost = table.clip(0).mean(1), (-table).clip(0).mean(1)
     mean = gained - lost
-    square = _relative_variance(gained + lost - mean**2, table, inverse, level)
+    spread = gained + lost - mean**2
+    # of answers that are all alike each group counts once
+    square = _relative_variance(spread, table * (not by_group), inverse, level)
 
     def inside(value: numpy.ndarray) -> numpy.ndarray:
         """Whether the score test does not refuse a difference; the share lost is its most likely one under that."""
@@ -215,10 +219,12 @@ def _tango(table: numpy.ndarray, inverse: numpy.ndarray | None, level: float) ->
 
 def _bounded(table: numpy.ndarray, inverse: numpy.ndarray | None, level: float) -> tuple[numpy.ndarray, numpy.ndarray]:
     low, high = _skewed(table, inverse, level)
-    alike = numpy.isnan(low)
+    # where most values are alike, what rare ones could do does not show in how they spread
+    alike = (numpy.abs(table - numpy.median(table, axis=1, keepdims=True)) < 1e-12).mean(1) > 0.5
     if alike.any():
-        low[alike], high[alike] = _tango(table[alike], inverse, level)
-    return low, high
+        rare = _tango(table[alike], inverse, level, by_group=True)
+        low[alike], high[alike] = numpy.fmin(low[alike], rare[0]), numpy.fmax(high[alike], rare[1])
+    return low.clip(-1, 1), high.clip(-1, 1)
 
 
 def _skewed(table: numpy.ndarray, inverse: numpy.ndarray | None, level: float) -> tuple[numpy.ndarray, numpy.ndarray]:

@@ -26,6 +26,7 @@ from circuits.verdicts import (
     beyond_draws,
     compare_answers,
     corrected_together,
+    of_draws,
     spearman,
 )
 
@@ -204,14 +205,12 @@ def _centralisation(tables: dict[str, pandas.DataFrame], scope: str, _level: flo
 
 def _ablated(
     tables: dict[str, pandas.DataFrame], scope: str, task: str, model: str
-) -> tuple[dict[str, "pandas.Series[float]"], list[float]]:
-    """The answers of a model under each condition, and the accuracy of each random draw."""
+) -> tuple[dict[str, "pandas.Series[float]"], list[float], list[float]]:
+    """The answers of a model under each condition, and of each draw the accuracy and what it lies above the mask's."""
     answers = tables["ablation_answers"]
     answers = answers[(answers["scope"] == scope) & (answers["task"] == task) & (answers["model"] == model)]
-    random = answers[answers["condition"] == "random"]
-    return (
-        {str(name): _by_question(rows) for name, rows in answers.groupby("condition")},
-        random.groupby("draw")["exact_match"].mean().tolist(),
+    return {str(name): _by_question(rows) for name, rows in answers.groupby("condition")}, *of_draws(
+        answers, "exact_match"
     )
 
 
@@ -221,7 +220,7 @@ def _mask_of(by_condition: dict[str, Any]) -> str:
 
 
 def _costs_more(tables: dict[str, pandas.DataFrame], scope: str, task: str, level: float) -> Finding:
-    (mixed, _), (two, _) = (_ablated(tables, scope, task, model) for model in COMPARED)
+    mixed, two = (_ablated(tables, scope, task, model)[0] for model in COMPARED)
     drops = [side["none"] - side["shared"] for side in (mixed, two)]
     return Finding(
         "2b",
@@ -241,16 +240,17 @@ def _control_in_words(side: dict[str, "pandas.Series[float]"]) -> str:
 def _costs_more_than_random(
     tables: dict[str, pandas.DataFrame], scope: str, task: str, level: float, of: str = "the shared parameters"
 ) -> Finding:
-    mixed, draws = _ablated(tables, scope, task, "mixed")
+    mixed, draws, apart = _ablated(tables, scope, task, "mixed")
     mask = mixed[_mask_of(mixed)]
+    thinned = " (thinned as their control)" if "shared_thinned" in mixed else ""
     return Finding(
         "v2" if of == UPDATED else "2b",
         f"Reverting {of} costs the mixed model more than reverting random ones outside them ({_TASKS[task]}; "
         f"{SCOPE_LABELS[scope]})",
-        f"{mask.mean():.1%} against {mixed['random'].mean():.1%} ({len(draws)} draws, {min(draws):.1%} to "
+        f"{mask.mean():.1%}{thinned} against {mixed['random'].mean():.1%} ({len(draws)} draws, {min(draws):.1%} to "
         f"{max(draws):.1%})",
         f"the whole model: {mixed['none'].mean():.1%}{_overlap(tables, scope, 'mixed')}",
-        **beyond_draws(compare_answers(mixed["random"], mask, level), draws, level, answers=len(mask)),
+        **beyond_draws(compare_answers(mixed["random"], mask, level), apart, level, answers=len(mask)),
     )
 
 

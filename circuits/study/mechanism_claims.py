@@ -14,7 +14,7 @@ from circuits.analysis.compared_consistency import excess
 from circuits.analysis.consistency import masked_cosines
 from circuits.consistency.signature import CONTEXT
 from circuits.study.folder import COMPARED, FULL_RATE
-from circuits.verdicts import SMALLEST_COSINE, Finding, beyond_draws, compare_answers
+from circuits.verdicts import SMALLEST_COSINE, Finding, beyond_draws, compare_answers, of_draws
 
 Frames = dict[str, pandas.DataFrame]
 _OTHERS = (COMPARED[1], FULL_RATE)
@@ -114,7 +114,7 @@ def inside_finding(
     table = tables["gradient_consistency"]
     rows = table[(table["model"] == "mixed") & (table["scope"] == masked["scope"].iloc[0])]
     rows = rows[rows["kind"] == "matched"]
-    draws = rows[rows["condition"] == "random"]["mean"].tolist()
+    draws, apart = of_draws(rows, "mean")
     inside, random = (_facts(masked, name) for name in ("inside", "random"))
     thinned = " (thinned as their control)" if (rows["condition"] == "shared_thinned").any() else ""
     return Finding(
@@ -125,7 +125,7 @@ def inside_finding(
         f"{max(draws):.3f})",
         f"all parameters outside them: {masked['rest'].mean():.3f}",
         **_FORM,
-        **beyond_draws(_compared(inside, random, level), draws, level, answers=len(inside)),
+        **beyond_draws(_compared(inside, random, level), apart, level, answers=len(inside)),
     )
 
 
@@ -149,7 +149,7 @@ def localised_finding(
     acted = facts[facts["act"] == act]
     mask = "shared_thinned" if (acted["condition"] == "shared_thinned").any() else "shared"
     sides = {name: _facts(acted[acted["condition"] == name], "cosine") for name in (mask, "random")}
-    draws = acted[acted["condition"] == "random"].groupby("draw")["cosine"].mean().tolist()
+    draws, apart = of_draws(acted, "cosine")
     at = means.set_index(["act", "condition"])
     claims = {
         "revert": f"Reverting {of} lowers the agreement of both formats' activations more than reverting as many "
@@ -170,7 +170,7 @@ def localised_finding(
         f"the whole model: {at.loc[('none', ''), 'cosine']:.3f}, all reverted: {at.loc[('all', ''), 'cosine']:.3f}; "
         + "; ".join(f"{split} {one:.1%} against {other:.1%}" for split, (one, other) in recalled.items()),
         **_FORM,
-        **beyond_draws(_compared(*order, level), draws, level, answers=len(order[0])),
+        **beyond_draws(_compared(*order, level), apart, level, answers=len(order[0])),
     )
 
 
