@@ -123,7 +123,7 @@ def on_device(reference: PreTrainedModel, device: str, tiny: bool) -> dict[str, 
     fast, table = seconds_of(lambda: run_interventions(model, task, plan, metrics=["log_prob"]))
     slow, looped = seconds_of(lambda: [hooked_log_prob(model, task, heads[index]) for index in sampled])
     difference = max(abs(float(table["log_prob"][place]) - one) for place, one in zip(sampled, looped, strict=True))
-    peak = matrix_peak(dtype, device, 256 if tiny else 8192)
+    peak = matrix_peak(dtype, device, 64 if tiny else 8192)
     few = task.select(range(4 if tiny else 8))
     traced, _ = seconds_of(lambda: trace_gradients(model, task, batch_size=16, components=COMPONENTS))
     wanted = {row.tensor for row in checkpoint_of(model).rows if row.component in COMPONENTS}

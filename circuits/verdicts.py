@@ -65,6 +65,7 @@ class Finding:
         smallest: the size from which on a difference is called one.
         form: how to write the difference.
         needed: what could tell.
+        by_seed: the differences that ``difference`` is the mean of, in words.
     """
 
     figure: str
@@ -78,6 +79,7 @@ class Finding:
     smallest: float = SMALLEST_ACCURACY
     form: str = "+.1%"
     needed: str = ONE_RUN
+    by_seed: str = ""
 
     @property
     def verdict(self) -> str:
@@ -219,7 +221,8 @@ def _over_seeds(claims: Sequence[Finding], level: float) -> Finding:
     both = replace(
         first,
         here=" · ".join(one.here for one in claims),
-        control=" · ".join("none" if math.isnan(value) else f"{value:{first.form}}" for value in differences),
+        control=" · ".join(dict.fromkeys(one.control for one in claims)),
+        by_seed=" · ".join("none" if math.isnan(value) else f"{value:{first.form}}" for value in differences),
         difference=float(numpy.mean(known)) if known else math.nan,
         low=math.nan,
         high=math.nan,

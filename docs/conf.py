@@ -28,10 +28,7 @@ exclude_patterns += ["**/.ipynb_checkpoints", "docs/_*"]
 # markdown: as a repository shows it
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
-suppress_warnings = [
-    "mystnb.unknown_mime_type",  # a figure is shown as its image
-    "toc.empty_glob",  # pages that are not written for every study
-]
+suppress_warnings = ["mystnb.unknown_mime_type"]  # a figure is shown as its image
 
 # notebooks: as they were executed
 nb_execution_mode = "off"

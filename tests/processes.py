@@ -55,7 +55,7 @@ def forked(work: Callable[[], object]) -> Child:
     return Child(process, output)
 
 
-def ended(child: Child, within: float = 120) -> int:
+def ended(child: Child, within: float = 600) -> int:
     """How a child ended. What it said is shown if the test fails."""
     until = time.monotonic() + within
     while not child.has_ended():
@@ -74,7 +74,7 @@ def kill(child: Child) -> None:
     assert ended(child) == -signal.SIGKILL
 
 
-def wait_for(condition: Callable[[], bool], within: float = 120, *, of: Child | None = None) -> None:
+def wait_for(condition: Callable[[], bool], within: float = 600, *, of: Child | None = None) -> None:
     """Wait for a condition; fail at once if the child that is to bring it about has ended without."""
     until = time.monotonic() + within
     while not condition():

@@ -1,5 +1,6 @@
 """The benchmark that needs a GPU, as far as it runs without one."""
 
+import pytest
 import torch
 
 from benchmarks import gpu
@@ -13,6 +14,7 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys):
     assert said.out == ""
 
 
+@pytest.mark.slow
 def test_it_runs_to_the_end_with_tiny_models(unchecked):
     found = gpu.main(tiny=True)
     for name in ("llama-3.2-3b", "pythia-2.8b"):

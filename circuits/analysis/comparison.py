@@ -197,11 +197,11 @@ def _drops(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFrame:
             answers[answers["condition"] == condition].set_index(names)[["exact_match", "log_prob"]].astype(float)
             for condition in ("none", "shared")
         )
-        dropped = (before - after).add_suffix("_effect").reset_index()
+        dropped = (before - after).add_suffix("_drop").reset_index()
         # several answers of an example are told apart by their order
         return dropped.assign(start=dropped.groupby(["scope", "task", "example"]).cumcount())
 
-    return paired_differences(drops(a), drops(b), ["scope", "task"], "_effect")
+    return paired_differences(drops(a), drops(b), ["scope", "task"], "_drop")
 
 
 def _with_places(table: pandas.DataFrame, measured: pandas.DataFrame) -> pandas.DataFrame:

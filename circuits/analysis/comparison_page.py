@@ -63,7 +63,7 @@ def write_comparison_page(
         sections.append(Section("What the tasks share", [text], shared, figures.get("heads"), _SEE))
     if "ablation" in tables:
         text = "How far each falls without its own shared parameters, and the difference of the two drops."
-        shown = shown_differences(tables["ablation"], ["scope", "task"], names, "_effect", label="drop of ")
+        shown = shown_differences(tables["ablation"], ["scope", "task"], names, "_drop", label="drop of ")
         if shown.astype(str).apply(lambda column: column.str.contains(UNKNOWN, regex=False)).to_numpy().any():
             text += " Where an interval would hold every possible difference, there are too few answers to tell."
         sections.append(Section("What happens without it", [text], _readable(shown, names)))

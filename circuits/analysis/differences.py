@@ -34,7 +34,7 @@ def paired_differences(
         a: one row for each answer (and intervention): ``task``, ``example``, ``group``, ``start``, and metrics.
         b: the same of another model.
         keys: columns that make the rows.
-        ending: of the metrics' columns: ``_effect`` for what interventions change.
+        ending: of the metrics' columns: ``_effect`` for what interventions change, ``_drop`` for what ablation costs.
         metrics: the columns that are compared, those of them that are there.
 
     Returns:
@@ -111,7 +111,7 @@ def shown_differences(
             known = -most < low or high < most
             return f" ({written(low, True)} to {written(high, True)})" if known else f" ({UNKNOWN})"
 
-        what = label + metric.removesuffix("_effect").replace("_", " ")
+        what = label + metric.removesuffix(ending).replace("_", " ")
         for side, name in zip(SIDES, names, strict=True):
             shown[f"{what}, {name}"] = [written(value) for value in table[f"{metric}_{side}"]]
         columns = (f"{metric}_difference", f"{metric}_difference_low", f"{metric}_difference_high")

@@ -1,5 +1,6 @@
 """``circuits attention``: what heads attend to."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,7 +120,7 @@ def attention(
     if against is not None:
         check_checkpoint(against)
     if task:
-        opened = open_tasks(model, task, data, seed=seed, chat=chat, drop_bad=drop_bad)
+        opened = open_tasks(model, task, data, seed=seed, chat=chat, drop_bad=drop_bad, other=against)
         places = list(dict.fromkeys(example or [0]))
         prompts = [(one, place, one.name) for one in opened.tasks for place in ([0] if average else places)]
         named = " and ".join(one.name for one in opened.tasks)
@@ -129,7 +130,9 @@ def attention(
             prompts = [(one, place, f"{title} {place}") for one, place, title in prompts]
         subtitle = f"{model}, {about}"
     else:
-        biography, question, named, subtitle = _of_person(model, data, person, attribute or _ATTRIBUTE, seed)
+        biography, question, named, subtitle = _of_person(
+            [model, *filter(None, [against])], data, person, attribute or _ATTRIBUTE, seed
+        )
         prompts = [(biography, 0, "BIO"), (question, 0, "QA")]
         about = f"{named}, {(attribute or _ATTRIBUTE).replace('_', ' ')}"
     from circuits.rankings import average_head, prompt_length, read_head
@@ -208,7 +211,7 @@ def _save(figures: dict[str, Any], out: Path, subtitle: str, width: Width | None
 
 
 def _of_person(
-    model: Path, data: Path | None, person: int | None, attribute: str, seed: int
+    models: Sequence[Path], data: Path | None, person: int | None, attribute: str, seed: int
 ) -> "tuple[Task, Task, str, str]":
     """A person's biography and question, the person's name, and what to write under the title."""
     from circuits.facts import FactDataset, check_held_out, dataset_of
@@ -216,6 +219,7 @@ def _of_person(
 
     if attribute not in ATTRIBUTES:
         raise CircuitsError(f"there is no attribute {attribute!r}: choose from {', '.join(ATTRIBUTES)}")
+    model = models[0]
     check_checkpoint(model)
     dataset = dataset_of(model) if data is None else FactDataset(data)
     people = dataset.people().set_index("person")
@@ -224,7 +228,8 @@ def _of_person(
     if person not in people.index:
         raise CircuitsError(f"there is no person {person}: the dataset has people 0 to {len(people) - 1}")
     split = str(people["split"][person])
-    check_held_out(model, dataset, [split], people=[person])
+    for one in models:
+        check_held_out(one, dataset, [split], people=[person])
     tokenizer = tokenizer_of(model)
     from circuits.interventions import pair_formats
 

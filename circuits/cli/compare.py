@@ -33,7 +33,7 @@ def compare(
 ) -> None:
     """Analyse two models on the same tasks, and set every number of one beside the other's."""
     check_folder(out)
-    opened = open_tasks(model, task, data, seed=seed, chat=chat, drop_bad=drop_bad)
+    opened = open_tasks(model, task, data, seed=seed, chat=chat, drop_bad=drop_bad, other=other)
     by_step = without(opened.tasks, held_out)
     one, two = load(model, dtype, device), load(other, dtype, device)
     before = None if pre is None else load(pre, dtype, device)

@@ -96,10 +96,12 @@ def open_tasks(
     seed: int = 0,
     chat: bool = False,
     drop_bad: bool = False,
+    other: Path | None = None,
 ) -> Opened:
     """The tasks of these names for a checkpoint's tokenizer; its weights are not loaded.
 
-    Splits that are called held out must be that. Says how many lines were dropped.
+    Splits that are called held out must be that, also for another checkpoint that is asked the same. Says how many
+    lines were dropped.
     """
     from circuits.facts import check_held_out, check_task_names, needs_people, open_task, people_of
 
@@ -107,7 +109,9 @@ def open_tasks(
     check_checkpoint(model)
     dataset = people_of(names, model, data)
     if dataset is not None:
-        check_held_out(model, dataset, [name for name in names if needs_people(name)])
+        for one in (model, other):
+            if one is not None:
+                check_held_out(one, dataset, [name for name in names if needs_people(name)])
     tokenizer = tokenizer_of(model)
     options: dict[str, Any] = {"examples": examples, "seed": seed, "chat": chat, "drop_bad": drop_bad}
     with busy("reading tasks"):

@@ -11,6 +11,8 @@
 
 import logging
 import os
+import re
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -35,6 +37,8 @@ _LOOK_EVERY = 2.0
 _MOST_STILLBORN = 5
 #: Seconds to wait for a worker when there is none.
 _PATIENCE = 600.0
+#: Seconds in which the head of a cluster must answer.
+_CONNECTED_WITHIN = 10.0
 #: Bytes of the object store of a cluster that is started here; what is more goes to the disk.
 _STORE = 256 << 20
 
@@ -52,7 +56,7 @@ class Ray:
         shared: False if the nodes have folders of the same names that are not those of this machine.
 
     Raises:
-        CircuitsError: a worker is to have what none can have.
+        CircuitsError: a worker is to have what none can have, or the address is none.
     """
 
     workers: int | None = None
@@ -64,13 +68,15 @@ class Ray:
     def __post_init__(self) -> None:
         check_workers(self.workers)
         check_placement(self.gpus_per_worker, self.cpus_per_worker)
+        if self.address not in (None, "auto") and not re.fullmatch(r"[^/]+:\d+", str(self.address)):
+            raise CircuitsError(f"{self.address} is no address of a Ray cluster: give auto, or HOST:PORT")
 
     @contextmanager
     def start(self, work: Work, folder: Path, *, threads: int = 1) -> Iterator[Run]:
         """Connect to the cluster, or start one; workers begin with the first jobs.
 
         Raises:
-            CircuitsError: Ray is not installed, or there is no cluster at the address.
+            CircuitsError: Ray is not installed or cannot be started here, or there is no cluster at the address.
         """
         ray = _ray()
         cpus = self.cpus_per_worker or threads
@@ -89,14 +95,22 @@ class Ray:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
         if self.address is None:
             here = max(cores(), cpus * (self.workers or 1))
-            ray.init(address="local", num_cpus=here, include_dashboard=False, object_store_memory=_STORE, **quiet)
+            try:
+                ray.init(address="local", num_cpus=here, include_dashboard=False, object_store_memory=_STORE, **quiet)
+            except Exception as error:
+                ray.shutdown()
+                raise CircuitsError(f"Ray could not be started on this machine: {_last_line(error)}") from None
             return
         try:
+            if self.address != "auto":
+                # Ray itself would try for minutes
+                host, _, port = self.address.rpartition(":")
+                socket.create_connection((host, int(port)), _CONNECTED_WITHIN).close()
             ray.init(address=self.address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, RuntimeError):
             raise CircuitsError(
-                f"there is no Ray cluster at {self.address} ({str(error).splitlines()[0]}): start one with 'ray start "
-                "--head', or leave the address out"
+                f"there is no Ray cluster at {self.address}: start one with 'ray start --head', or leave the address "
+                "out"
             ) from None
 
 

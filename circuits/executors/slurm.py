@@ -5,7 +5,7 @@
 2. A task hands its results over when its range is done. What it has kept in the folder by then is kept, whatever
    becomes of it: begun again, it finds those jobs done.
 3. A task that runs into its time limit, or is preempted, is requeued by submitit. One that is lost otherwise is
-   submitted again with those that were lost beside it, a bounded number of times.
+   submitted again, a bounded number of times.
 4. Without Slurm, for a try, tasks are processes on this machine (``local``).
 """
 
@@ -66,31 +66,35 @@ class Slurm:
             CircuitsError: submitit is not installed, there is no Slurm here, or it has no such option.
         """
         executor = self._executor(folder / ".slurm", threads)
-        submitted: list[Any] = []
         tries = Tries(folder=folder)
+        under_way: list[tuple[Any, list[Any]]] = []
+
+        def submit(ranges: Sequence[list[Any]]) -> None:
+            tasks = executor.submit_array([_Range(work, tuple(jobs)) for jobs in ranges])
+            under_way.extend(zip(tasks, ranges, strict=True))
 
         def run(jobs: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-            waiting = list(jobs)
-            while waiting:
-                ranges = cut(waiting, self.workers or 1)
-                tasks = executor.submit_array([_Range(work, tuple(some)) for some in ranges])
-                submitted[:] = tasks
-                lost: list[Any] = []
-                for number in _as_done(tasks):
-                    results = _results(tasks[number])
+            if jobs:
+                submit(cut(jobs, self.workers or 1))
+            while under_way:
+                ended = [one for one in under_way if one[0].done()]
+                for one in ended:
+                    under_way.remove(one)
+                    task, some = one
+                    results = _results(task)
                     if results is None:
-                        lost += ranges[number]
-                        tries.lose(ranges[number][0], f"task {tasks[number].job_id} of the array")
-                        continue
-                    yield from zip(ranges[number], results, strict=True)
-                waiting = lost
+                        tries.lose(some[0], f"task {task.job_id} of the array")
+                        submit([some])
+                    else:
+                        yield from zip(some, results, strict=True)
+                if not ended:
+                    time.sleep(_POLL)
 
         try:
             yield run
         except BaseException:
-            for task in submitted:
-                if not task.done():
-                    task.cancel(check=False)
+            for task, _ in under_way:
+                task.cancel(check=False)
             raise
 
     def _executor(self, folder: Path, threads: int) -> Any:
@@ -149,17 +153,6 @@ class _Range:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
-
-
-def _as_done(tasks: Sequence[Any]) -> Iterator[int]:
-    """The places of tasks, as they end."""
-    left = list(range(len(tasks)))
-    while left:
-        ended = [number for number in left if tasks[number].done()]
-        yield from ended
-        left = [number for number in left if number not in ended]
-        if left:
-            time.sleep(_POLL)
 
 
 def _results(task: Any) -> list[Any] | None:

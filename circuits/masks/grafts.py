@@ -30,7 +30,7 @@ class Graft:
 
     @property
     def size(self) -> int:
-        """``|γ|₀``: how many parameters are grafted."""
+        """How many parameters are grafted, ``|γ|₀``."""
         return self.mask.size
 
     @property

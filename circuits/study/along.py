@@ -1,12 +1,13 @@
 """What a study measures while its models learn: both formats' gradients, and how alike those of a fact are.
 
 Every so many steps of every stage, some biographies and some questions of people whose questions are learned are
-traced, and the traces are added up: what each format would have changed, of which the parameters updated by both are
-the largest (docs/method.md, section 2). At the same steps, the gradients of some facts' two formats are compared
-(section 8).
+traced, and the traces are added up. Those of a format in the stage that learns it say what the format changed, and the
+largest of both are the parameters updated by both (docs/method.md, section 2). At the same steps, the gradients of some
+facts' two formats are compared (section 8).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from transformers import TrainerCallback
 
 from circuits.consistency import ConsistencyCallback
 from circuits.facts import FactDataset
-from circuits.models import load_tokenizer
+from circuits.models import identity, load_tokenizer
 from circuits.study.folder import EVALUATED, Study
 from circuits.tasks import pair_facts
-from circuits.tracing import GradientTrace, TraceCallback, sum_traces
+from circuits.tracing import GradientTrace, TraceCallback
 from circuits.training import Optimisation, stages
 
 #: The formats whose gradients are added up, and those whose facts are compared.
@@ -64,9 +65,9 @@ def consistency_along(study: Study) -> pandas.DataFrame:
 
 
 def updated_traces(study: Study, arm: str) -> dict[str, GradientTrace]:
-    """The gradients of each format, summed over all stages that an arm's training went through."""
-    stages_of = (arm,) if arm == "mixed" else ("stage_1", arm)
-    return {
-        split: sum_traces([GradientTrace.load(study.along / stage / f"{split}.safetensors") for stage in stages_of])
-        for split in TRACED
-    }
+    """The gradients of each format, summed along the stage of an arm's training that learns it."""
+    learned = {"bio": "mixed" if arm == "mixed" else "stage_1", "qa_id": arm}
+    found = {split: GradientTrace.load(study.along / learned[split] / f"{split}.safetensors") for split in TRACED}
+    # the first stage is a part of the arm's training: what it changed was changed on the way to this model
+    of = {"model": identity(study.model(arm))}
+    return {split: replace(trace, provenance=trace.provenance | of) for split, trace in found.items()}

@@ -347,7 +347,7 @@ def _agreement(tables: dict[str, pandas.DataFrame], ranking: str, level: float) 
     )
 
 
-def claims_table(found: Sequence[Finding], control: str = "control") -> pandas.DataFrame:
+def claims_table(found: Sequence[Finding]) -> pandas.DataFrame:
     """Each claim of the paper, the numbers here, their control, the difference, and whether the claim holds."""
     return pandas.DataFrame(
         [
@@ -362,7 +362,7 @@ def claims_table(found: Sequence[Finding], control: str = "control") -> pandas.D
             )
             for one in found
         ],
-        columns=["Fig.", "claim", "here", control, "difference", "p", "verdict"],
+        columns=["Fig.", "claim", "here", "control", "difference", "p", "verdict"],
     )
 
 
@@ -370,9 +370,8 @@ def _in_words(one: Finding) -> str:
     """The difference and its interval."""
     if math.isnan(one.difference):
         return ""
-    if math.isnan(one.low):
-        return f"{one.difference:{one.form}}"
-    return f"{one.difference:{one.form}} ({one.low:{one.form}} to {one.high:{one.form}})"
+    interval = "" if math.isnan(one.low) else f" ({one.low:{one.form}} to {one.high:{one.form}})"
+    return f"{one.difference:{one.form}}{interval}" + (f"; by seed {one.by_seed}" if one.by_seed else "")
 
 
 def _overlap(tables: dict[str, pandas.DataFrame], scope: str, model: str) -> str:

@@ -186,10 +186,10 @@ _MECHANISM = {
     "activations, same fact": ("consistency", "representation", "matched", "z.3f"),
     "activations, other facts": ("consistency", "representation", "mismatched", "z.3f"),
     "retrieved": ("consistency", "representation", "retrieval", ".1%"),
-    "rests on subject": ("signature", None, "subject", ".1%"),
-    "relation": ("signature", None, "relation", ".1%"),
-    "context": ("signature", None, "context", ".1%"),
-    "context, integrated gradients": ("integrated_signature", None, "context", ".1%"),
+    "rests on subject": ("signature", None, "subject", "z.1%"),
+    "relation": ("signature", None, "relation", "z.1%"),
+    "context": ("signature", None, "context", "z.1%"),
+    "context, integrated gradients": ("integrated_signature", None, "context", "z.1%"),
 }
 
 
@@ -252,7 +252,7 @@ def updated_table(tables: dict[str, pandas.DataFrame]) -> pandas.DataFrame:
 
 ABOUT_UPDATED = (
     "The second version speaks of parameters updated by both formats: here those in the top by each format's own "
-    "gradients, taken at regular steps of all stages of training and added up, in place of the gradients after "
+    "gradients, taken at regular steps of the stage that learns it and added up, in place of the gradients after "
     "training (S). Shuffled: the size with one task's set shuffled within each tensor."
 )
 WHAT_UPDATED_DO = (

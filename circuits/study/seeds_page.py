@@ -28,7 +28,7 @@ def _with_interval(values: Sequence[float | int | None], form: str) -> str:
     if len(known) < len(values):
         return f"none in {len(values) - len(known)} of {len(values)} seeds"
     mean, low, high = mean_interval(known)
-    if form.endswith("%") and min(known) >= 0:  # a share
+    if form == ".1%":  # a share of answers
         low, high = max(low, 0.0), min(high, 1.0)
     return f"{mean:{form}}" if math.isnan(low) else f"{mean:{form}} ({low:{form}} to {high:{form}})"
 
@@ -83,7 +83,7 @@ def seeds_tables(
     ]
     measured = all("consistency" in summary for summary in summaries)
     return {
-        "claims": claims_table(found, "differences, seed by seed"),
+        "claims": claims_table(found),
         "recall": pandas.DataFrame(recall),
         "grafts": pandas.DataFrame(grafts),
         **({"updated": pandas.DataFrame(updated)} if updated else {}),

@@ -90,7 +90,7 @@ def test_what_is_told_in_one_example_is_compared_answer_by_answer(models, chosen
         answers = side.tables["ablation_answers"].query("scope == 'global' and task == 'told'")
         of = answers.groupby("condition")["log_prob"].mean()
         drops.append(of["none"] - of["shared"])
-    assert rows["log_prob_effect_difference"]["global", "told"] == pytest.approx(drops[1] - drops[0], abs=1e-5)
+    assert rows["log_prob_drop_difference"]["global", "told"] == pytest.approx(drops[1] - drops[0], abs=1e-5)
 
 
 def test_masks_are_compared_by_what_they_have_in_common(found):

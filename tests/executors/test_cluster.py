@@ -137,6 +137,29 @@ def test_a_trace_on_ray_is_the_same_to_the_bit(places, dataset, tokenizer, tmp_p
     assert (tmp_path / "ray").read_bytes() == (tmp_path / "sent").read_bytes() == (tmp_path / "serial").read_bytes()
 
 
+def test_a_lost_task_is_submitted_again_and_not_for_ever(tmp_path):
+    pytest.importorskip("submitit")
+    from circuits.errors import CircuitsError
+    from circuits.executors import Slurm
+
+    def work(job):
+        if job == 13 or (job == 2 and not (tmp_path / "died").exists()):
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job == 99:
+            raise CircuitsError("there is no folder")
+        return job**2
+
+    with Slurm(2, local=True).start(work, tmp_path) as run:
+        assert sorted(run(range(12))) == [(job, job**2) for job in range(12)]
+        assert len((tmp_path / ".lost").read_text().splitlines()) == 1
+    with pytest.raises(CircuitsError, match="^there is no folder$"), Slurm(1, local=True).start(work, tmp_path) as run:
+        list(run([1, 99]))
+    with pytest.raises(CircuitsError, match="5 workers died at the same job"):  # noqa: SIM117
+        with Slurm(1, local=True).start(work, tmp_path) as run:
+            list(run([12, 13]))
+
+
 ARRAY = """
 import sys
 from circuits import SweepPlan, run_sweep
@@ -153,13 +176,13 @@ def test_an_array_that_is_killed_goes_on(plan, serial, tmp_path):
     command(plan, out).kill()
     begin = [sys.executable, script, out.with_suffix(".yaml"), out]
     process = subprocess.Popen(begin)
-    # a task alone: its range is submitted again
+    # a task alone
     wait_for(lambda: parts(out) > 8 or process.poll() is not None, PATIENT)
     before = parts(out)
     tasks = [task for task in family(process.pid) if not family(task)]
     assert len(tasks) == 2
     os.kill(tasks[0], signal.SIGKILL)
-    wait_for(lambda: parts(out) > before + 8 or process.poll() is not None, PATIENT)
+    wait_for(lambda: (out / ".lost").exists() and parts(out) > before + 8, PATIENT)
     # all of it
     for one in [process.pid, *family(process.pid)]:
         os.kill(one, signal.SIGKILL)

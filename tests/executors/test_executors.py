@@ -1,6 +1,7 @@
 """What executors keep book of, without any cluster."""
 
 import re
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from circuits.executors.tries import Tries, cut
         ("ray", {"workers": 0}, "there are to be 0 workers: 1 is the least"),
         ("ray", {"gpus_per_worker": -1}, "a worker is to have -1 GPUs: 0 is the least"),
         ("ray", {"cpus_per_worker": 0}, "a worker is to have 0 CPUs: 1 is the least"),
+        ("ray", {"address": "ray://head"}, "ray://head is no address of a Ray cluster: give auto, or HOST:PORT"),
         ("slurm", {}, "the executor slurm needs the number of workers, the tasks of its job array"),
         ("slurm", {"workers": 0}, "there are to be 0 workers: 1 is the least"),
         ("slurm", {"workers": 2, "gpus_per_worker": 0.5}, "a task has whole GPUs, not 0.5"),
@@ -60,6 +62,16 @@ def _without(*packages):
         return keep(name, *args, **kwargs)
 
     return load
+
+
+def test_an_address_where_nobody_answers_is_refused_at_once(tmp_path):
+    pytest.importorskip("ray")
+    with socket.socket() as taken:
+        # nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(CircuitsError, match=f"^there is no Ray cluster at {address}: start one with 'ray start"):
+            Ray(address=address).start(print, tmp_path).__enter__()
 
 
 def test_slurm_is_refused_where_there_is_none(monkeypatch, tmp_path):

@@ -31,7 +31,7 @@ def good(tmp_path_factory):
     place = tmp_path_factory.mktemp("good")
     model = lively("llama")
     model.save_pretrained(place / "model")
-    model.save_pretrained(place / "shards", max_shard_size="1MB")
+    model.save_pretrained(place / "shards", max_shard_size="200KB")
     tokenizer = word_tokenizer()
     for name in ("model", "shards"):
         tokenizer.save_pretrained(place / name)
@@ -156,7 +156,7 @@ def adapter_pickle(folder: Path) -> None:
 def adapter_of_another_base(folder: Path) -> None:
     adapter_settings(folder, base_model_name_or_path="../small")
     shutil.copytree(folder.parent / "model", folder.parent / "small")
-    small = lively("llama").config.to_dict() | {"hidden_size": 64, "head_dim": 16, "vocab_size": 461}
+    small = lively("llama").config.to_dict() | {"hidden_size": 32, "head_dim": 8, "vocab_size": 461}
     AutoModelForCausalLM.from_config(type(lively("llama").config)(**small)).save_pretrained(folder.parent / "small")
 
 
@@ -181,8 +181,8 @@ BAD = {
         lambda f: flip(f / "model.safetensors", -9, 0),
         "is not what was saved there",
     ),
-    "wrong shape": ("model", lambda f: weights(f, **{Q: lambda t: t[:64].clone()}), f"{Q} has another shape"),
-    "not a number": ("model", lambda f: weights(f, **{Q: first(float("nan"))}), f"{Q} in .* 1 of 16,384 numbers"),
+    "wrong shape": ("model", lambda f: weights(f, **{Q: lambda t: t[:32].clone()}), f"{Q} has another shape"),
+    "not a number": ("model", lambda f: weights(f, **{Q: first(float("nan"))}), f"{Q} in .* 1 of 4,096 numbers"),
     "infinite": ("model", lambda f: weights(f, **{NORM: first(-float("inf"))}), f"{NORM} in .* not finite"),
     "integers": ("model", lambda f: weights(f, **{Q: lambda t: t.to(torch.int8)}), "holds I8 and no floating-point"),
     "eight-bit floats": ("model", lambda f: weights(f, **{Q: lambda t: t.to(torch.float8_e4m3fn)}), "holds F8_E4M3"),

@@ -28,7 +28,7 @@ def pair(family, tokenizer, tmp_path):
         values["blocks.3.mlp.W_out"][17] += 0.25
         values["blocks.2.attn.W_K"][1, 0, 0] += 1
         values["embed.W_E"][5, 3] += 1
-    save_model(model, tmp_path / "tuned", max_shard_size="1MB")
+    save_model(model, tmp_path / "tuned", max_shard_size="200KB")
     return tmp_path / "base", tmp_path / "tuned"
 
 
