@@ -1,5 +1,7 @@
 """Figures by position and of direct contributions: what a number is at each token, and what adds up to a logit."""
 
+from html import escape
+
 import numpy
 import plotly.graph_objects as go
 from pandas import DataFrame
@@ -51,7 +53,7 @@ def positions_figure(table: DataFrame, value: str, *, title: str = "", row: str 
             colorscale=DIVERGING if signed else SEQUENTIAL,
             xgap=1,
             ygap=1,
-            customdata=[list(tokens)] * len(rows),
+            customdata=[[escape(str(token)) for token in tokens]] * len(rows),
             hovertemplate="%{y}, “%{customdata}”: %{z:.4f}<extra></extra>",
             colorbar={"title": {"text": value.replace("_", " ")}, "thickness": 14},
         )
@@ -61,7 +63,7 @@ def positions_figure(table: DataFrame, value: str, *, title: str = "", row: str 
     figure.update_xaxes(
         title="token",
         tickvals=places[::every],
-        ticktext=[short(str(token)) for token in tokens.iloc[::every]],
+        ticktext=[escape(short(str(token))) for token in tokens.iloc[::every]],
         tickangle=-55,
     )
     figure.update_yaxes(title=row, autorange="reversed", type="category")
@@ -98,11 +100,11 @@ def logit_lens_figure(table: DataFrame, value: str = "probability") -> go.Figure
     room = (figure.layout.width - 200) / len(heat.x)
     if room >= 34:
         letters = max(2, int(room / 6.2))
-        cut = told.map(lambda token: token if len(token) <= letters else f"{token[: letters - 1]}…")
+        cut = told.map(lambda token: escape(token if len(token) <= letters else f"{token[: letters - 1]}…"))
         heat.update(text=cut.to_numpy(), texttemplate="%{text}", textfont={"size": 10})
     heat.update(
         zmax=1,
-        customdata=told.to_numpy(),
+        customdata=told.map(escape).to_numpy(),
         hovertemplate="after layer %{y}: “%{customdata}”, %{z:.3f}<extra></extra>",
         colorbar={"title": {"text": "probability"}, "tickformat": ".0%", "thickness": 14},
     )

@@ -45,6 +45,7 @@ def test_the_lens_equals_the_cache(model, task):
         assert numpy.allclose(rows["answer_probability"], told[:, answer], atol=1e-5)
         assert numpy.allclose(rows["probability"], told.max(-1).values, atol=1e-5)
         assert rows["answer_rank"].tolist() == ((told > told[:, answer : answer + 1]).sum(-1) + 1).tolist()
+    assert logit_lens_figure(table.assign(token="<s>")).layout.xaxis.ticktext[0] == "&lt;s&gt;"
     figure = logit_lens_figure(table, "answer_probability")
     assert numpy.allclose(figure.data[0].z, table.pivot(index="layer", columns="position", values="answer_probability"))
 
