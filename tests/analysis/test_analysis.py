@@ -89,6 +89,7 @@ def test_the_command_says_how_long_it_takes_what_it_finds_and_where(planted):
         "consistency": "no two tasks tell three facts of the same groups",
         "localise": "there is no model before fine-tuning (pre)",
         "signature": "no task has spans",
+        "integrate": "no task has spans",
     }
     assert set(found.summary["seconds"]) == {step.name for step in STEPS} - set(found.summary["left_out"])
 

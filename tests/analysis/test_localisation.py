@@ -129,7 +129,7 @@ def test_without_a_start_or_facts_in_common_it_is_left_out(chosen, tmp_path):
 def test_the_figure_has_a_dot_for_each_mean(found):
     table = found.tables["localisation"].assign(model="m")
     figure = localisation_figure(table)
-    assert len(figure.data) == 6
+    assert len(figure.data) == 8
     rows = table[table["scope"].isin(["global", ""])]
     assert list(figure.data[0].x) == rows["cosine"].tolist()
     assert "whole model" in figure.data[0].y
