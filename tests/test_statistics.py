@@ -161,7 +161,8 @@ def test_rare_events_of_whole_groups_are_covered_where_most_answers_are_alike():
     values = numpy.where(values == 0, noise, values)
     low, high = intervals(values, people, kind="bounded_difference")
     assert ((low <= mean) & (mean <= high)).mean() > 0.93
-    assert -1 <= low.min() and high.max() <= 1
+    assert low.min() >= -1
+    assert high.max() <= 1
     # fewer groups than would show a spread
     low, high = intervals([0.9, -0.8, 1.0], [0, 1, 2], kind="bounded_difference")
     assert (float(low), float(high)) == (-1, 1)
