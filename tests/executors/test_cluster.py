@@ -26,8 +26,9 @@ def plan(places):  # noqa: F811
     """Thousands of interventions."""
     from circuits.sweeps import SweepPlan
 
-    settings = {"units": "neurons", "modes": ["zero", "mean"], "examples": 1, "metrics": "log_prob", "job_size": 16}
-    return SweepPlan(places.model, dataset=places.dataset, tasks="qa_id", **settings)
+    modes = ["zero", "mean", "mean_by_position"]
+    settings = {"units": "neurons", "modes": modes, "examples": 2, "metrics": "log_prob", "job_size": 16}
+    return SweepPlan(places.model, dataset=places.dataset, tasks=["qa_id", "qa_ood"], **settings)
 
 
 @pytest.fixture(scope="module")
