@@ -221,6 +221,7 @@ def _bounded(table: numpy.ndarray, inverse: numpy.ndarray | None, level: float) 
     low, high = _skewed(table, inverse, level)
     # where most values are alike, what rare ones could do does not show in how they spread
     alike = (numpy.abs(table - numpy.median(table, axis=1, keepdims=True)) < 1e-12).mean(1) > 0.5
+    alike |= numpy.isnan(low)
     if alike.any():
         rare = _tango(table[alike], inverse, level, by_group=True)
         low[alike], high[alike] = numpy.fmin(low[alike], rare[0]), numpy.fmax(high[alike], rare[1])

@@ -182,15 +182,14 @@ def write_seeds_results(
     for summaries, tables in studies:
         settings, source = summaries[0]["settings"], summaries[0]["provenance"]
         shown = seeds_tables(summaries, tables)
-        minutes = sum(summary["seconds"]["total"] for summary in summaries) / len(summaries) / 60
         verdicts = [_bold(verdict) for verdict in shown["claims"]["verdict"]]
         parts += [
             f"## {_name(settings).removeprefix('a ').capitalize()}, {condition_in_words(settings)}",
             f"{settings['data']['people']} made-up people; {settings['optimisation']['steps']} steps of "
             f"{settings['optimisation']['rows']} rows, second stages at peak rates of "
             f"{settings['optimisation']['gentle_learning_rate']:g} and {settings['optimisation']['learning_rate']:g}. "
-            f"{over_seeds_in_words([summary['settings']['seed'] for summary in summaries])} {minutes:.0f} minutes a "
-            f"seed on {_machine(summaries[0])}, at commit {source['git_commit']}.",
+            f"{over_seeds_in_words([summary['settings']['seed'] for summary in summaries])} Made on "
+            f"{_machine(summaries[0])}, at commit {source['git_commit']}.",
             _markdown(shown["recall"]),
             _markdown(shown["claims"].assign(verdict=verdicts)),
             f"The smallest grafts that keep {settings['keep']:.0%} of QA-ID:",
