@@ -17,18 +17,18 @@ from circuits.masks import (
     unit_mask,
     zero,
 )
-from circuits.models import editing, fingerprint, hooked, identity
+from circuits.models import editing, fingerprint, hooked, identity, load_model
 from circuits.rankings.subsets import ablating, swapping
 from circuits.units import Head, Neuron
-from tests.fixtures import loaded
+from tests.fixtures import lively
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 @pytest.fixture
-def pair():
+def pair(tokenizer):
     """Two models of one shape, without a family of fixtures: every kind of block, once each."""
-    return [loaded("llama", seed) for seed in (0, 1)]
+    return [load_model(lively("llama", seed), tokenizer=tokenizer) for seed in (0, 1)]
 
 
 def blocks(pair, task):
