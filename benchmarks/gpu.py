@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedConfig, PreTrainedModel
 
 from benchmarks.sweep import operations
-from benchmarks.trace import ANSWER, batch_loss, made_up_task, naive
+from benchmarks.trace import ANSWER, LLAMA_3B, batch_loss, made_up_task, naive
 from circuits.interventions import run_interventions, single
 from circuits.models import Model, checkpoint_of, hook_name, load_model, shape_of
 from circuits.storage import provenance, write_json
@@ -32,17 +32,6 @@ from circuits.units import Head
 OUT = Path("runs/bench/gpu.json")
 COMPONENTS = ("attention", "mlp")
 
-LLAMA_3B = LlamaConfig(
-    hidden_size=3072,
-    num_attention_heads=24,
-    num_key_value_heads=8,
-    head_dim=128,
-    intermediate_size=8192,
-    vocab_size=128256,
-    num_hidden_layers=28,
-    max_position_embeddings=4096,
-    tie_word_embeddings=True,
-)
 PYTHIA_3B = GPTNeoXConfig(
     hidden_size=2560,
     num_attention_heads=32,

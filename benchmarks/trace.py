@@ -36,6 +36,17 @@ from circuits.tracing import trace_gradients
 
 LENGTH = 16
 THREADS = 2
+LLAMA_3B = LlamaConfig(
+    hidden_size=3072,
+    num_attention_heads=24,
+    num_key_value_heads=8,
+    head_dim=128,
+    intermediate_size=8192,
+    vocab_size=128256,
+    num_hidden_layers=28,
+    max_position_embeddings=4096,
+    tie_word_embeddings=True,
+)
 ANSWER = 2
 PIECES = ("study", "smollm2", "memory_smollm2", "memory_3b_of_4_layers")
 
@@ -142,17 +153,7 @@ def speeds(model: Model, examples: int, looped: int, batch_size: int, turns: int
 
 def three_billion_cut(folder: Path) -> Path:
     """A Llama-3.2-3B-shaped checkpoint of 4 layers in bfloat16, made in a process of its own."""
-    config = LlamaConfig(
-        hidden_size=3072,
-        num_attention_heads=24,
-        num_key_value_heads=8,
-        head_dim=128,
-        intermediate_size=8192,
-        vocab_size=128256,
-        num_hidden_layers=4,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    )
+    config = LlamaConfig(**LLAMA_3B.to_dict() | {"num_hidden_layers": 4})
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.to_empty(device="cpu")

@@ -31,7 +31,8 @@ from circuits.tasks import Task, pair_facts
 LOCALISATION, LOCALISATION_FACTS = Table("localisation"), Table("localisation_facts")
 LOCALISATION_TESTS = Table("localisation_tests")
 
-#: What is measured of each fact → what kind of number it is; the last two of the task, those before of the other.
+#: What is measured of each fact → what kind of number it is. Right, and how likely, are the answers of the other task,
+#: and with ``task_`` those of the task itself.
 MEASURES: Mapping[str, Kind] = {
     "cosine": "real",
     "retrieved": "share",

@@ -6,7 +6,7 @@ from circuits.tracing.during_training import TraceCallback
 from circuits.tracing.gradients import trace_checkpoints, trace_gradients
 from circuits.tracing.losses import LOSSES, example_losses, loss_gradients
 from circuits.tracing.settings import PER
-from circuits.tracing.trace import GradientTrace, sum_traces
+from circuits.tracing.trace import GradientTrace
 
 __all__ = [
     "LOSSES",
@@ -17,7 +17,6 @@ __all__ = [
     "TraceCallback",
     "example_losses",
     "loss_gradients",
-    "sum_traces",
     "trace_checkpoints",
     "trace_gradients",
 ]

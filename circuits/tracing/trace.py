@@ -1,16 +1,12 @@
 """A gradient trace: what it holds, what a notebook shows of it, and its file."""
 
-import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas
-import torch
 from torch import Tensor
 
-from circuits.errors import CircuitsError
 from circuits.html import html_table
 from circuits.storage import read_tensors, write_tensors
 from circuits.units import Head, Neuron, layer_of
@@ -107,58 +103,6 @@ class GradientTrace:
             metadata["examples"],
             metadata["provenance"],
         )
-
-
-def sum_traces(traces: Sequence[GradientTrace]) -> GradientTrace:
-    """Add traces up: those of the stages of one training, say.
-
-    Args:
-        traces: of the same examples, made in the same way, in the order of the stages.
-
-    Returns:
-        Their sum. It belongs to the model of the last one; its provenance has the ``steps`` of each.
-
-    Raises:
-        CircuitsError: no traces are given, or they are of other examples, made in different ways, or of another kind of
-            model.
-
-    Source:
-        docs/method.md, section 1.
-
-    Example:
-        >>> one, two = (GradientTrace("qa", {"w": torch.tensor([x, 2.0])}, {}, 3) for x in (1.0, 5.0))
-        >>> sum_traces([one, two]).gradients["w"]
-        tensor([6., 4.])
-    """
-    if not traces:
-        raise CircuitsError("no traces are given to be added up: give one at least")
-    *others, last = traces
-    for other in others:
-        for name in ("examples", "statistic", "loss", "per", "batch_size", "components"):
-            if other.provenance.get(name) != last.provenance.get(name):
-                raise CircuitsError(
-                    f"the traces to be added up were made with different {name}, {other.provenance.get(name)} and "
-                    f"{last.provenance.get(name)}: trace alike"
-                )
-        if other.task != last.task or _shapes(other) != _shapes(last):
-            raise CircuitsError(
-                f"the traces to be added up, of {other.task} and of {last.task}, are not of one task at models of one "
-                "kind: add up those of the stages of one training"
-            )
-    return replace(
-        last,
-        gradients={name: _total([one.gradients[name] for one in traces]) for name in last.gradients},
-        hook_points={name: _total([one.hook_points[name] for one in traces]) for name in last.hook_points},
-        provenance={**last.provenance, "steps": [one.provenance.get("steps") for one in traces]},
-    )
-
-
-def _total(values: Sequence[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, values)
-
-
-def _shapes(trace: GradientTrace) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in trace.gradients.items()}
 
 
 def _order_in_memory(value: Tensor) -> list[int]:

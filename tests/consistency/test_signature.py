@@ -132,8 +132,11 @@ def test_an_answer_that_hangs_on_one_span_gives_it_all_of_the_signature(family, 
     assert table["share"].sum() == pytest.approx(1)
 
 
-def test_integrated_gradients_by_hand(huggingface, untouched, tokenizer):
+def test_integrated_gradients_by_hand(family, tokenizer):
     """A Riemann sum over Hugging Face's model, and captum's own on it."""
+    # one of whose answers much is gained on the way
+    huggingface = lively(family, seed=2)
+    untouched = load_model(lively(family, seed=2), tokenizer=tokenizer)
     task = two_people(tokenizer)
     found = input_signature(untouched, task, method="integrated_gradients", per_answer=True, steps=32)
     embedding = huggingface.get_input_embeddings().weight.detach()
@@ -164,7 +167,7 @@ def test_integrated_gradients_by_hand(huggingface, untouched, tokenizer):
             gained = float(scored(stream[None]) - scored(baseline[None]))
         assert rows["effect"].sum() - gained == pytest.approx(rows["delta"].iloc[0], abs=1e-3)
         assert rows["delta"].abs().max() < 0.01 * abs(gained)
-        assert abs(gained) > 0.03
+        assert abs(gained) > 0.1
 
 
 def test_more_steps_come_nearer(untouched, bio):

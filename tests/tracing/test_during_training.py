@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from circuits.errors import CircuitsError
 from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
 from circuits.models import fingerprint, load_model
-from circuits.tracing import GradientTrace, TraceCallback, sum_traces, trace_gradients
+from circuits.tracing import GradientTrace, TraceCallback, trace_gradients
 from circuits.training import Optimisation, train
 from circuits.units import COMPONENTS
 
@@ -87,30 +87,6 @@ def stopping(at: int):
             raise StoppedError
 
     return progress
-
-
-def test_the_traces_of_two_stages_are_added_up(few, probes, tmp_path):
-    first, second = TraceCallback(probes, 4), TraceCallback(probes, 4)
-    callbacks = {"stage_1": [first], "two_stage": [second]}
-    train("two-stage", few, tmp_path, optimisation=SMALL, callbacks=callbacks)
-    for task in probes:
-        one, two = first.traces[task.name], second.traces[task.name]
-        both = sum_traces([one, two])
-        assert both.provenance["steps"] == [[4, 8], [4, 8]]
-        assert both.provenance["model"] == fingerprint(load_model(tmp_path / "two_stage"))
-        assert all(
-            torch.equal(value, one.gradients[name] + two.gradients[name]) for name, value in both.gradients.items()
-        )
-        assert all(
-            torch.equal(value, one.hook_points[name] + two.hook_points[name])
-            for name, value in both.hook_points.items()
-        )
-    for traces, message in (
-        ([], "no traces are given"),
-        ([first.traces[task.name] for task in probes], "made with different examples"),
-    ):
-        with pytest.raises(CircuitsError, match=message):
-            sum_traces(traces)
 
 
 def test_training_that_was_stopped_goes_on_with_its_traces(few, probes, tmp_path):
