@@ -14,6 +14,7 @@ class Recipe(StrEnum):
     TWO_STAGE = "two-stage"
     TWO_STAGE_GENTLE = "two-stage-gentle"
     BIO_ONLY = "bio-only"
+    QA_ONLY = "qa-only"
 
 
 class Family(StrEnum):

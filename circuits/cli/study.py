@@ -28,7 +28,7 @@ def study(
     condition: Annotated[
         Condition | None,
         typer.Option(
-            help="Facts told once, in one wording and order, or in several; default: single, with --model augmented.",
+            help="Facts told once, in one wording and order, or in several; default: single.",
             show_default=False,
         ),
     ] = None,
@@ -45,7 +45,7 @@ def study(
     rank_examples: Annotated[
         int | None,
         typer.Option(
-            help="Examples at each point of a ranking's curves; default: 50, with --model 60.",
+            help="Examples at each point of a ranking's curves; default: 50, with --model 15.",
             min=1,
             show_default=False,
         ),

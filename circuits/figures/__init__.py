@@ -1,6 +1,6 @@
 """Plotly figures from result tables; the attention study; pages of them."""
 
-from circuits.figures.accuracy import accuracy_figure, curves_figure
+from circuits.figures.accuracy import accuracy_figure, curves_figure, rates_figure
 from circuits.figures.attention import Rectangle, attention_figure, found_rectangles
 from circuits.figures.consistency import (
     consistency_along_figure,
@@ -42,6 +42,7 @@ __all__ = [
     "logit_lens_figure",
     "positions_figure",
     "ranking_curves_figure",
+    "rates_figure",
     "save_figure",
     "sharing_figure",
     "signature_figure",

@@ -81,3 +81,57 @@ def curves_figure(table: DataFrame) -> go.Figure:
     figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.05])
     figure.update_yaxes(title="exact match", col=1)
     return figure
+
+
+def rates_figure(table: DataFrame, accuracy: DataFrame | None = None) -> go.Figure:
+    """Exact match after second stages at several peak learning rates, with 95 % intervals.
+
+    Args:
+        table: columns ``rate``, ``split``, ``exact_match``, ``exact_match_low``, ``exact_match_high``.
+        accuracy: that of the model trained on both formats at once, columns ``split`` and ``exact_match``: dashed.
+
+    Raises:
+        CircuitsError: a column is missing or there are no rows.
+
+    Example:
+        >>> rows = [(rate, "qa_ood", found, found - 0.1, found + 0.1) for rate, found in [(1e-5, 0.2), (1e-4, 0.7)]]
+        >>> ends = ["exact_match_low", "exact_match_high"]
+        >>> rates_figure(DataFrame(rows, columns=["rate", "split", "exact_match", *ends])).data[0].name
+        'QA-OOD'
+    """
+    need(table, "rate", "split", "exact_match", "exact_match_low", "exact_match_high")
+    figure = go.Figure()
+    for split in table["split"].unique():
+        rows = table[table["split"] == split]
+        figure.add_scatter(
+            x=rows["rate"],
+            y=rows["exact_match"],
+            error_y={
+                "array": rows["exact_match_high"] - rows["exact_match"],
+                "arrayminus": rows["exact_match"] - rows["exact_match_low"],
+                "thickness": 1,
+                "width": 3,
+            },
+            name=label(split),
+            mode="lines+markers",
+            line_color=COLOURS[split],
+            hovertemplate="rate %{x:g}: %{y:.1%}",
+        )
+        for both in [] if accuracy is None else accuracy.loc[accuracy["split"] == split, "exact_match"]:
+            figure.add_hline(both, line={"dash": "dash", "width": 1, "color": COLOURS[split]})
+    figure.update_layout(
+        template="plotly_white",
+        width=760,
+        height=420,
+        margin={"t": 70, "b": 60},
+        legend={"orientation": "h", "y": 1.08, "yanchor": "bottom"},
+    )
+    rates = sorted(table["rate"].unique())
+    figure.update_xaxes(
+        title="peak learning rate of the second stage",
+        type="log",
+        tickvals=rates,
+        ticktext=[f"{rate:g}" for rate in rates],
+    )
+    figure.update_yaxes(title="exact match", tickformat=".0%", range=[-0.03, 1.05])
+    return figure

@@ -47,6 +47,7 @@ def setting_in_words(settings: dict[str, Any]) -> dict[str, str]:
 SEE = {
     "accuracy": "Compare QA-OOD, the questions that were held out: QA-ID and BIO were in training.",
     "curves": "Follow QA-OOD, the questions that were held out, from panel to panel.",
+    "rates": "Where BIO stays up and QA-OOD does not, facts are stored and not found; where both fall, forgotten.",
     "shared_heads": "Each cell is a head; the darker, the more of its parameters are shared.",
     "shared_heads_per_tensor": "The same heads when every tensor gives its own top: no layer can take all places.",
     "sharing": "The wider the gap between a solid line and the dashed one of its colour, the more is shared beyond "
@@ -212,6 +213,11 @@ def mechanism_rows(
         rows.append(row)
     return pandas.DataFrame(rows).set_index("model").T.rename_axis("").reset_index()
 
+
+ABOUT_RATES = (
+    "Every point is a second stage from the same first one, with the same questions in the same order, at another peak "
+    "learning rate. Dashed: mixed training."
+)
 
 ABOUT_LOCALISATION = (
     "The same facts after the shared parameters went back to their values before training, and with these alone as "

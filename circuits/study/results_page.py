@@ -13,6 +13,7 @@ from circuits.study.claims import claims_table, findings
 from circuits.study.page_tables import (
     ABOUT_LOCALISATION,
     ABOUT_MECHANISM,
+    ABOUT_RATES,
     ABOUT_UPDATED,
     WHAT_UPDATED_DO,
     condition_in_words,
@@ -43,6 +44,7 @@ def _markdown(table: pandas.DataFrame) -> str:
 _SHOWN = {
     "accuracy": "Exact match of every arm on every split (Fig. 1a).",
     "curves": "Exact match along training.",
+    "rates": "Exact match after second stages at several peak learning rates; dashed, mixed training.",
     "sharing": "The share of the influenced parameters that is shared, at every fraction k; dashed, the permuted "
     "control; dotted, chance (Fig. 2a).",
     "sharing_per_tensor": "The same for the top k of each tensor.",
@@ -108,6 +110,8 @@ def write_results_page(
         _markdown(recall_table(tables["accuracy"])),
         *shown("accuracy", "curves"),
     ]
+    if "rates" in images:
+        parts += ["## The rate of the second stage", ABOUT_RATES, *shown("rates")]
     if "shared" in summary:
         parts += [
             "## Shared parameters",

@@ -54,6 +54,8 @@ class StudySettings:
         rank_halvings: curves over more than 32 units are measured at every tenth of them, and below the first at so
             many halvings of all of them; at every doubling from 1 if not given.
         sweep_modes: how every head is ablated alone.
+        rates: peak learning rates of more second stages, beside the gentle one and the full one; their models are only
+            evaluated.
     """
 
     family: str | None = None
@@ -72,6 +74,7 @@ class StudySettings:
     fractions: tuple[float, ...] = FRACTIONS
     rank_halvings: int | None = None
     sweep_modes: tuple[str, ...] = ABLATIONS
+    rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         found = "llama"
@@ -140,18 +143,20 @@ class StudySettings:
 #: Facts told in several ways.
 AUGMENTED_STUDY = StudySettings(data=DatasetSettings(**CONDITIONS["augmented"]), optimisation=Optimisation())
 
-#: For a pretrained model of some hundred million parameters: two to three hours of one thread. Give it its ``model``.
+#: For a pretrained model of some hundred million parameters: about four hours of one thread. Give it its ``model``.
 PRETRAINED_STUDY = StudySettings(
-    data=FAMILIAR,
-    optimisation=PRETRAINED,
+    data=replace(FAMILIAR, **CONDITIONS["single"]),
+    # rows are whole biographies: fewer of them take as long as more sentences
+    optimisation=replace(PRETRAINED, rows=24, qa_share=0.5),
     trace_examples=120,
     sweep_examples=8,
-    rank_examples=60,
-    evaluate_every=50,
+    rank_examples=15,
+    evaluate_every=75,
     evaluate_examples=240,
     fractions=(0.0001, 0.001, 0.01, 0.1),
     rank_halvings=4,
     sweep_modes=("zero",),
+    rates=(1e-5, 3e-5, 2e-4),
 )
 
 
@@ -159,15 +164,12 @@ def usual_settings(condition: str | None = None, *, pretrained: bool = False) ->
     """The settings of a study where nothing else is asked for, without its model.
 
     Args:
-        condition: one of `CONDITIONS`; if not given, ``single`` for a new model, and ``augmented`` for a pretrained
-            one, which can ask for what it was told once.
+        condition: one of `CONDITIONS`; ``single`` if not given.
         pretrained: whether the model is a pretrained one.
     """
-    if not pretrained:
-        return AUGMENTED_STUDY if condition == "augmented" else StudySettings()
-    if condition == "single":
-        return replace(PRETRAINED_STUDY, data=replace(FAMILIAR, **CONDITIONS["single"]))
-    return PRETRAINED_STUDY
+    if condition != "augmented":
+        return PRETRAINED_STUDY if pretrained else StudySettings()
+    return replace(PRETRAINED_STUDY, data=FAMILIAR, optimisation=PRETRAINED) if pretrained else AUGMENTED_STUDY
 
 
 def settings_of(plan: dict[str, Any]) -> StudySettings:

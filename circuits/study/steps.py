@@ -18,6 +18,7 @@ from circuits.storage import provenance, write_json
 from circuits.study.along import callbacks_along, consistency_along
 from circuits.study.analyses import analyse_side_by_side
 from circuits.study.folder import COMPARED, EVALUATED, LEFT_OUT, Study
+from circuits.study.rates import recall_by_rate
 from circuits.study.study_page import study_figures, write_study_report
 from circuits.study.summary import summarise
 from circuits.sweeps import sweep_patches
@@ -25,7 +26,7 @@ from circuits.training import Job, train_side_by_side
 
 CURVES, ALONG = Table("curves"), Table("consistency_along")
 ANSWERS, ACCURACY = Table("answers"), Table("accuracy")
-UPDATED = Table("updated")
+RATES, UPDATED = Table("rates"), Table("updated")
 PATCHES, ATTENTION = Table("patches_from_people"), Table("attention")
 
 
@@ -69,6 +70,12 @@ def evaluate(study: Study) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     names = ["model", "split", "example", "group", "attribute", *METRICS]
     answers = pandas.concat(scored, ignore_index=True)[names]
     return answers, accuracies(answers, ["model", "split"])
+
+
+@step(RATES, needs=[ACCURACY])
+def rates(study: Study, accuracy: pandas.DataFrame) -> tuple[pandas.DataFrame]:
+    """Train second stages at more rates."""
+    return (recall_by_rate(study, accuracy),)
 
 
 @step()
@@ -160,4 +167,4 @@ def _attention(study: Study, head: str) -> go.Figure:
     return attention_figure(readings, subtitle=f"mixed model, {study.start}, a QA-OOD person")
 
 
-STEPS = (data, train, evaluate, analyse, compare, updated, patch_people, attend, report)
+STEPS = (data, train, evaluate, rates, analyse, compare, updated, patch_people, attend, report)

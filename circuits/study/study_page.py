@@ -19,6 +19,7 @@ from circuits.figures import (
     graft_figure,
     heads_figure,
     ranking_curves_figure,
+    rates_figure,
     sharing_figure,
     write_report,
 )
@@ -26,6 +27,7 @@ from circuits.study.claims import claims_table, findings, formatted
 from circuits.study.page_tables import (
     ABOUT_LOCALISATION,
     ABOUT_MECHANISM,
+    ABOUT_RATES,
     ABOUT_UPDATED,
     SEE,
     SHOWN_SPLITS,
@@ -62,6 +64,9 @@ def study_figures(tables: dict[str, pandas.DataFrame], keep: float | None = None
         figures["accuracy"] = accuracy_figure(chosen)
     if "curves" in tables:
         figures["curves"] = curves_figure(tables["curves"])
+    if "rates" in tables and tables["rates"]["rate"].nunique() > 2:
+        mixed = tables["accuracy"][tables["accuracy"]["model"] == "mixed"]
+        figures["rates"] = rates_figure(tables["rates"], mixed)
     if "consistency_along" in tables:
         figures["consistency_along"] = consistency_along_figure(tables["consistency_along"])
     for scope, ending in (("global", ""), ("tensor", "_per_tensor")):
@@ -212,6 +217,15 @@ def write_study_report(
             None,
             figures["curves"],
             SEE["curves"],
+        ),
+        *(
+            [
+                Section(
+                    "Recall after second stages at several rates", [ABOUT_RATES], None, figures["rates"], SEE["rates"]
+                )
+            ]
+            if "rates" in figures
+            else []
         ),
         Section(
             "Shared parameters",

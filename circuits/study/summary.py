@@ -62,7 +62,7 @@ def _seconds(study: Study) -> dict[str, float]:
     whole = ("analyse", "compare", "updated", "report")
     for folder in (study.out, *study.arms.values(), study.full_rate, *study.updated.values()):
         spent.update({name: took for name, took in seconds(folder).items() if name not in whole})
-    order = ["data", "train", *(one.name for one in STEPS if one.name != "attend"), "patch_people", "attend"]
+    order = ["data", "train", "rates", *(one.name for one in STEPS if one.name != "attend"), "patch_people", "attend"]
     named = {name: round(spent[name], 1) for name in order if name in spent}
     return {**named, "total": round(sum(seconds(study.out).values()), 1)}
 

@@ -1,4 +1,4 @@
-"""The recipes: mixed training, two-stage training, two-stage with a gentle second stage, and biographies only.
+"""The recipes: mixed training, two-stage training, two-stage with a gentle second stage, and either format alone.
 
 A recipe is a list of stages; each stage starts from the checkpoint of the one before it, with a fresh optimizer. Mixed
 and two-stage see the same number of BIO rows and the same number of QA rows, at the same peak learning rate.
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from circuits.errors import CircuitsError
 
-RECIPES: tuple[str, ...] = ("mixed", "two-stage", "two-stage-gentle", "bio-only")
+RECIPES: tuple[str, ...] = ("mixed", "two-stage", "two-stage-gentle", "bio-only", "qa-only")
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,8 @@ def stages(recipe: str, optimisation: Optimisation) -> list[Stage]:
     bio, qa, rate = optimisation.bio_rows, optimisation.qa_rows, optimisation.learning_rate
     if recipe == "mixed":
         return [Stage("mixed", "pre", bio, qa, rate)]
+    if recipe == "qa-only":
+        return [Stage("qa_only", "pre", 0, qa, rate)]
     first = Stage("stage_1", "pre", bio, 0, rate)
     if recipe == "bio-only":
         return [first]

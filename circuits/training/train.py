@@ -59,10 +59,10 @@ def train(
     """Train a model on biographies and questions.
 
     Args:
-        recipe: ``mixed``, ``two-stage``, ``two-stage-gentle`` or ``bio-only``.
+        recipe: ``mixed``, ``two-stage``, ``two-stage-gentle``, ``bio-only``, or ``qa-only``: the second stage alone.
         dataset: what to learn; held-out questions (``qa_ood``) are only evaluated.
         out: gets a checkpoint for each stage (``mixed``; ``stage_1`` and ``two_stage``; ``stage_1`` and
-            ``two_stage_gentle``) and ``pre``. A stage that is finished there is not run again.
+            ``two_stage_gentle``; ``qa_only``) and ``pre``. A stage that is finished there is not run again.
         start: one of `CONFIGURATIONS`, trained from scratch, or the folder of a checkpoint.
         optimisation: steps, rows, rates.
         seed: of new weights and of the order of rows.

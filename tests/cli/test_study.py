@@ -18,6 +18,7 @@ from circuits.analysis import Comparison, running
 from circuits.errors import CircuitsError
 from circuits.facts import FAMILIAR, DatasetSettings, word_tokenizer
 from circuits.masks import Graft, graft
+from circuits.metrics import evaluate
 from circuits.models import fingerprint, load_model, parameters_of, save_model
 from circuits.statistics import mean_interval
 from circuits.storage import atomic_file
@@ -28,6 +29,7 @@ from circuits.study import (
     along,
     analyses,
     findings,
+    rates,
     results_page,
     run_study,
 )
@@ -55,6 +57,7 @@ FEW_ROWS = replace(
     sweep_examples=24,
     fractions=(0.001, 0.1),
     rank_halvings=1,
+    rates=(1e-3,),
 )
 #: Layers, heads and neurons of its models.
 LAYERS, HEADS, NEURONS = 2, 2, 64
@@ -84,7 +87,7 @@ def without_workers():
         processes.side_by_side(calls, 1, say)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (parallel, analyses):
+        for module in (parallel, analyses, rates):
             patch.setattr(module, "side_by_side", here)
         # what is measured while they learn
         patch.setattr(along, "_EXAMPLES", 8)
@@ -150,7 +153,7 @@ def test_a_study_writes_what_it_promises(study):
         )
     assert summary["top_head"].startswith("L")
     steps = {"data", "train", "evaluate", "trace", "share", "ablate", "graft", "rank", "sweep", "patch", "attend"}
-    steps |= {"consistency", "localise", "signature", "integrate"}
+    steps |= {"rates", "consistency", "localise", "signature", "integrate"}
     assert steps | {"patch_people", "total"} == set(summary["seconds"])
     own = running.seconds(study)
     del own["report"]  # which says it
@@ -193,6 +196,24 @@ def test_a_study_writes_what_it_promises(study):
     page = (study / "report.html").read_text()
     assert "What holds in this run" in page
     assert "<script src" not in page
+
+
+def test_second_stages_at_more_rates_start_from_the_same_first_stage(study):
+    table = tables_of(study)["rates"]
+    assert table.groupby("rate")["split"].apply(list).to_dict() == {
+        rate: ["bio", "qa_id", "qa_ood"] for rate in (1e-3, 5e-3, 1e-2)
+    }
+    accuracy = tables_of(study)["accuracy"].set_index(["model", "split"])["exact_match"]
+    for rate, model in ((5e-3, "two_stage_gentle"), (1e-2, "two_stage")):
+        for split, value in table[table["rate"] == rate].set_index("split")["exact_match"].items():
+            assert value == accuracy[model, split]
+    made = json.loads((study / "rates" / "0.001" / "qa_only" / "circuits.json").read_text())
+    assert made["stage"]["learning_rate"] == 1e-3
+    assert made["start_fingerprint"] == fingerprint(load_model(study / "checkpoints" / "stage_1"))
+    model = load_model(study / "rates" / "0.001" / "qa_only")
+    right = evaluate(model, Study(study, StudySettings()).tasks["bio"])["exact_match"].mean()
+    assert table.set_index(["rate", "split"])["exact_match"][1e-3, "bio"] == pytest.approx(right)
+    assert "Recall after second stages at several rates" in (study / "report.html").read_text()
 
 
 def test_a_study_grafts_and_ranks(study):
@@ -414,6 +435,7 @@ def test_a_study_starts_from_a_pretrained_checkpoint(without_workers, pretrained
         optimisation=replace(PRETRAINED, steps=6),
         evaluate_every=3,
         evaluate_examples=10,
+        rates=(),
     )
     assert settings.family == "pythia"
 
@@ -455,7 +477,7 @@ def test_a_model_brings_its_own_defaults(pretrained, tmp_path, monkeypatch):
     monkeypatch.setattr("circuits.study.run_study", run_nothing)
     model = ("study", "--out", tmp_path / "out", "--model")
     assert call(*model, pretrained / "pythia", "--seed", 3, "--people", 20).returncode == 130
-    data = replace(FAMILIAR, people=20, seed=3)
+    data = replace(PRETRAINED_STUDY.data, people=20, seed=3)
     assert asked == [
         replace(PRETRAINED_STUDY, family="pythia", model=str(pretrained / "pythia"), seed=3, data=data)
     ]  # fmt: skip
@@ -464,9 +486,11 @@ def test_a_model_brings_its_own_defaults(pretrained, tmp_path, monkeypatch):
     assert call("study", "--out", tmp_path / "out", "--condition", "augmented").returncode == 130
     assert asked[2] == AUGMENTED_STUDY
     assert asked[2].data == DatasetSettings()
-    assert call(*model, pretrained / "llama", "--condition", "single").returncode == 130
-    assert asked[3].data == replace(FAMILIAR, biographies=1, wordings=1, order="fixed", row="biography")
-    assert asked[3].optimisation == PRETRAINED
+    assert asked[0].data == replace(
+        FAMILIAR, biographies=1, wordings=1, order="fixed", row="biography", people=20, seed=3
+    )
+    assert call(*model, pretrained / "llama", "--condition", "augmented").returncode == 130
+    assert (asked[3].data, asked[3].optimisation) == (FAMILIAR, PRETRAINED)
     refused(call(*model, tmp_path / "nowhere"), "there is no folder")
     refused(call(*model, tmp_path), "is no checkpoint: it has no config.json")
     refused(call(*model, pretrained / "llama", "--family", "pythia"), "is a llama, not a pythia: leave out the family")

@@ -216,6 +216,15 @@ def test_the_same_seed_gives_the_same_weights_side_by_side_or_alone(few, tmp_pat
         assert pandas.read_parquet(tmp_path / "b" / folder.name / "curve.parquet")["step"].tolist() == [3, 6]
 
 
+def test_questions_alone_from_a_first_stage_are_the_second_stage_at_that_rate(few, tmp_path):
+    short = replace(SMALL, steps=4)
+    first, second = train("two-stage", few, tmp_path / "two", optimisation=short)
+    (alone,) = train("qa-only", few, tmp_path / "one", first, short)
+    assert same(weights(alone), weights(second))
+    (slower,) = train("qa-only", few, tmp_path / "slower", first, replace(short, learning_rate=1e-4))
+    assert not same(weights(slower), weights(second))
+
+
 def test_a_finished_stage_is_not_run_again_and_other_settings_are_refused(few, tmp_path):
     (folder,) = train("bio-only", few, tmp_path, optimisation=SMALL)
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
