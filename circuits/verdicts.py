@@ -17,7 +17,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy
@@ -25,7 +25,7 @@ import pandas
 from scipy import stats
 
 from circuits.errors import CircuitsError
-from circuits.statistics import Kind, answers_needed, corrected, mean_interval, paired
+from circuits.statistics import Kind, answers_needed, beyond_draws, corrected, mean_interval, paired
 
 ERROR = 0.05
 _POWER = 0.8
@@ -110,6 +110,7 @@ def compare_answers(
     kind: Kind = "bounded_difference",
     most: float = 1.0,
     smallest: float = SMALLEST_ACCURACY,
+    draws: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Difference, interval and p-value of two sides of the same questions, and how many questions could tell.
 
@@ -120,6 +121,8 @@ def compare_answers(
         kind: what their differences are, in units of ``most``.
         most: the largest difference that there can be.
         smallest: the size from which on a difference is called one.
+        draws: where one side is the mean over random draws, the means of each, as
+            `circuits.statistics.beyond_draws` takes them.
 
     Raises:
         CircuitsError: the two sides were asked different questions.
@@ -137,61 +140,12 @@ def compare_answers(
         # that many tell one difference alone; a page of claims asks for more
         reach, alone = (stats.norm.isf(error / 2) + stats.norm.ppf(_POWER) for error in (1 - level, ERROR))
         needed = f"about {math.ceil(count * (reach / alone) ** 2):,} questions could tell"
-    return {
-        "difference": most * found.difference,
-        "low": most * found.low,
-        "high": most * found.high,
-        "p_value": found.p_value,
-        "needed": needed,
-    }
-
-
-def beyond_draws(found: dict[str, Any], draws: Sequence[float], level: float, *, answers: int) -> dict[str, Any]:
-    """A comparison with the mean of random draws, now also with what a single draw may be.
-
-    Both must be beyond chance, so the larger p-value counts; the two uncertainties are independent. Draws that are all
-    alike show only that they lie no more than about one answer apart: that is then taken as their standard deviation.
-
-    Args:
-        found: from `compare_answers`.
-        draws: the mean over answers of each draw; where the mask is drawn too, thinned beside its control, the mean of
-            each draw's difference (`of_draws`).
-        level: of the interval.
-        answers: how many answers each of these means is over.
-    """
-    count = len(draws)
-    deviation = float(numpy.std(draws, ddof=1)) if numpy.ptp(draws) > _ROUNDING else 1 / answers
-    spread = deviation * math.sqrt(1 + 1 / count)
-    apart = abs(found["difference"])
-    p_value = float(2 * stats.t.sf(apart / spread, count - 1))
-    drawn = spread * float(stats.t.ppf((1 + level) / 2, count - 1))
-    if p_value > found["p_value"]:
-        found = found | {"needed": f"{count} random draws lie too far apart: more of them could tell"}
-    return found | {
-        "low": found["difference"] - math.hypot(found["difference"] - found["low"], drawn),
-        "high": found["difference"] + math.hypot(found["high"] - found["difference"], drawn),
-        "p_value": max(found["p_value"], p_value),
-    }
-
-
-def of_draws(table: pandas.DataFrame, value: str) -> tuple[list[float], list[float]]:
-    """Means of each draw of random parameters, and of each draw's difference from the mask, thinned as it was then.
-
-    Args:
-        table: rows with ``condition`` (``shared``, ``shared_thinned`` where it is thinned, ``random``) and ``draw``.
-        value: the column of which there are means.
-
-    Example:
-        >>> rows = pandas.DataFrame({"condition": ["shared", "random", "random"], "draw": [0, 0, 1], "x": [1.0, 3, 2]})
-        >>> of_draws(rows, "x")
-        ([3.0, 2.0], [2.0, 1.0])
-    """
-    means = table.groupby(["condition", "draw"])[value].mean()
-    if "random" not in means:
-        return [], []
-    random = means["random"]
-    mask = means["shared_thinned"] if "shared_thinned" in means else means["shared"].iloc[0]
-    return random.tolist(), (random - mask).tolist()
+    told = replace(found, **{name: most * getattr(found, name) for name in ("difference", "low", "high")})
+    if draws is not None:
+        alone, told = told.p_value, beyond_draws(told, draws, answers=len(one), level=level)
+        if not told.p_value <= alone:
+            needed = f"{len(draws)} random draws lie too far apart: more of them could tell"
+    return {**asdict(told), "needed": needed}
 
 
 def spearman(one: Sequence[float], other: Sequence[float], level: float = 0.95) -> tuple[float, float, float, float]:

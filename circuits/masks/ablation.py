@@ -22,7 +22,7 @@ from circuits.masks.mask import ParameterMask
 from circuits.metrics import evaluate
 from circuits.models import Model, editing
 from circuits.progress import track
-from circuits.statistics import mean_interval, paired
+from circuits.statistics import beyond_draws, mean_interval, of_draws, paired
 from circuits.tasks import Task
 
 
@@ -150,8 +150,8 @@ def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
 
         Of every answer also the ends ``drop_low`` and ``drop_high`` of the drop's 95 % interval, and ``excess``: what
         the (thinned) mask costs beyond the mean of its random masks, with ``excess_low`` and ``excess_high``, and
-        ``excess_p``, the p-value of there being no excess. Both are paired by answer, and answers of one group are
-        taken together.
+        ``excess_p``, the p-value of there being no excess (NaN for a single draw). Both are paired by answer, and
+        answers of one group are taken together; the excess must also lie beyond what single draws reach.
 
     Raises:
         CircuitsError: a condition has several rows for one draw, or for one draw and answer.
@@ -222,6 +222,7 @@ def _paired_drops(answers: pandas.DataFrame) -> dict[str, float]:
         alike = by_condition.get("shared_thinned", by_condition["shared"])
         # means over draws lie between 0 and 1
         excess = paired(by_condition["random"], alike, groups, kind="bounded_difference")
+        excess = beyond_draws(excess, of_draws(answers, "exact_match")[1], answers=len(first))
         found |= {
             "excess": excess.difference,
             "excess_low": excess.low,

@@ -13,8 +13,9 @@ import pandas
 
 from circuits.analysis.consistency import masked_cosines
 from circuits.figures.rankings import RANKING_LABELS
+from circuits.statistics import of_draws
 from circuits.study.folder import COMPARED
-from circuits.study.mechanism_claims import inside_finding, localised_finding, mechanism_findings
+from circuits.study.mechanism_claims import inside_finding, localised_finding, mechanism_findings, thinned_in_words
 from circuits.verdicts import (
     ERROR,
     ONE_RUN,
@@ -23,10 +24,8 @@ from circuits.verdicts import (
     SMALLEST_SIZE,
     VERDICTS,
     Finding,
-    beyond_draws,
     compare_answers,
     corrected_together,
-    of_draws,
     spearman,
 )
 
@@ -242,7 +241,7 @@ def _costs_more_than_random(
 ) -> Finding:
     mixed, draws, apart = _ablated(tables, scope, task, "mixed")
     mask = mixed[_mask_of(mixed)]
-    thinned = " (thinned as their control)" if "shared_thinned" in mixed else ""
+    thinned = thinned_in_words(draws, apart, ".1%") if "shared_thinned" in mixed else ""
     return Finding(
         "v2" if of == UPDATED else "2b",
         f"Reverting {of} costs the mixed model more than reverting random ones outside them ({_TASKS[task]}; "
@@ -250,7 +249,7 @@ def _costs_more_than_random(
         f"{mask.mean():.1%}{thinned} against {mixed['random'].mean():.1%} ({len(draws)} draws, {min(draws):.1%} to "
         f"{max(draws):.1%})",
         f"the whole model: {mixed['none'].mean():.1%}{_overlap(tables, scope, 'mixed')}",
-        **beyond_draws(compare_answers(mixed["random"], mask, level), apart, level, answers=len(mask)),
+        **compare_answers(mixed["random"], mask, level, draws=apart),
     )
 
 
@@ -314,9 +313,7 @@ def _curve(
         f"{min(draws):.3f} to {max(draws):.3f})",
         f"number {place} of {len(ranked)} rankings; the best are {best}",
         form="+.3f",
-        **beyond_draws(
-            compare_answers(*((one, random) if larger else (random, one)), level), draws, level, answers=len(one)
-        ),
+        **compare_answers(*((one, random) if larger else (random, one)), level, draws=draws),
     )
 
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy
 import pandas
 import pytest
 import torch
@@ -118,6 +119,22 @@ def test_tests_compare_fact_by_fact_and_means_are_over_facts(found):
     assert row["difference"] == pytest.approx((one - random).mean())
     assert row["low"] < row["difference"] < row["high"]
     assert found.summary["localisation"]["bio and qa_id"]["tensor"]["revert_shared"].keys() == MEASURES.keys()
+
+
+def test_a_mask_like_any_random_one_differs_from_these_as_often_as_the_threshold_says(found):
+    """Each set of parameters, drawn or not, leaves a cosine of its own to all facts together."""
+    facts = found.tables["localisation_facts"]
+    base = facts[(facts["scope"] == "tensor") & (facts["act"] == "revert") & (facts["condition"] == "random")]
+    base, generator, p_values = base[base["draw"] == 0], numpy.random.default_rng(0), []
+    for _ in range(50):
+        sets = [("shared", 0), *(("random", draw) for draw in range(5))]
+        drawn = [
+            base.assign(condition=name, draw=draw, cosine=base["cosine"] + generator.normal(0, 0.05))
+            for name, draw in sets
+        ]
+        tests = localisation_tests(pandas.concat(drawn, ignore_index=True)).set_index("measure")
+        p_values.append(tests["p"]["cosine"])
+    assert numpy.mean(numpy.array(p_values) < 0.05) <= 0.12
 
 
 def test_without_a_start_or_facts_in_common_it_is_left_out(chosen, tmp_path):
