@@ -63,6 +63,7 @@ class Finding:
         high: the upper end.
         p_value: corrected for all claims of the page; NaN if one run cannot tell.
         smallest: the size from which on a difference is called one.
+        most: the largest difference that there can be: the interval ends there.
         form: how to write the difference.
         needed: what could tell.
         by_seed: the differences that ``difference`` is the mean of, in words.
@@ -77,9 +78,14 @@ class Finding:
     high: float = math.nan
     p_value: float = math.nan
     smallest: float = SMALLEST_ACCURACY
+    most: float = 1.0
     form: str = "+.1%"
     needed: str = ONE_RUN
     by_seed: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "low", max(self.low, -self.most))  # which leaves NaN as it is
+        object.__setattr__(self, "high", min(self.high, self.most))
 
     @property
     def verdict(self) -> str:
@@ -151,7 +157,8 @@ def compare_answers(
 def spearman(one: Sequence[float], other: Sequence[float], level: float = 0.95) -> tuple[float, float, float, float]:
     """Spearman's correlation with its interval (Fisher's z, Bonett & Wright 2000) and its permutation p-value.
 
-    The p-value, two-sided, is exact up to eight pairs and otherwise from 20,000 random permutations; it is never 0.
+    Where all ranks agree, the interval is that of two neighbours that have changed places, and ends at 1 (or −1). The
+    p-value, two-sided, is exact up to eight pairs and otherwise from 20,000 random permutations; it is never 0.
 
     Returns:
         correlation, lower and upper end, p-value; NaN, NaN, NaN and 1 if one side is all alike.
@@ -174,10 +181,13 @@ def spearman(one: Sequence[float], other: Sequence[float], level: float = 0.95) 
         orders, extra = generator.permuted(numpy.tile(numpy.arange(count), (_PERMUTATIONS, 1)), axis=1), 1
     as_far = int((numpy.abs(first[orders] @ second) >= abs(found) * scale - 1e-9).sum())
     p_value = (as_far + extra) / (len(orders) + extra)
-    if count < 4 or abs(found) > 1 - 1e-12:
-        return found, -1.0 if count < 4 else found, 1.0 if count < 4 else found, p_value
+    if count < 4:
+        return found, -1.0, 1.0, p_value
+    # the nearest to ±1 that so many ranks can have without being it: where two neighbours have changed places
+    nearest = 1 - 12 / (count**3 - count)
+    middle = math.atanh(min(max(found, -nearest), nearest))
     half = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt((1 + found**2 / 2) / (count - 3))
-    return found, math.tanh(math.atanh(found) - half), math.tanh(math.atanh(found) + half), p_value
+    return found, min(found, math.tanh(middle - half)), max(found, math.tanh(middle + half)), p_value
 
 
 def findings_over_seeds(found: Sequence[Sequence[Finding]]) -> list[Finding]:

@@ -101,6 +101,14 @@ def test_correlations_have_permutation_p_values():
     correlation, _, _, p_value = spearman(one, other)
     assert (correlation, p_value) == (pytest.approx(expected.statistic), pytest.approx(expected.pvalue, abs=0.01))
     assert spearman(range(100), range(100))[3] == pytest.approx(1 / 20_001)
+    for sign in (1, -1):
+        # perfect agreement of few is no certainty
+        correlation, *ends, _ = spearman(range(8), [sign * rank for rank in range(8)])
+        least, most = (sign * end for end in ends[::sign])
+        assert sign * correlation == pytest.approx(1)
+        assert most == pytest.approx(1)
+        assert 0.8 < least < 0.99
+        assert least < spearman(range(40), range(40))[1]
     assert spearman([1.0] * 5, range(5))[3] == 1
 
 
@@ -130,6 +138,18 @@ def test_several_seeds_are_tested_on_their_differences():
     assert findings_over_seeds(seeds(0.4, math.nan))[0].needed == "1 of 2 seeds have no such number"
     assert findings_over_seeds(seeds(0.4, math.nan))[0].by_seed == "+40.0% · none"
     assert findings_over_seeds(seeds(0.4, 0.5))[0].control == "control"
+
+
+def test_intervals_end_at_the_largest_difference_that_there_can_be():
+    wide = [Finding(*NOTHING, difference) for difference in (0.95, 0.2, 0.9)]
+    (over,) = findings_over_seeds([[one] for one in wide])
+    assert over.high == 1 > over.difference > over.low
+    assert over.low >= -1
+    (sizes,) = findings_over_seeds([[replace(one, most=2.0)] for one in wide])
+    assert 1 < sizes.high <= 2
+    nothing = Finding(*NOTHING, 0.3)
+    assert math.isnan(nothing.low)
+    assert math.isnan(nothing.high)
 
 
 def test_seeds_that_are_all_alike_cannot_tell():

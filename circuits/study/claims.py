@@ -140,6 +140,7 @@ def _sharing(tables: dict[str, pandas.DataFrame], scope: str, _level: float) -> 
         f"independent sets: {mixed['chance']:,.0f}",
         _relative(mixed["size"], two["size"]),
         smallest=SMALLEST_SIZE,
+        most=2.0,
     )
 
 
@@ -183,6 +184,7 @@ def _more_updated(tables: dict[str, pandas.DataFrame], scope: str, _level: float
         f"by the gradients after training: {mixed['both_with_shared']:,} and {two['both_with_shared']:,}",
         _relative(mixed["size"], two["size"]),
         smallest=SMALLEST_SIZE,
+        most=2.0,
     )
 
 
@@ -198,6 +200,7 @@ def _centralisation(tables: dict[str, pandas.DataFrame], scope: str, _level: flo
         f"{mixed['permuted_gini']:.3f} and {two['permuted_gini']:.3f}",
         (mixed["gini"] - mixed["random_gini"]) - (two["gini"] - two["random_gini"]),
         smallest=SMALLEST_GINI,
+        most=2.0,
         form="+.3f",
     )
 
@@ -227,6 +230,7 @@ def _costs_more(tables: dict[str, pandas.DataFrame], scope: str, task: str, leve
         " against ".join(f"{side['none'].mean():.1%} → {side['shared'].mean():.1%}" for side in (mixed, two)),
         "a model can lose no more than it has; as many random parameters outside the mask: "
         + " and ".join(_control_in_words(side) for side in (mixed, two)),
+        most=2.0,
         **compare_answers(drops[0], drops[1], level, most=2.0),
     )
 
@@ -266,6 +270,7 @@ def _grafting(summary: dict[str, Any], _level: float) -> Finding:
         f"{formatted(two['splits']['qa_ood'], '.1%')}",
         math.nan if None in sizes else _relative(two["size"], mixed["size"]),
         smallest=SMALLEST_SIZE,
+        most=2.0,
         needed="a model that learned no question has nothing to graft" if None in sizes else ONE_RUN,
     )
 

@@ -5,6 +5,7 @@ Each claim is compared fact by fact, of the same people in both models; how a ve
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ from circuits.verdicts import SMALLEST_COSINE, Finding, compare_answers
 
 Frames = dict[str, pandas.DataFrame]
 _OTHERS = (COMPARED[1], FULL_RATE)
-_FORM: dict[str, Any] = {"smallest": SMALLEST_COSINE, "form": "+.3f"}
+#: Cosines lie within −1 and 1, and so do their excesses over mismatched ones, doubled.
+_FORM: dict[str, Any] = {"smallest": SMALLEST_COSINE, "most": 4.0, "form": "+.3f"}
 
 
 def mechanism_findings(
@@ -192,7 +194,7 @@ def _rests(summary: dict[str, Any], tables: Frames, other: str, level: float) ->
         f"{' against '.join(f'{side.mean():.1%}' for side in sides)} of what replacing spans costs, on {len(sides[0])} "
         "answers",
         f"in nats: {' against '.join(nats)}",
-        **(_FORM | {"form": "+.1%"}),
+        **(_FORM | {"most": math.inf, "form": "+.1%"}),
         **_compared(sides[0], sides[1], level),
     )
 
