@@ -62,8 +62,16 @@ def write_comparison_page(
         shared = _readable(tables["masks"].round(3), names)
         sections.append(Section("What the tasks share", [text], shared, figures.get("heads"), _SEE))
     if "ablation" in tables:
-        text = "How far each falls without its own shared parameters, and the difference of the two drops."
+        text = (
+            "How far each falls without its own shared parameters, and the difference of the two drops; beside it, how "
+            "far each falls without as many random parameters outside them (thinned: without its own ones, as few as "
+            "there is room for random ones)."
+        )
         shown = shown_differences(tables["ablation"], ["scope", "task"], names, "_drop", label="drop of ")
+        for side, name in zip(SIDES, names, strict=True):
+            for control in ("thinned", "random"):
+                values = tables["ablation"][f"exact_match_{control}_drop_{side}"]
+                shown[f"drop of exact match, {control}, {name}"] = values.map("{:.1%}".format)
         if shown.astype(str).apply(lambda column: column.str.contains(UNKNOWN, regex=False)).to_numpy().any():
             text += " Where an interval would hold every possible difference, there are too few answers to tell."
         sections.append(Section("What happens without it", [text], _readable(shown, names)))

@@ -146,7 +146,9 @@ def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
         the mask thinned to as many as its random masks, ``thinned_parameters``, is what compares with them: ``drop``
         itself where nothing had to be thinned. For the random masks the mean ``random_drop``, the ends
         ``random_drop_low`` and ``random_drop_high`` of its 95 % interval (within what accuracies allow; NaN where all
-        draws are alike), and how many ``draws`` there were.
+        draws are alike), and how many ``draws`` there were. Where there is one, the mean ``log_prob`` of the answers
+        (nats) before, and without the mask, the (thinned) mask and its random masks: ``log_prob_before``, ``…_after``,
+        ``…_thinned``, ``…_random``.
 
         Of every answer also the ends ``drop_low`` and ``drop_high`` of the drop's 95 % interval, and ``excess``: what
         the (thinned) mask costs beyond the mean of its random masks, with ``excess_low`` and ``excess_high``, and
@@ -202,10 +204,18 @@ def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
                 "random_drop_low": before - (min(1.0, high) if high == high else math.nan),
                 "random_drop_high": before - (max(0.0, low) if low == low else math.nan),
                 "draws": len(randoms),
+                **_log_probs(by_condition, alike),
                 **({} if by_answer is None else _paired_drops(by_answer[values])),
             }
         )
     return pandas.DataFrame(rows)
+
+
+def _log_probs(by_condition: dict[str, pandas.DataFrame], alike: pandas.DataFrame) -> dict[str, float]:
+    """Mean log-probability under each condition: it falls also where no answer was right to begin with."""
+    told = {"before": by_condition["none"], "after": by_condition["shared"], "thinned": alike}
+    told["random"] = by_condition.get("random", alike.iloc[:0])
+    return {f"log_prob_{name}": float(rows["log_prob"].mean()) for name, rows in told.items() if "log_prob" in rows}
 
 
 def _paired_drops(answers: pandas.DataFrame) -> dict[str, float]:

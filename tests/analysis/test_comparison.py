@@ -101,6 +101,19 @@ def test_masks_are_compared_by_what_they_have_in_common(found):
     assert row["lift"] == pytest.approx(row["both"] / chance)
 
 
+def test_what_random_masks_cost_each_model_stands_beside(found):
+    table = found.tables["ablation"].set_index(["scope", "task"])
+    for side, one in (("a", found.a), ("b", found.b)):
+        rows = one.tables["ablation"]
+        means = rows.groupby(["scope", "task", "condition"])["exact_match"].mean().unstack()
+        assert table[f"exact_match_random_drop_{side}"].to_dict() == pytest.approx(
+            (means["none"] - means["random"]).to_dict()
+        )
+        alike = means.get("shared_thinned", means["shared"]).fillna(means["shared"])
+        assert table[f"exact_match_thinned_drop_{side}"].to_dict() == pytest.approx((means["none"] - alike).to_dict())
+    assert "drop of exact match, random" in found.report.read_text()
+
+
 def test_the_same_model_twice_differs_in_nothing(models, chosen, tmp_path):
     found = compare(
         models[0],
