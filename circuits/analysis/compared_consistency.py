@@ -131,7 +131,7 @@ def sections_of_both(tables: Frames, figures: "Mapping[str, go.Figure]", names: 
         text = (
             "Facts after the shared parameters went back to their values before fine-tuning, and with these alone as "
             "after it: activations at the token that predicts the answer, facts that are retrieved, and recalled. "
-            "Random: the same with as many random parameters outside them (where there was too little room, with fewer)."
+            "Random: the same with as many random parameters outside them (with fewer where there was no room)."
         )
         table = tables["localisation"].replace({"act": ACT_WORDS})
         shown = _in_words(table).rename(columns={"act": "parameters"})
