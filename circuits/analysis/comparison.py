@@ -173,7 +173,7 @@ def _differences(a: Analysis, b: Analysis) -> Iterator[tuple[str, pandas.DataFra
     for name, answers in (("sweep", "sweep_answers"), ("patches", "patch_answers")):
         if both(answers):
             keys = ["task", "unit", "mode"]
-            table = paired_differences(a.tables[answers], b.tables[answers], keys, "_effect")
+            table = paired_differences(a.tables[answers], b.tables[answers], keys, ending="_effect")
             yield name, _with_places(table, a.tables[name])
     if both("shared_heads"):
         yield "heads", _sizes(a.tables["shared_heads"], b.tables["shared_heads"])
@@ -202,7 +202,7 @@ def _drops(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFrame:
         return dropped.assign(start=dropped.groupby(["scope", "task", "example"]).cumcount())
 
     keys = ["scope", "task"]
-    table = paired_differences(drops(a), drops(b), keys, "_drop")
+    table = paired_differences(drops(a), drops(b), keys, ending="_drop")
     controls = [
         ablation_summary(ablation_means(answers)).set_index(keys)[["thinned_drop", "random_drop"]] for answers in (a, b)
     ]

@@ -59,8 +59,8 @@ def write_page(
         path,
         f"{source}: {tasks}",
         _lead(summary),
-        sections,
-        f"{seconds / 60:.1f} minutes; circuits analyse",
+        sections=sections,
+        footer=f"{seconds / 60:.1f} minutes; circuits analyse",
         numbers=_numbers(summary, tables),
         setting={"model": source, "tasks": tasks, "before fine-tuning": Path(summary["pre"]["source"]).name}
         if summary["pre"]

@@ -185,7 +185,7 @@ def test_an_interval_that_holds_everything_possible_is_not_shown():
     table = table.assign(exact_match_effect_b=0.85, exact_match_effect_difference=0.85, exact_match_effect_q=1.0)
     table["exact_match_effect_difference_low"] = [-10.0, 0.5]
     table["exact_match_effect_difference_high"] = [11.7, 1.2]
-    shown = shown_differences(table, ["task"], ("one", "two"), "_effect")["exact match, difference"].tolist()
+    shown = shown_differences(table, ["task"], ("one", "two"), ending="_effect")["exact match, difference"].tolist()
     assert shown == ["+85.0% (too few to tell)", "+85.0% (+50.0% to +120.0%)"]
 
 
