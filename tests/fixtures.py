@@ -1,6 +1,7 @@
 """Fixtures: a small dataset, and for both families a model with weights large enough to make every part matter."""
 
 import copy
+import multiprocessing
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -13,6 +14,8 @@ import jaxtyping
 import pytest
 import torch
 
+from circuits import processes
+from circuits.executors import end_with, local
 from circuits.facts import DatasetSettings, FactDataset, make_dataset, word_tokenizer
 from circuits.tasks import Task
 from circuits.training import new_model
@@ -101,6 +104,29 @@ def coarse_search(monkeypatch):
     """The search for a graft tries few sizes, for tests that only need some graft."""
     monkeypatch.setattr("circuits.masks.graft_search._SIZES", 9)
     monkeypatch.setattr("circuits.masks.graft_search._TOLERANCE", 0.05)
+
+
+@pytest.fixture
+def forked_workers(monkeypatch):
+    """Workers are forked and wait for no imports; tests of little work start some that begin anew."""
+    context, ends = multiprocessing.get_context("fork"), []
+    pipe = context.Pipe
+
+    def kept(duplex=True):
+        reader, end = pipe(duplex)
+        ends.append(end)
+        return reader, end
+
+    def end_with_parent(alive) -> None:
+        # a fork has inherited the end whose closing would tell it that its parent is gone
+        for end in ends:
+            end.close()
+        end_with(alive)
+
+    monkeypatch.setattr(context, "Pipe", kept)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: context)
+    for module in (processes, local):
+        monkeypatch.setattr(module, "end_with", end_with_parent)
 
 
 @pytest.fixture(scope="session")
