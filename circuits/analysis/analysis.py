@@ -45,6 +45,10 @@ class Tables(Mapping[str, pandas.DataFrame]):
             raise KeyError(f"there is no table {name!r}: choose from {', '.join(self) or 'none'}")
         return pandas.read_parquet(file)
 
+    def __contains__(self, name: object) -> bool:
+        # a mapping's own way would read the whole table
+        return isinstance(name, str) and (self._folder / f"{name}.parquet").is_file()
+
     def __iter__(self) -> Iterator[str]:
         return (file.stem for file in sorted(self._folder.glob("*.parquet")))
 
