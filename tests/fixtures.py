@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -18,7 +19,7 @@ from circuits import processes
 from circuits.executors import end_with, local
 from circuits.facts import DatasetSettings, FactDataset, make_dataset, word_tokenizer
 from circuits.tasks import Task
-from circuits.training import new_model
+from circuits.training import configurations, new_model
 
 FAMILIES = ("llama", "pythia")
 #: Of which the one ties its embeddings, and the other does not.
@@ -37,6 +38,27 @@ def narrow(configuration: str, seed: int = 0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return type(usual)(type(usual.config)(**usual.config.to_dict() | sizes)).eval()
+
+
+@contextmanager
+def of_size(**sizes: int):
+    """Models that are trained from scratch have these sizes, for what does not depend on them."""
+    config = configurations._config
+
+    def made(*of):
+        usual = config(*of)
+        return type(usual)(**usual.to_dict() | {name: size for name, size in sizes.items() if hasattr(usual, name)})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configurations, "_config", made)
+        yield
+
+
+@pytest.fixture
+def smaller():
+    """Half the layers and half the width."""
+    with of_size(num_hidden_layers=2, hidden_size=64, intermediate_size=96):
+        yield
 
 
 def lively(family: str, seed: int = 0):

@@ -177,6 +177,27 @@ def analyse(
         >>> sorted(found.masks), "shared_heads" in found.tables
         (['global', 'tensor'], True)
     """
+    return analysed(
+        model, tasks, pre, out=out, settings=settings, only=only, skip=skip, traces=traces, check_start=check_start,
+        say=say,
+    )  # fmt: skip
+
+
+def analysed(
+    model: Model,
+    tasks: Task | Sequence[Task],
+    pre: Model | None = None,
+    *,
+    out: str | Path,
+    settings: AnalysisSettings | None,
+    only: Sequence[str] | None,
+    skip: Sequence[str] | None,
+    traces: Mapping[str, GradientTrace] | None = None,
+    check_start: bool,
+    say: Callable[[str], None] | None,
+    anew: bool = True,
+) -> Analysis:
+    """As `analyse`; of an analysis that is finished and has its page, the page is left as it is if not ``anew``."""
     settings = settings or AnalysisSettings()
     case = Case(model, _by_name(tasks), pre, settings, Path(out), traces)
     chosen = choose(made_by.STEPS, only, skip)
@@ -205,6 +226,8 @@ def analyse(
         say(f"about {in_words(sum(estimate(case, missing).values()))} on this machine")
     left_out = run_steps(chosen, case, case.folder, provenance(**facts, seed=settings.seed), say)
     analysis = Analysis(out)
+    if not (anew or missing) and analysis.report.is_file():
+        return analysis
     if "attention" in analysis.tables:
         draw_heads(case, analysis.tables)
     write_json(case.folder / "summary.json", summary_of(analysis.tables, facts, left_out, seconds(case.folder)))

@@ -23,6 +23,8 @@ from circuits.units import Head
 from tests.fixtures import START
 from tests.processes import ended, forked, kill, needs_fork, running, wait_for
 
+pytestmark = pytest.mark.usefixtures("smaller")
+
 SMALL = Optimisation(steps=12, rows=24, warmup_steps=3)
 
 
