@@ -121,6 +121,21 @@ def all_unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@contextmanager
+def without_pages():
+    """Analyses draw nothing and write no page, for tests of their tables."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("circuits.analysis.analysis.figures_of", lambda _: {})
+        patch.setattr("circuits.analysis.analysis.write_page", lambda *_: None)
+        yield
+
+
+@pytest.fixture
+def pageless():
+    with without_pages():
+        yield
+
+
 @pytest.fixture
 def coarse_search(monkeypatch):
     """The search for a graft tries few sizes, for tests that only need some graft."""

@@ -23,7 +23,7 @@ from circuits.statistics import intervals
 from circuits.tasks import Task
 from circuits.tracing import trace_checkpoints, trace_gradients
 from circuits.units import Head, Neuron
-from tests.fixtures import loaded
+from tests.fixtures import loaded, without_pages
 from tests.test_planted_truth import planted_checkpoint, planted_units, reached, task_of
 
 pytestmark = pytest.mark.usefixtures("all_unchecked")
@@ -179,6 +179,7 @@ def test_an_analysis_shows_itself(people):
         people.tables["heads"]
 
 
+@pytest.mark.usefixtures("pageless")
 def test_steps_are_chosen_with_what_they_need(both, tmp_path):
     model, _, tasks = both
     found = analyse(model, tasks, out=tmp_path / "only", only=["ablate"], settings=AnalysisSettings(draws=2))
@@ -204,14 +205,15 @@ def by_step(tasks, tmp_path_factory):
         examples_by_step={"trace": 4, "ablate": 5, "sweep": 4, "rank": 3},
     )
     out = tmp_path_factory.mktemp("by_step") / "out"
-    return analyse(
-        loaded("llama"),
-        chosen,
-        loaded("llama", seed=1),
-        out=out,
-        settings=settings,
-        skip=["patch", "attend", "consistency", "localise", "signature"],
-    )
+    with without_pages():
+        return analyse(
+            loaded("llama"),
+            chosen,
+            loaded("llama", seed=1),
+            out=out,
+            settings=settings,
+            skip=["patch", "attend", "consistency", "localise", "signature", "integrate"],
+        )
 
 
 def test_a_step_is_done_on_the_tasks_and_examples_that_are_asked_for(by_step, tasks):
@@ -293,6 +295,7 @@ def test_what_cannot_be_analysed_is_refused(both, tmp_path, unchecked):
         analyse(model, Task(**{**bio.__dict__, "name": "a/b"}), out=tmp_path / "a")
 
 
+@pytest.mark.usefixtures("pageless")
 def test_traces_made_elsewhere_are_taken(both, tmp_path):
     model, pre, tasks = both
     traces = {task.name: trace_checkpoints([pre, model], task) for task in tasks}
@@ -320,6 +323,7 @@ def test_traces_of_something_else_are_refused(both, tmp_path, unchecked):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("pageless")
 def test_what_has_no_record_is_made_again_whatever_lies_there(both, people, tmp_path):
     """A step that died before its record was written leaves nothing that is taken for its result."""
     model, pre, tasks = both

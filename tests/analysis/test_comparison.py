@@ -12,9 +12,9 @@ from circuits.models import save_model
 from circuits.statistics import paired
 from circuits.tasks import Task
 from circuits.units import Head
-from tests.fixtures import loaded
+from tests.fixtures import loaded, without_pages
 
-pytestmark = pytest.mark.usefixtures("all_unchecked")
+pytestmark = pytest.mark.usefixtures("all_unchecked", "pageless")
 
 SETTINGS = AnalysisSettings(
     draws=2,
@@ -41,7 +41,8 @@ def chosen(tasks):
 def found(models, chosen, tmp_path_factory):
     one, other, pre = models
     out, skip = tmp_path_factory.mktemp("c") / "out", ["consistency", "signature"]
-    return compare(one, other, chosen, out=out, pre=pre, settings=SETTINGS, skip=skip)
+    with without_pages():
+        return compare(one, other, chosen, out=out, pre=pre, settings=SETTINGS, skip=skip)
 
 
 def test_accuracies_are_compared_answer_by_answer(models, chosen, found):
