@@ -130,6 +130,16 @@ def without_pages():
         yield
 
 
+@contextmanager
+def few_points():
+    """Curves over more than four units are measured at few numbers of them, and integrals at few points."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("circuits.rankings.curves._ALL_COUNTS", 4)
+        patch.setattr("circuits.rankings.curves._SEGMENTS", 3)
+        patch.setattr("circuits.analysis.consistency.PATH", 4)
+        yield
+
+
 @pytest.fixture
 def pageless():
     with without_pages():

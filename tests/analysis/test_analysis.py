@@ -23,7 +23,7 @@ from circuits.statistics import intervals
 from circuits.tasks import Task
 from circuits.tracing import trace_checkpoints, trace_gradients
 from circuits.units import Head, Neuron
-from tests.fixtures import loaded, without_pages
+from tests.fixtures import few_points, loaded, without_pages
 from tests.test_planted_truth import planted_checkpoint, planted_units, reached, task_of
 
 pytestmark = pytest.mark.usefixtures("all_unchecked")
@@ -124,14 +124,15 @@ LITTLE = AnalysisSettings(
     fractions=(0.01,),
     rankings=("shared_size", "change"),
     halvings=1,
-    examples_by_step={"rank": 3, "consistency": 6, "localise": 6, "signature": 6},
+    examples_by_step={"rank": 3, "consistency": 6, "localise": 6, "signature": 6, "integrate": 2},
 )
 
 
 @pytest.fixture(scope="module")
 def people(both, tmp_path_factory):
     model, pre, tasks = both
-    return analyse(model, tasks, pre, out=tmp_path_factory.mktemp("people") / "out", settings=LITTLE)
+    with few_points():
+        return analyse(model, tasks, pre, out=tmp_path_factory.mktemp("people") / "out", settings=LITTLE)
 
 
 def test_every_step_is_what_its_room_gives(both, people):
@@ -205,7 +206,7 @@ def by_step(tasks, tmp_path_factory):
         examples_by_step={"trace": 4, "ablate": 5, "sweep": 4, "rank": 3},
     )
     out = tmp_path_factory.mktemp("by_step") / "out"
-    with without_pages():
+    with few_points(), without_pages():
         return analyse(
             loaded("llama"),
             chosen,
@@ -253,7 +254,8 @@ def test_heads_are_ablated_and_ranked_as_asked(by_step, tasks):
     found = ranked.query("kind == 'head' and metric == 'ablation'")
     assert found["unit"].tolist() == expected["unit"].tolist()
     counts = by_step.tables["ranking_curves"].query("kind == 'neuron'")["n"].unique().tolist()
-    assert sorted(counts) == default_counts(ranked.query("kind == 'neuron'")["unit"].nunique(), halvings=1)
+    with few_points():
+        assert sorted(counts) == default_counts(ranked.query("kind == 'neuron'")["unit"].nunique(), halvings=1)
 
 
 def test_what_cannot_be_analysed_is_refused(both, tmp_path, unchecked):
@@ -331,6 +333,7 @@ def test_what_has_no_record_is_made_again_whatever_lies_there(both, people, tmp_
     for name in ("trace", "share", "ablate", "neurons", "rank"):
         (tmp_path / "out" / "steps" / f"{name}.json").unlink()
     (tmp_path / "out" / "tables" / "shared.parquet").write_bytes(b"half")
-    found = analyse(model, tasks, pre, out=tmp_path / "out", settings=LITTLE)
+    with few_points():
+        found = analyse(model, tasks, pre, out=tmp_path / "out", settings=LITTLE)
     for name in ("shared", "ablation", "ranking_curves"):
         pandas.testing.assert_frame_equal(found.tables[name], people.tables[name])

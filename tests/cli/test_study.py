@@ -29,7 +29,7 @@ from circuits.study import (
 from circuits.study.folder import Study
 from circuits.study.study_page import study_figures
 from tests.cli.commands import call, refused
-from tests.fixtures import of_size
+from tests.fixtures import few_points, of_size
 from tests.processes import ended, forked
 
 pytestmark = pytest.mark.usefixtures("all_unchecked")
@@ -78,9 +78,7 @@ def coarse():
             drawn.append(path)
             write_page(path, summary, tables, found)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("circuits.rankings.curves._SEGMENTS", 3)
-        patch.setattr("circuits.analysis.consistency.PATH", 4)
+    with few_points(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("circuits.masks.graft_search._SIZES", 9)
         patch.setattr("circuits.masks.graft_search._TOLERANCE", 0.05)
         patch.setattr("circuits.analysis.analysis.figures_of", figures)
