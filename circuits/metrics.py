@@ -222,13 +222,20 @@ def score_answers(logits: Float[Tensor, "answer_token d_vocab"], task: Task) -> 
     return task.answers.assign(**{name: values.numpy() for name, values in answer_scores(logits, task).items()})
 
 
-def answer_scores(logits: Float[Tensor, "answer_token d_vocab"], task: Task) -> dict[str, Shaped[Tensor, " answer"]]:
+def answer_scores(
+    logits: Float[Tensor, "answer_token d_vocab"], task: Task, known: AnswerTokens | None = None
+) -> dict[str, Shaped[Tensor, " answer"]]:
     """Score answer logits as `score_answers` does, without the table.
+
+    Args:
+        logits: as `circuits.models.answer_logits` gives them for the task.
+        task: whose answers were predicted.
+        known: of the task's answer tokens, where they are scored more than once.
 
     Returns:
         Each of the `METRICS` for every answer, and ``logit_diff`` if the task has foils, on the CPU.
     """
-    known = AnswerTokens.of(task, device=logits.device)
+    known = known or AnswerTokens.of(task, device=logits.device)
     found = {
         "exact_match": exact_match(logits, known).bool().cpu(),
         "first_token": first_token(logits, known).bool().cpu(),
@@ -255,7 +262,7 @@ def _foils(task: Task, source: Task) -> tuple[Int[Tensor, " answer"], Int[Tensor
 
 def _owners(task: Task) -> Int[Tensor, " answer_token"]:
     """The row of ``task.answers`` that each answer token belongs to; a task keeps both in reading order."""
-    lengths = torch.as_tensor((task.answers["end"] - task.answers["start"]).to_numpy(copy=True))
+    lengths = torch.as_tensor(task.answers["end"].to_numpy() - task.answers["start"].to_numpy())
     return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
 
 

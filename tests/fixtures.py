@@ -1,6 +1,8 @@
 """Fixtures: a small dataset, and for both families a model with weights large enough to make every part matter."""
 
 import copy
+import multiprocessing
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -13,9 +15,11 @@ import jaxtyping
 import pytest
 import torch
 
+from circuits import processes
+from circuits.executors import end_with, local
 from circuits.facts import DatasetSettings, FactDataset, make_dataset, word_tokenizer
 from circuits.tasks import Task
-from circuits.training import new_model
+from circuits.training import configurations, new_model
 
 FAMILIES = ("llama", "pythia")
 #: Of which the one ties its embeddings, and the other does not.
@@ -34,6 +38,27 @@ def narrow(configuration: str, seed: int = 0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return type(usual)(type(usual.config)(**usual.config.to_dict() | sizes)).eval()
+
+
+@contextmanager
+def of_size(**sizes: int):
+    """Models that are trained from scratch have these sizes, for what does not depend on them."""
+    config = configurations._config
+
+    def made(*of):
+        usual = config(*of)
+        return type(usual)(**usual.to_dict() | {name: size for name, size in sizes.items() if hasattr(usual, name)})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configurations, "_config", made)
+        yield
+
+
+@pytest.fixture
+def smaller():
+    """Half the layers and half the width."""
+    with of_size(num_hidden_layers=2, hidden_size=64, intermediate_size=96):
+        yield
 
 
 def lively(family: str, seed: int = 0):
@@ -96,11 +121,59 @@ def all_unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@contextmanager
+def without_pages():
+    """Analyses draw nothing and write no page, for tests of their tables."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("circuits.analysis.analysis.figures_of", lambda _: {})
+        patch.setattr("circuits.analysis.analysis.write_page", lambda *_: None)
+        yield
+
+
+@contextmanager
+def few_points():
+    """Curves over more than four units are measured at few numbers of them, and integrals at few points."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("circuits.rankings.curves._ALL_COUNTS", 4)
+        patch.setattr("circuits.rankings.curves._SEGMENTS", 3)
+        patch.setattr("circuits.analysis.consistency.PATH", 4)
+        yield
+
+
+@pytest.fixture
+def pageless():
+    with without_pages():
+        yield
+
+
 @pytest.fixture
 def coarse_search(monkeypatch):
     """The search for a graft tries few sizes, for tests that only need some graft."""
     monkeypatch.setattr("circuits.masks.graft_search._SIZES", 9)
     monkeypatch.setattr("circuits.masks.graft_search._TOLERANCE", 0.05)
+
+
+@pytest.fixture
+def forked_workers(monkeypatch):
+    """Workers are forked and wait for no imports; tests of little work start some that begin anew."""
+    context, ends = multiprocessing.get_context("fork"), []
+    pipe = context.Pipe
+
+    def kept(duplex=True):
+        reader, end = pipe(duplex)
+        ends.append(end)
+        return reader, end
+
+    def end_with_parent(alive) -> None:
+        # a fork has inherited the end whose closing would tell it that its parent is gone
+        for end in ends:
+            end.close()
+        end_with(alive)
+
+    monkeypatch.setattr(context, "Pipe", kept)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: context)
+    for module in (processes, local):
+        monkeypatch.setattr(module, "end_with", end_with_parent)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Calls side by side: in order, seen, and stopped together."""
 
-import multiprocessing
 import os
 import time
 from functools import partial
@@ -14,9 +13,9 @@ from tests.processes import needs_fork
 
 
 @needs_fork
-def test_calls_wait_for_those_they_name_and_are_heard(tmp_path, monkeypatch):
-    fork, said = multiprocessing.get_context("fork"), []
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: fork)
+@pytest.mark.usefixtures("forked_workers")
+def test_calls_wait_for_those_they_name_and_are_heard(tmp_path):
+    said = []
     calls = [
         Call("second", os.mkdir, {"path": tmp_path / "first" / "second"}, after="first"),
         Call("first", os.mkdir, {"path": tmp_path / "first"}),

@@ -45,6 +45,10 @@ class Tables(Mapping[str, pandas.DataFrame]):
             raise KeyError(f"there is no table {name!r}: choose from {', '.join(self) or 'none'}")
         return pandas.read_parquet(file)
 
+    def __contains__(self, name: object) -> bool:
+        # a mapping's own way would read the whole table
+        return isinstance(name, str) and (self._folder / f"{name}.parquet").is_file()
+
     def __iter__(self) -> Iterator[str]:
         return (file.stem for file in sorted(self._folder.glob("*.parquet")))
 
@@ -173,6 +177,27 @@ def analyse(
         >>> sorted(found.masks), "shared_heads" in found.tables
         (['global', 'tensor'], True)
     """
+    return analysed(
+        model, tasks, pre, out=out, settings=settings, only=only, skip=skip, traces=traces, check_start=check_start,
+        say=say,
+    )  # fmt: skip
+
+
+def analysed(
+    model: Model,
+    tasks: Task | Sequence[Task],
+    pre: Model | None = None,
+    *,
+    out: str | Path,
+    settings: AnalysisSettings | None,
+    only: Sequence[str] | None,
+    skip: Sequence[str] | None,
+    traces: Mapping[str, GradientTrace] | None = None,
+    check_start: bool,
+    say: Callable[[str], None] | None,
+    anew: bool = True,
+) -> Analysis:
+    """As `analyse`; of an analysis that is finished and has its page, the page is left as it is if not ``anew``."""
     settings = settings or AnalysisSettings()
     case = Case(model, _by_name(tasks), pre, settings, Path(out), traces)
     chosen = choose(made_by.STEPS, only, skip)
@@ -201,6 +226,8 @@ def analyse(
         say(f"about {in_words(sum(estimate(case, missing).values()))} on this machine")
     left_out = run_steps(chosen, case, case.folder, provenance(**facts, seed=settings.seed), say)
     analysis = Analysis(out)
+    if not (anew or missing) and analysis.report.is_file():
+        return analysis
     if "attention" in analysis.tables:
         draw_heads(case, analysis.tables)
     write_json(case.folder / "summary.json", summary_of(analysis.tables, facts, left_out, seconds(case.folder)))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas
 
-from circuits.analysis.analysis import Analysis, Tables, analyse
+from circuits.analysis.analysis import Analysis, Tables, analysed
 from circuits.analysis.case import AnalysisSettings
 from circuits.analysis.compared_consistency import consistency_differences, figures_of_both
 from circuits.analysis.comparison_page import figures_of, largest, write_comparison_page
@@ -127,7 +127,7 @@ def compare(
     analyses = []
     for side, name, model in zip(SIDES, names, (a, b), strict=True):
         analyses.append(
-            analyse(
+            analysed(
                 model,
                 tasks,
                 pre,
@@ -137,6 +137,7 @@ def compare(
                 skip=skip,
                 check_start=check_start,
                 say=None if say is None else lambda line, name=name: say(f"{name}: {line}"),  # type: ignore[misc]
+                anew=False,
             )
         )
     facts = provenance(**{side: one.facts for side, one in zip(SIDES, analyses, strict=True)}, names=list(names))

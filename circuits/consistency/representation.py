@@ -12,7 +12,7 @@
    these attributes gives by itself: CKA is biased upwards where there are few pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy
@@ -159,17 +159,29 @@ def representation_consistency(
     pairs_of = {
         span: _Pairs(facts[there.numpy()].reset_index(drop=True), draws, seed) for span, there in shared.items()
     }
-    tables = []
+    rows: list[dict[str, Any]] = []
+    each: list[pandas.DataFrame] = []
     for (site, layer, span), ours in read[0].items():
         there, pairs, theirs = shared[span], pairs_of[span], read[1][site, layer, span]
         for index in range(ours.shape[1]):
             x, y = ours[there, index], theirs[there, index]
             unit = _unit(site, layer, index, shape)
             about = {"site": site, "span": span, "unit": str(unit), "layer": layer, "index": getattr(unit, "index", -1)}
-            tables.append((pairs.each(x, y) if per_pair else pairs.means(x, y)).assign(**about))
-    table = pandas.concat(tables, ignore_index=True)
+            if per_pair:
+                each.append(pairs.about)
+                rows.append(about | pairs.each(x, y))
+            else:
+                rows += [about | row for row in pairs.means(x, y)]
     names = ["site", "span", "unit", "layer", "index", "kind"]
-    return table[[*names, *(name for name in table if name not in names)]]
+    if not per_pair:
+        table = pandas.DataFrame(rows)
+        return table[[*names, *(name for name in table if name not in names)]]
+    lengths = [len(one) for one in each]
+    columns = {name: numpy.repeat([row[name] for row in rows], lengths) for name in names[:-1]}
+    measured = {name: numpy.concatenate([row[name] for row in rows]) for name in ("cosine", "retrieved")}
+    table = pandas.concat(each, ignore_index=True).assign(**columns, **measured)
+    names += [name for name in table if name not in (*names, *measured, "chance")]
+    return table[[*names, *measured, "chance"]]
 
 
 def _unit(site: str, layer: int, index: int, shape: ModelShape) -> Component | Head | KVGroup:
@@ -230,10 +242,14 @@ def _read(
 
 
 class _Pairs:
-    """Facts, and which of them are mismatched with which."""
+    """Facts, and which of them are mismatched with which.
+
+    Attributes:
+        kinds: of pairs.
+        about: one row for each kind and pair that has anything to be compared with, and ``chance``.
+    """
 
     def __init__(self, facts: pandas.DataFrame, draws: int, seed: int) -> None:
-        self.facts = facts
         group = torch.as_tensor(pandas.factorize(facts["group"])[0])
         known = "attribute" in facts
         attribute = torch.as_tensor(pandas.factorize(facts["attribute"])[0]) if known else torch.zeros_like(group)
@@ -243,51 +259,56 @@ class _Pairs:
         self._mismatched = {
             kind: [_mismatched(self._codes[_ALIKE[kind]], generator) for _ in range(draws)] for kind in self.kinds[1:]
         }
+        self._parts = [slice(start, start + _ROWS) for start in range(0, len(facts), _ROWS)]
+        renamed = facts.rename(columns={"example_0": "example", "example_1": "other_example"})
+        about = renamed[[name for name in ("group", "attribute", "example", "other_example") if name in renamed]]
+        counts = {kind: torch.cat([self._rivals(kind, rows).sum(1) for rows in self._parts]) for kind in self.kinds}
+        # a mean over no rivals is 0 / 0
+        self._kept = {kind: (count > 0) | (kind == "matched") for kind, count in counts.items()}
+        tables = [
+            about.assign(kind=kind, chance=1 / (1 + counts[kind].numpy()))[kept.numpy()]
+            for kind, kept in self._kept.items()
+        ]
+        self.about = pandas.concat(tables, ignore_index=True)
+        told = self.about["kind"].to_numpy()
+        self._of = {kind: numpy.flatnonzero(told == kind) for kind in self.kinds}
 
-    def rivals(self, kind: str, rows: slice) -> Bool[Tensor, "pair candidate"]:
+    def _rivals(self, kind: str, rows: slice) -> Bool[Tensor, "pair candidate"]:
         """Which facts each of some is compared with, itself apart."""
         group, attribute = (code[rows, None] == code for code in self._codes.values())
         if kind == "matched":
             return ~(group & attribute)
         return attribute & ~group if kind == "same_attribute" else group & ~attribute
 
-    def each(self, x: Float[Tensor, "pair width"], y: Float[Tensor, "pair other_width"]) -> pandas.DataFrame:
-        """One row for each kind and pair that has anything to be compared with."""
+    def each(
+        self, x: Float[Tensor, "pair width"], y: Float[Tensor, "pair other_width"]
+    ) -> dict[str, Float[numpy.ndarray, " row"]]:
+        """``cosine`` and ``retrieved`` of each row of ``about``."""
         x, y = (_centred(one) for one in (x, y))
-        known = _varies(x) and _varies(y)
+        if not (_varies(x) and _varies(y)):
+            return {name: numpy.full(len(self.about), numpy.nan) for name in ("cosine", "retrieved")}
         x, y = (torch.nn.functional.normalize(one, dim=-1) for one in (x, y))
-        tables = []
+        cosines, hits = [], []
         for kind in self.kinds:
-            cosines, hits, counts = [], [], []
-            for start in range(0, len(x), _ROWS):
-                rows = slice(start, start + _ROWS)
-                among, cosine = self.rivals(kind, rows), x[rows] @ y.T
-                own, count = cosine.diagonal(start), among.sum(1)
-                cosines.append(own if kind == "matched" else (cosine * among).sum(1) / count)
-                hits.append(own > cosine.masked_fill(~among, -2).amax(1) + _TIE)
-                counts.append(count)
-            values = {"cosine": torch.cat(cosines), "retrieved": torch.cat(hits).double()}
-            numbers = {name: value.numpy() if known else numpy.nan for name, value in values.items()}
-            rivals = torch.cat(counts).numpy()
-            about = self.facts.rename(columns={"example_0": "example", "example_1": "other_example"})
-            about = about[[name for name in ("group", "attribute", "example", "other_example") if name in about]]
-            found = about.assign(kind=kind, **numbers, chance=1 / (1 + rivals))
-            # a mean over no rivals is 0 / 0
-            tables.append(found[rivals > 0] if kind != "matched" else found)
-        return pandas.concat(tables, ignore_index=True)
+            for rows in self._parts:
+                among, cosine = self._rivals(kind, rows), x[rows] @ y.T
+                own, kept = cosine.diagonal(rows.start), self._kept[kind][rows]
+                mean = own if kind == "matched" else (cosine * among).sum(1) / among.sum(1)
+                cosines.append(mean[kept])
+                hits.append((own > cosine.masked_fill(~among, -2).amax(1) + _TIE)[kept])
+        return {"cosine": torch.cat(cosines).numpy(), "retrieved": torch.cat(hits).double().numpy()}
 
-    def means(self, x: Float[Tensor, "pair width"], y: Float[Tensor, "pair other_width"]) -> pandas.DataFrame:
+    def means(self, x: Float[Tensor, "pair width"], y: Float[Tensor, "pair other_width"]) -> Iterator[dict[str, Any]]:
         """One row for each kind."""
-        each, rows = self.each(x, y), []
-        for kind in self.kinds:
-            pairs = each[each["kind"] == kind]
-            row: dict[str, Any] = {"kind": kind}
-            groups = pairs["group"].to_numpy()
-            row |= _mean("cosine", pairs["cosine"].to_numpy(), groups, "bounded_difference")
-            row["cka"] = self._cka(kind, x, y)
-            row |= _mean("retrieval", pairs["retrieved"].to_numpy(), groups, "share")
-            rows.append(row | {"chance": pairs["chance"].mean(), "pairs": len(pairs)})
-        return pandas.DataFrame(rows)
+        each = self.each(x, y)
+        groups, chance = (self.about[name].to_numpy() for name in ("group", "chance"))
+        for kind, rows in self._of.items():
+            found: dict[str, Any] = {"kind": kind}
+            found |= _mean("cosine", each["cosine"][rows], groups[rows], "bounded_difference")
+            found["cka"] = self._cka(kind, x, y)
+            found |= _mean("retrieval", each["retrieved"][rows], groups[rows], "share")
+            mean = float(chance[rows].mean()) if len(rows) else numpy.nan
+            yield found | {"chance": mean, "pairs": len(rows)}
 
     def _cka(self, kind: str, x: Tensor, y: Tensor) -> float:
         if kind == "matched":

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from circuits.errors import CircuitsError
 from circuits.interventions.heads import OUTPUT_SITES
-from circuits.metrics import answer_scores
+from circuits.metrics import AnswerTokens, answer_scores
 from circuits.models import (
     Model,
     Row,
@@ -266,6 +266,7 @@ def score_subsets(
             # nothing after the last token that predicts an answer needs to be run
             tokens = lean.needed(batch.tokens, int(where[:, 1].max()))
             angles = lean.angles(torch.arange(tokens.shape[1]))
+            known = AnswerTokens.of(batch, device=lean.device)
             streams = [lean.embed(tokens)]
             for state, (subset, first) in enumerate(zip(distinct, firsts, strict=True)):
                 switch.to(subset)
@@ -273,7 +274,7 @@ def score_subsets(
                 for layer in range(first, len(subset)):
                     stream = lean.layer(layer, streams[layer], visits=switch.visits, angles=angles[layer])
                     streams.append(stream)
-                scores = answer_scores(lean.unembed(streams[-1][where[:, 0], where[:, 1] - 1]), batch)
+                scores = answer_scores(lean.unembed(streams[-1][where[:, 0], where[:, 1] - 1]), batch, known)
                 found[number][state, rows] = torch.stack([scores[metric].double() for metric in _SCORES], dim=1)
                 shown.update()
     tables = []

@@ -6,6 +6,7 @@ answer that tells it, in each task, makes the pair.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas
 import torch
@@ -34,16 +35,26 @@ def facts_in_common(task: Task, other: Task, count: int | None = None, *, seed: 
         if not one.provenance.get("grouped"):
             raise CircuitsError(f"the task {one.name} names no groups: give each prompt one, such as its person")
     keys = fact_columns(task, other)
-    sides = [
-        one.answers[[*keys, "example"]].assign(answer=range(len(one.answers))).drop_duplicates(keys)
-        for one in (task, other)
-    ]
-    # one task's groups may be numbers, the other's names: then none is in both
-    plain = [side.astype(dict.fromkeys(keys, object)) for side in sides]
-    facts = plain[0].merge(plain[1], on=keys, suffixes=("_0", "_1"))
+    # in Python: of the some thousand answers that tasks have, a merge of tables would take several times as long
+    told = [_first_answers(one, keys) for one in (task, other)]
+    facts = [key for key in told[0] if key in told[1]]
     order = torch.randperm(len(facts), generator=torch.Generator().manual_seed(seed))
-    chosen = facts.iloc[order[:count].sort().values.numpy()].reset_index(drop=True)
-    return chosen.astype(dict(sides[0].dtypes[keys]))
+    chosen = [facts[place] for place in order[:count].sort().values.tolist()]
+    table = pandas.DataFrame(chosen, columns=keys).astype(dict(task.answers.dtypes[keys]))
+    for side, (one, first) in enumerate(zip((task, other), told, strict=True)):
+        answers = [first[fact] for fact in chosen]
+        table[f"example_{side}"] = one.answers["example"].to_numpy()[answers]
+        table[f"answer_{side}"] = answers
+    return table
+
+
+def _first_answers(task: Task, keys: Sequence[str]) -> dict[tuple[Any, ...], int]:
+    """Fact → the row of the first answer that tells it."""
+    columns = [task.answers[name].tolist() for name in keys]
+    found: dict[tuple[Any, ...], int] = {}
+    for answer, fact in enumerate(zip(*columns, strict=True)):
+        found.setdefault(fact, answer)
+    return found
 
 
 def fact_columns(*tasks: Task) -> list[str]:

@@ -325,10 +325,15 @@ class Task:
         if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
             raise CircuitsError(f"the task {self.name} has examples 0 to {len(self) - 1}, not {int(chosen.max())}")
         length = int(task.attention_mask[chosen].sum(1).max())
-        by_example = task.answers.groupby("example").indices
-        rows = [by_example[old] for old in chosen.tolist()]
-        answers = task.answers.iloc[numpy.concatenate(rows)].reset_index(drop=True)
-        answers["example"] = numpy.repeat(numpy.arange(len(rows)), [len(row) for row in rows])
+        if length == task.tokens.shape[1] and torch.equal(chosen, torch.arange(len(task))):
+            return task  # as when it is one batch
+        of, wanted = task.answers["example"].to_numpy(), chosen.numpy()
+        order = of.argsort(kind="stable")
+        first, last = (numpy.searchsorted(of, wanted, side, order) for side in ("left", "right"))
+        rows = numpy.concatenate([order[start:end] for start, end in zip(first, last, strict=True)])
+        answers = task.answers.take(rows)
+        answers.index = pandas.RangeIndex(len(rows))
+        answers["example"] = numpy.repeat(numpy.arange(len(wanted)), last - first)
         return replace(
             task,
             tokens=task.tokens[chosen, :length],

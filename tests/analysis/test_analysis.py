@@ -23,7 +23,7 @@ from circuits.statistics import intervals
 from circuits.tasks import Task
 from circuits.tracing import trace_checkpoints, trace_gradients
 from circuits.units import Head, Neuron
-from tests.fixtures import loaded
+from tests.fixtures import few_points, loaded, without_pages
 from tests.test_planted_truth import planted_checkpoint, planted_units, reached, task_of
 
 pytestmark = pytest.mark.usefixtures("all_unchecked")
@@ -124,14 +124,15 @@ LITTLE = AnalysisSettings(
     fractions=(0.01,),
     rankings=("shared_size", "change"),
     halvings=1,
-    examples_by_step={"rank": 3, "consistency": 6, "localise": 6, "signature": 6},
+    examples_by_step={"rank": 3, "consistency": 6, "localise": 6, "signature": 6, "integrate": 2},
 )
 
 
 @pytest.fixture(scope="module")
 def people(both, tmp_path_factory):
     model, pre, tasks = both
-    return analyse(model, tasks, pre, out=tmp_path_factory.mktemp("people") / "out", settings=LITTLE)
+    with few_points():
+        return analyse(model, tasks, pre, out=tmp_path_factory.mktemp("people") / "out", settings=LITTLE)
 
 
 def test_every_step_is_what_its_room_gives(both, people):
@@ -179,6 +180,7 @@ def test_an_analysis_shows_itself(people):
         people.tables["heads"]
 
 
+@pytest.mark.usefixtures("pageless")
 def test_steps_are_chosen_with_what_they_need(both, tmp_path):
     model, _, tasks = both
     found = analyse(model, tasks, out=tmp_path / "only", only=["ablate"], settings=AnalysisSettings(draws=2))
@@ -204,14 +206,15 @@ def by_step(tasks, tmp_path_factory):
         examples_by_step={"trace": 4, "ablate": 5, "sweep": 4, "rank": 3},
     )
     out = tmp_path_factory.mktemp("by_step") / "out"
-    return analyse(
-        loaded("llama"),
-        chosen,
-        loaded("llama", seed=1),
-        out=out,
-        settings=settings,
-        skip=["patch", "attend", "consistency", "localise", "signature"],
-    )
+    with few_points(), without_pages():
+        return analyse(
+            loaded("llama"),
+            chosen,
+            loaded("llama", seed=1),
+            out=out,
+            settings=settings,
+            skip=["patch", "attend", "consistency", "localise", "signature", "integrate"],
+        )
 
 
 def test_a_step_is_done_on_the_tasks_and_examples_that_are_asked_for(by_step, tasks):
@@ -251,7 +254,8 @@ def test_heads_are_ablated_and_ranked_as_asked(by_step, tasks):
     found = ranked.query("kind == 'head' and metric == 'ablation'")
     assert found["unit"].tolist() == expected["unit"].tolist()
     counts = by_step.tables["ranking_curves"].query("kind == 'neuron'")["n"].unique().tolist()
-    assert sorted(counts) == default_counts(ranked.query("kind == 'neuron'")["unit"].nunique(), halvings=1)
+    with few_points():
+        assert sorted(counts) == default_counts(ranked.query("kind == 'neuron'")["unit"].nunique(), halvings=1)
 
 
 def test_what_cannot_be_analysed_is_refused(both, tmp_path, unchecked):
@@ -293,6 +297,7 @@ def test_what_cannot_be_analysed_is_refused(both, tmp_path, unchecked):
         analyse(model, Task(**{**bio.__dict__, "name": "a/b"}), out=tmp_path / "a")
 
 
+@pytest.mark.usefixtures("pageless")
 def test_traces_made_elsewhere_are_taken(both, tmp_path):
     model, pre, tasks = both
     traces = {task.name: trace_checkpoints([pre, model], task) for task in tasks}
@@ -320,6 +325,7 @@ def test_traces_of_something_else_are_refused(both, tmp_path, unchecked):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("pageless")
 def test_what_has_no_record_is_made_again_whatever_lies_there(both, people, tmp_path):
     """A step that died before its record was written leaves nothing that is taken for its result."""
     model, pre, tasks = both
@@ -327,6 +333,7 @@ def test_what_has_no_record_is_made_again_whatever_lies_there(both, people, tmp_
     for name in ("trace", "share", "ablate", "neurons", "rank"):
         (tmp_path / "out" / "steps" / f"{name}.json").unlink()
     (tmp_path / "out" / "tables" / "shared.parquet").write_bytes(b"half")
-    found = analyse(model, tasks, pre, out=tmp_path / "out", settings=LITTLE)
+    with few_points():
+        found = analyse(model, tasks, pre, out=tmp_path / "out", settings=LITTLE)
     for name in ("shared", "ablation", "ranking_curves"):
         pandas.testing.assert_frame_equal(found.tables[name], people.tables[name])

@@ -5,7 +5,9 @@ import pytest
 from circuits.analysis import AnalysisSettings, compare
 from circuits.analysis.compared_consistency import EXCESS
 from circuits.statistics import paired
-from tests.fixtures import loaded
+from tests.fixtures import loaded, without_pages
+
+pytestmark = pytest.mark.usefixtures("all_unchecked")
 
 SETTINGS = AnalysisSettings(draws=2, fractions=(), examples_by_step={"consistency": 12, "signature": 12})
 
@@ -15,7 +17,8 @@ def found(tasks, tmp_path_factory):
     chosen = [tasks["bio"], tasks["qa_id"]]
     out = tmp_path_factory.mktemp("compared") / "out"
     models = loaded("llama"), loaded("llama", seed=1)
-    return compare(*models, chosen, out=out, settings=SETTINGS, only=["consistency", "signature"])
+    with without_pages():
+        return compare(*models, chosen, out=out, settings=SETTINGS, only=["consistency", "signature"])
 
 
 def _by_hand(one, other, index):

@@ -20,6 +20,8 @@ from circuits.statistics import paired
 from circuits.tasks import pair_facts
 from tests.fixtures import loaded
 
+pytestmark = pytest.mark.usefixtures("all_unchecked")
+
 SETTINGS = AnalysisSettings(draws=2, fractions=(), examples_by_step={"consistency": 20, "signature": 20})
 STEPS = ["consistency", "signature"]
 
@@ -34,6 +36,7 @@ def found(chosen, tmp_path_factory):
     return analyse(loaded("llama"), chosen, out=tmp_path_factory.mktemp("c") / "out", settings=SETTINGS, only=STEPS)
 
 
+@pytest.mark.usefixtures("pageless")
 def test_tasks_that_are_the_same_text_are_alike_in_everything(tasks, tmp_path):
     one = tasks["qa_id"].select(range(12))
     other = replace(one.select(range(11, -1, -1)), name="again")
@@ -190,6 +193,7 @@ def test_what_is_lacking_is_said(tasks, tmp_path):
     assert "signature" not in found.figures
 
 
+@pytest.mark.usefixtures("pageless")
 def test_examples_that_tell_several_facts_are_taken_answer_by_answer(tokenizer, tmp_path):
     settings = DatasetSettings(people=12, biographies=1, row="biography", order="fixed")
     dataset = make_dataset(tmp_path / "facts", settings)

@@ -15,9 +15,9 @@ from circuits.figures import localisation_figure
 from circuits.masks import covered_parameters
 from circuits.models import load_huggingface, load_model, save_model
 from circuits.tasks import pair_facts
-from tests.fixtures import loaded
+from tests.fixtures import loaded, without_pages
 
-pytestmark = pytest.mark.usefixtures("all_unchecked")
+pytestmark = pytest.mark.usefixtures("all_unchecked", "pageless")
 
 SETTINGS = {"draws": 2, "fractions": (), "fraction": 0.05, "examples_by_step": {"localise": 12}}
 
@@ -31,7 +31,8 @@ def chosen(tasks):
 def found(chosen, tmp_path_factory):
     out, settings = tmp_path_factory.mktemp("l") / "out", AnalysisSettings(**SETTINGS)
     model, pre = loaded("llama"), loaded("llama", seed=1)
-    return analyse(model, chosen, pre, out=out, settings=settings, only=["localise"], check_start=False)
+    with without_pages():
+        return analyse(model, chosen, pre, out=out, settings=settings, only=["localise"], check_start=False)
 
 
 def by_hand(huggingface, one, two):

@@ -17,7 +17,7 @@ from circuits.tracing import GradientTrace
 from circuits.training import Optimisation, train
 from circuits.units import Head
 from tests.cli.commands import BIN, call, refused, run
-from tests.fixtures import lively
+from tests.fixtures import lively, of_size
 
 pytestmark = pytest.mark.usefixtures("all_unchecked")
 
@@ -180,7 +180,8 @@ def split_anew(tmp_path_factory):
     """A trained checkpoint, and a dataset of the same people where 3 of 9 who are held out were not for it."""
     folder = tmp_path_factory.mktemp("split")
     facts = make_dataset(folder / "facts", DatasetSettings(people=12))
-    train("mixed", facts, folder / "ck", optimisation=Optimisation(steps=1, rows=6))
+    with of_size(num_hidden_layers=2, hidden_size=64):
+        train("mixed", facts, folder / "ck", optimisation=Optimisation(steps=1, rows=6))
     make_dataset(folder / "other", DatasetSettings(people=12, qa_id_fraction=0.25))
     return folder
 
@@ -250,7 +251,8 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
 
     must("data", "--people", 8, "--out", "facts", "--seed", 3)
     settings = ("--steps", 60, "--rows", 24, "--seed", 3)
-    must("train", "--data", "facts", "--out", "ck", "--recipe", "mixed", *settings)
+    with of_size(hidden_size=64, intermediate_size=96):
+        must("train", "--data", "facts", "--out", "ck", "--recipe", "mixed", *settings)
     must("evaluate", "ck/mixed", "--out", "scores.parquet", "--csv")
     assert len(pandas.read_csv("scores.csv")) == len(pandas.read_parquet("scores.parquet"))
     must("trace", "ck/mixed", "--examples", 10, "--out", "traces")

@@ -11,31 +11,25 @@ from pathlib import Path
 
 import pandas
 import pytest
-import torch
 
-from circuits import processes
 from circuits.analysis import Comparison, running
-from circuits.errors import CircuitsError
-from circuits.facts import FAMILIAR, DatasetSettings, word_tokenizer
+from circuits.analysis.figures import figures_of
+from circuits.analysis.page import write_page
 from circuits.masks import Graft, graft
 from circuits.metrics import evaluate
-from circuits.models import fingerprint, load_model, parameters_of, save_model
+from circuits.models import fingerprint, load_model
 from circuits.statistics import mean_interval
 from circuits.storage import atomic_file
 from circuits.study import (
-    AUGMENTED_STUDY,
-    PRETRAINED_STUDY,
     StudySettings,
-    along,
-    analyses,
     findings,
-    rates,
     results_page,
-    run_study,
+    seeds_page,
 )
 from circuits.study.folder import Study
-from circuits.training import PRETRAINED, configurations, new_model, parallel
+from circuits.study.study_page import study_figures
 from tests.cli.commands import call, refused
+from tests.fixtures import few_points, of_size
 from tests.processes import ended, forked
 
 pytestmark = pytest.mark.usefixtures("all_unchecked")
@@ -65,38 +59,35 @@ LAYERS, HEADS, NEURONS = 2, 2, 64
 
 def call_study(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The command's small study, of a smaller model than the small one."""
-    config = configurations._config
-
-    def smaller(*of):
-        made = config(*of)
-        shape = {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": NEURONS}
-        return type(made)(**made.to_dict() | shape | {"num_key_value_heads": 1, "hidden_size": 64})
-
-    with pytest.MonkeyPatch.context() as patch:
+    shape = {"num_attention_heads": HEADS, "num_key_value_heads": 1, "intermediate_size": NEURONS, "hidden_size": 64}
+    with of_size(num_hidden_layers=LAYERS, **shape), pytest.MonkeyPatch.context() as patch:
         patch.setattr("circuits.study.usual_settings", lambda *_, **__: FEW_ROWS)
-        patch.setattr(configurations, "_config", smaller)
         return call("study", *SMALL_STUDY, *arguments)
 
 
 @pytest.fixture(scope="module")
-def without_workers():
-    """What is done side by side is done here, one after the other, without waiting for processes."""
+def coarse():
+    """Curves, paths and searches of few points; of the analyses, the first of a whole model has a page."""
+    drawn = []
 
-    def here(calls, workers=2, say=None):
-        assert workers == 2
-        processes.side_by_side(calls, 1, say)
+    def figures(tables):
+        return figures_of(tables) if "sweep" in tables and not drawn else {}
 
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (parallel, analyses, rates):
-            patch.setattr(module, "side_by_side", here)
-        # what is measured while they learn
-        patch.setattr(along, "_EXAMPLES", 8)
-        patch.setattr(along, "_FACTS", 8)
+    def page(path, summary, tables, found):
+        if found:
+            drawn.append(path)
+            write_page(path, summary, tables, found)
+
+    with few_points(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("circuits.masks.graft_search._SIZES", 9)
+        patch.setattr("circuits.masks.graft_search._TOLERANCE", 0.05)
+        patch.setattr("circuits.analysis.analysis.figures_of", figures)
+        patch.setattr("circuits.analysis.analysis.write_page", page)
         yield
 
 
 @pytest.fixture(scope="module")
-def study(without_workers, tmp_path_factory):
+def study(without_workers, coarse, tmp_path_factory):
     """A small study whose process is killed on the way, and that goes on in this one, which has its imports already."""
     if not hasattr(os, "fork"):
         pytest.skip("children are forked")
@@ -269,7 +260,16 @@ def test_a_study_grafts_and_ranks(study):
         assert words in page
 
 
-def test_several_seeds_are_studies_and_a_summary(study, tmp_path):
+def test_several_seeds_are_studies_and_a_summary(study, tmp_path, monkeypatch):
+    # what is found in a seed's tables is found once
+    known = {}
+
+    def once(summary, tables):
+        seed = summary["settings"]["seed"]
+        known[seed] = known.get(seed) or findings(summary, tables)
+        return known[seed]
+
+    monkeypatch.setattr(seeds_page, "findings", once)
     out = tmp_path / "seeds"
     for seed in (0, 1):
         shutil.copytree(study, out / f"seed-{seed}")
@@ -367,6 +367,10 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
                 image.write_text(figure.to_json())
 
     monkeypatch.setattr(results_page, "save_images", draw)
+    # of the figures, those that are shown
+    tables = {name: tables_of(study)[name] for name in ("accuracy", "agreement", "ranking_curves")}
+    tables["ranking_curves"] = tables["ranking_curves"].query("model == 'mixed' and kind == 'head'")
+    monkeypatch.setattr(results_page, "study_figures", lambda _, keep: study_figures(tables, keep))
     result = call("report", study, "--out", tmp_path / "docs" / "page.md")
     assert result.returncode == 0, result.stderr
     assert "page.md, 2 images" in result.stdout
@@ -413,92 +417,3 @@ def test_the_page_of_a_study_says_its_numbers(study, tmp_path, monkeypatch):
     assert f"{missing}, report are" in part
     for one in found:
         assert (one.claim in part) == (one.figure in ("1a", "2a", "2b"))
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    """Two checkpoints that know the familiar words."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    tokenizer = word_tokenizer("familiar")
-    for family in ("llama", "pythia"):
-        new_model(f"tiny-{family}", tokenizer, seed=5).save_pretrained(folder / family)
-        tokenizer.save_pretrained(folder / family)
-    return folder
-
-
-def test_a_study_starts_from_a_pretrained_checkpoint(without_workers, pretrained, tmp_path):
-    settings = replace(
-        PRETRAINED_STUDY,
-        family=None,
-        model=str(pretrained / "pythia"),
-        data=replace(FAMILIAR, people=8, biographies=1),
-        optimisation=replace(PRETRAINED, steps=6),
-        evaluate_every=3,
-        evaluate_examples=10,
-        rates=(),
-    )
-    assert settings.family == "pythia"
-
-    def until_it_traces(line: str) -> None:
-        if line.startswith("analyse"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_study(tmp_path / "study", settings, until_it_traces)
-    plan = json.loads((tmp_path / "study" / "plan.json").read_text())
-    start = fingerprint(load_model(pretrained / "pythia"))
-    assert plan["model_fingerprint"] == start == fingerprint(load_model(tmp_path / "study" / "checkpoints" / "pre"))
-    assert fingerprint(load_model(tmp_path / "study" / "checkpoints" / "mixed")) != start
-    tables = {path.stem: pandas.read_parquet(path) for path in (tmp_path / "study" / "tables").glob("*.parquet")}
-    assert set(tables["accuracy"]["answers"]) == {10}
-    assert tables["curves"].groupby("model")["step"].agg(list).tolist() == [[3, 6]] * 4
-    # another checkpoint under the same name
-    moved = pretrained / "other"
-    shutil.copytree(pretrained / "pythia", moved)
-    again = replace(settings, model=str(moved))
-    with pytest.raises(CircuitsError, match=r"holds a study with model .*pythia, not .*other"):
-        run_study(tmp_path / "study", again)
-    (tmp_path / "study" / "plan.json").write_text(json.dumps(plan | {"model": str(moved)}))
-    changed = load_model(moved)
-    with torch.no_grad():
-        parameters_of(changed)["blocks.0.mlp.W_in"].add_(1e-3)
-    save_model(changed, moved)
-    with pytest.raises(CircuitsError, match=f"a study with model_fingerprint {start}, not {fingerprint(changed)}"):
-        run_study(tmp_path / "study", again)
-
-
-def test_a_model_brings_its_own_defaults(pretrained, tmp_path, monkeypatch):
-    asked = []
-
-    def run_nothing(out, settings, say):
-        asked.append(settings)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("circuits.study.run_study", run_nothing)
-    model = ("study", "--out", tmp_path / "out", "--model")
-    assert call(*model, pretrained / "pythia", "--seed", 3, "--people", 20).returncode == 130
-    data = replace(PRETRAINED_STUDY.data, people=20, seed=3)
-    assert asked == [
-        replace(PRETRAINED_STUDY, family="pythia", model=str(pretrained / "pythia"), seed=3, data=data)
-    ]  # fmt: skip
-    assert call("study", "--out", tmp_path / "out").returncode == 130
-    assert asked[1] == StudySettings()
-    assert call("study", "--out", tmp_path / "out", "--condition", "augmented").returncode == 130
-    assert asked[2] == AUGMENTED_STUDY
-    assert asked[2].data == DatasetSettings()
-    assert asked[0].data == replace(
-        FAMILIAR, biographies=1, wordings=1, order="fixed", row="biography", people=20, seed=3
-    )
-    assert call(*model, pretrained / "llama", "--condition", "augmented").returncode == 130
-    assert (asked[3].data, asked[3].optimisation) == (FAMILIAR, PRETRAINED)
-    refused(call(*model, tmp_path / "nowhere"), "there is no folder")
-    refused(call(*model, tmp_path), "is no checkpoint: it has no config.json")
-    refused(call(*model, pretrained / "llama", "--family", "pythia"), "is a llama, not a pythia: leave out the family")
-    assert not (tmp_path / "out").exists()
-    for change, sentence in {
-        "rank_halvings": "halvings is 0",
-        "evaluate_examples": "the number of examples for evaluate is 0",
-        "evaluate_every": "steps between evaluations",
-    }.items():
-        with pytest.raises(CircuitsError, match=sentence):
-            replace(PRETRAINED_STUDY, **{change: 0})

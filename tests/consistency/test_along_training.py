@@ -35,6 +35,7 @@ def facts(tasks):
     return pair_facts(tasks["bio"], tasks["qa_id"], 8, seed=3)
 
 
+@pytest.mark.usefixtures("smaller")
 def test_a_run_that_is_measured_is_the_same_run_and_its_last_rows_are_the_models(dataset, facts, tokenizer, tmp_path):
     mask = unit_mask(load_model(new_model("tiny-llama", tokenizer), tokenizer=tokenizer), [Head(1, 2)])
     callback = ConsistencyCallback(*facts, 2, by=("all", "layer"), mask=mask, out=tmp_path / "table.parquet")
@@ -53,6 +54,7 @@ def test_a_run_that_is_measured_is_the_same_run_and_its_last_rows_are_the_models
     pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "table.parquet"), table)
 
 
+@pytest.mark.usefixtures("smaller")
 def test_a_run_that_goes_on_goes_on_from_its_rows(dataset, facts, tmp_path):
     whole = ConsistencyCallback(*facts, 1)
     train("mixed", dataset, tmp_path / "a", optimisation=SHORT, callbacks={"mixed": [whole]})

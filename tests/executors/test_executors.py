@@ -2,15 +2,19 @@
 
 import re
 import socket
+import sys
 from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from circuits.errors import CircuitsError
 from circuits.executors import EXECUTORS, Executor, Processes, Ray, Serial, Slurm, choose_executor
 from circuits.executors import ray_cluster as ray_module
 from circuits.executors.tries import Tries, cut
+from tests.processes import forked, kill, needs_fork, running, wait_for
 
 
 @pytest.mark.parametrize(
@@ -275,3 +279,21 @@ def test_a_cluster_without_room_is_refused_and_so_are_workers_that_cannot_begin(
 def test_serial_runs_one_after_another():
     with Serial().start(lambda job: job + 1, Path()) as run:
         assert list(run([3, 1])) == [(3, 4), (1, 2)]
+
+
+@needs_fork
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+def test_processes_begin_anew_do_the_work_and_end_when_their_parent_is_killed(tmp_path):
+    def parent() -> None:
+        with Processes(1).start(sleep, tmp_path) as run:
+            results = run([0, 600])
+            assert next(results) == (0, None)
+            (tmp_path / "works").touch()
+            next(results)
+
+    child = forked(parent)
+    wait_for((tmp_path / "works").exists, of=child)
+    family = psutil.Process(child.process).children(recursive=True)
+    assert family
+    kill(child)
+    wait_for(lambda: not any(running(one.pid) for one in family), 20)

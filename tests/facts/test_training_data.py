@@ -8,6 +8,7 @@ import pytest
 from circuits.errors import CircuitsError, CircuitsWarning
 from circuits.facts import DatasetSettings, FactDataset, check_held_out, dataset_of, make_dataset
 from circuits.training import Optimisation, train
+from tests.fixtures import of_size
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,8 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     facts = make_dataset(folder / "facts", DatasetSettings(people=12))
     for recipe in ("mixed", "two-stage"):
-        train(recipe, facts, folder / "checkpoints", optimisation=Optimisation(steps=1, rows=6))
+        with of_size(num_hidden_layers=2, hidden_size=64):
+            train(recipe, facts, folder / "checkpoints", optimisation=Optimisation(steps=1, rows=6))
     make_dataset(folder / "split", DatasetSettings(people=12, qa_id_fraction=0.25))
     make_dataset(folder / "larger", DatasetSettings(people=30))
     make_dataset(folder / "people", DatasetSettings(people=12, seed=1))

@@ -10,6 +10,7 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import huggingface_hub
 import peft
 import pytest
 import torch
@@ -21,6 +22,7 @@ from circuits.errors import CircuitsError
 from circuits.facts import word_tokenizer
 from circuits.models import fingerprint, load_model, save_model
 from tests.fixtures import lively
+from tests.processes import ended, forked, needs_fork
 
 Q, NORM = "model.layers.1.self_attn.q_proj.weight", "model.norm.weight"
 
@@ -402,8 +404,10 @@ def test_a_flipped_bit_is_found_only_where_a_checksum_was_kept(good, tmp_path):
     assert fingerprint(load_model(tmp_path / "model")) != fingerprint(load_model(good / "model"))
 
 
-ONLINE = """
+ASK = """
 import socket, sys
+from huggingface_hub import is_offline_mode
+assert not is_offline_mode()
 asked = []
 def refuse(*arguments, **_):
     asked.append(arguments)
@@ -420,7 +424,31 @@ assert not asked, asked
 """
 
 
-def test_a_process_that_may_ask_the_network_does_not(good, tmp_path):
+def ask_as_a_fork(folders) -> subprocess.CompletedProcess[str]:
+    """The same in a fork of this process, which has its imports already."""
+
+    def work() -> None:
+        for name in [name for name in os.environ if "OFFLINE" in name]:
+            del os.environ[name]
+        huggingface_hub.constants.HF_HUB_OFFLINE = False
+        sys.argv = ["-c", *map(str, folders)]
+        exec(ASK, {})
+
+    child = forked(work)
+    code = ended(child)
+    return subprocess.CompletedProcess("fork", code, child.said(), child.said())
+
+
+def ask_as_a_program(folders) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
+    return subprocess.run(
+        [sys.executable, "-c", ASK, *map(str, folders)], capture_output=True, text=True, env=environment
+    )
+
+
+@needs_fork
+@pytest.mark.parametrize("ask", [ask_as_a_fork, pytest.param(ask_as_a_program, marks=pytest.mark.slow)])
+def test_a_process_that_may_ask_the_network_does_not(good, tmp_path, ask):
     shutil.copytree(good / "model", tmp_path / "model")
     shutil.copytree(good / "adapter", tmp_path / "adapter")
     shutil.copytree(good / "adapter", tmp_path / "homeless")
@@ -429,8 +457,5 @@ def test_a_process_that_may_ask_the_network_does_not(good, tmp_path):
     adapter_settings(tmp_path / "homeless", base_model_name_or_path="HuggingFaceTB/SmolLM2-135M")
     (tmp_path / "half" / "tokenizer.json").unlink()
     folders = [tmp_path / name for name in ("model", "adapter", "homeless", "half")]
-    environment = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
-    ended = subprocess.run(
-        [sys.executable, "-c", ONLINE, *map(str, folders)], capture_output=True, text=True, env=environment
-    )
-    assert (ended.returncode, ended.stdout) == (0, "refused\nrefused\n"), ended.stderr
+    result = ask(folders)
+    assert (result.returncode, result.stdout) == (0, "refused\nrefused\n"), result.stderr

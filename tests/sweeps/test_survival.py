@@ -8,17 +8,26 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
 from circuits.errors import CircuitsError
 from circuits.sweeps import folder as sweep_folder
-from circuits.sweeps import run_sweep, sweep_state
+from circuits.sweeps import jobs, run_sweep, sweep_state
 from circuits.sweeps.folder import SweepFolder
 from tests.processes import ended, forked, kill, needs_fork, running, wait_for
 from tests.sweeps.conftest import contents
 
 pytestmark = [needs_fork, pytest.mark.usefixtures("unchecked")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once():
+    """Whoever runs a plan takes the model that is there: a fork waits for no loading."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "load_model", cache(jobs.load_model))
+        yield
 
 
 def parts(out) -> list[str]:
@@ -55,8 +64,8 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_at_random_times_change_no_byte(long, tmp_path, undisturbed, kills):
     expected, seconds = undisturbed(long)
-    jobs = sum(name.startswith("parts/") for name in expected)
-    assert jobs == 48
+    count = sum(name.startswith("parts/") for name in expected)
+    assert count == 48
     draw = random.Random(0)
     seen = []
     for attempt in range(kills):
@@ -65,7 +74,7 @@ def test_kills_at_random_times_change_no_byte(long, tmp_path, undisturbed, kills
             # in the midst of jobs; otherwise mostly before the first
             before = len(parts(tmp_path))
             wait_for(lambda before=before: len(parts(tmp_path)) > before, of=child)
-            time.sleep(draw.uniform(0, 1.5 * seconds / jobs))
+            time.sleep(draw.uniform(0, 1.5 * seconds / count))
         else:
             time.sleep(draw.uniform(0, seconds / 10))
         kill(child)
@@ -210,6 +219,7 @@ def test_an_interruption_leaves_whole_parts_and_says_how_to_go_on(plan_of, tmp_p
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+@pytest.mark.usefixtures("forked_workers")
 def test_workers_give_the_same_bytes_and_end_when_their_parent_is_killed(long, tmp_path, undisturbed):
     plan = replace(long, per_answer=True)
     expected, _ = undisturbed(plan)

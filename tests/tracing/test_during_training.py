@@ -13,7 +13,7 @@ from circuits.tracing import GradientTrace, TraceCallback, trace_gradients
 from circuits.training import Optimisation, train
 from circuits.units import COMPONENTS
 
-pytestmark = pytest.mark.usefixtures("all_unchecked")
+pytestmark = pytest.mark.usefixtures("all_unchecked", "smaller")
 
 SMALL = Optimisation(steps=9, rows=12, warmup_steps=3)
 

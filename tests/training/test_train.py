@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -23,6 +22,8 @@ from circuits.training.trainer import compact_loss
 from circuits.units import Head
 from tests.fixtures import START
 from tests.processes import ended, forked, kill, needs_fork, running, wait_for
+
+pytestmark = pytest.mark.usefixtures("smaller")
 
 SMALL = Optimisation(steps=12, rows=24, warmup_steps=3)
 
@@ -202,10 +203,8 @@ def test_another_start_than_the_one_trained_from_is_refused(few, tmp_path):
 
 
 @needs_fork
-def test_the_same_seed_gives_the_same_weights_side_by_side_or_alone(few, tmp_path, monkeypatch):
-    # workers that wait for no imports; the test below starts one that does
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: fork)
+@pytest.mark.usefixtures("forked_workers")
+def test_the_same_seed_gives_the_same_weights_side_by_side_or_alone(few, tmp_path):
     short = replace(SMALL, steps=6)
     alone = [
         *train("mixed", few, tmp_path / "a", optimisation=short),
@@ -279,6 +278,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(few, tmp_path):
 
 
 @needs_fork
+@pytest.mark.usefixtures("forked_workers")
 def test_workers_end_with_their_parent(few, tmp_path):
     endless = Optimisation(steps=100000, rows=6)
     parent = forked(lambda: train_side_by_side([Job("mixed")], few, tmp_path, optimisation=endless))
