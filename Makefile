@@ -92,6 +92,7 @@ notebooks: $(READY)
 
 # Whether they still show what is there; MINUTES=1 for the quick ones alone. Nothing is written.
 check-notebooks: $(READY)
+	@$(BIN)/python -m benchmarks.smollm2
 	@$(BIN)/python notebooks/execute.py --check $(if $(MINUTES),--minutes $(MINUTES))
 
 # The reference dataset in data/, byte for byte.

@@ -117,25 +117,33 @@ def faults(notebook: nbformat.NotebookNode) -> Iterator[str]:
                 yield f"cell {number} names {found}, a folder of this machine"
 
 
-def same(old: Any, new: Any) -> bool:
-    """Whether two outputs, or parts of them, say the same."""
+def difference(old: Any, new: Any, at: str = "") -> str | None:
+    """Where two outputs, or parts of them, first say something else; None if nowhere."""
     if isinstance(old, dict) and isinstance(new, dict):
         if old.keys() != new.keys():
-            return False
+            return f"{at}: {', '.join(sorted(old.keys() ^ new.keys()))}"
         if "bdata" in old:
             first, second = _numbers(old), _numbers(new)
-            return first.shape == second.shape and bool(numpy.isclose(first, second, 0.01, 0.002, True).all())
+            close = first.shape == second.shape and bool(numpy.isclose(first, second, 0.01, 0.002, True).all())
+            return None if close else at
         shown = [key for key in old if not (key == IMAGE and FIGURE in old)]
-        return all(same(old[key], new[key]) for key in shown)
+        found = (difference(old[key], new[key], f"{at}.{key}") for key in shown)
+        return next((place for place in found if place is not None), None)
     if isinstance(old, list) and isinstance(new, list):
-        return len(old) == len(new) and all(map(same, old, new))
+        if len(old) != len(new):
+            return f"{at}: {len(old)} there, {len(new)} now"
+        found = (
+            difference(one, other, f"{at}[{place}]") for place, (one, other) in enumerate(zip(old, new, strict=True))
+        )
+        return next((place for place in found if place is not None), None)
     if isinstance(old, str) and isinstance(new, str):
         words = [" ".join(_NUMBER.sub("#", text).split()) for text in (old, new)]
         numbers = [[one.replace(",", "").replace("−", "-") for one in _NUMBER.findall(text)] for text in (old, new)]
-        return words[0] == words[1] and all(map(_close, *[map(float, one) for one in numbers]))
+        alike = words[0] == words[1] and all(map(_close, *[map(float, one) for one in numbers]))
+        return None if alike else at
     if isinstance(old, float | int) and isinstance(new, float | int):
-        return _close(old, new)
-    return bool(old == new)
+        return None if _close(old, new) else f"{at}: {old} there, {new} now"
+    return None if old == new else f"{at}: {old} there, {new} now"
 
 
 def _close(old: float, new: float) -> bool:
@@ -147,16 +155,17 @@ def _numbers(packed: dict[str, str]) -> numpy.ndarray:
     return numpy.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"]).astype(float)
 
 
-def changed_cells(old: nbformat.NotebookNode, new: nbformat.NotebookNode) -> list[int]:
-    """The cells whose outputs say something else; those of the others become the old ones."""
-    changed = []
+def changed_cells(old: nbformat.NotebookNode, new: nbformat.NotebookNode) -> dict[int, str]:
+    """The cells whose outputs say something else, and where; the outputs of the others become the old ones."""
+    changed = {}
     for number, (before, after) in enumerate(zip(old.cells, new.cells, strict=True)):
         if after.cell_type != "code":
             continue
-        if same(before.outputs, after.outputs):
+        place = difference(before.outputs, after.outputs)
+        if place is None:
             after.outputs = before.outputs
         else:
-            changed.append(number)
+            changed[number] = place
     return changed
 
 
@@ -177,9 +186,9 @@ def run(path: Path, *, check: bool) -> list[str]:
     wrong = [*faults(new)]
     changed = changed_cells(old, new)
     if check:
-        for number in changed:
+        for number, place in changed.items():
             wrong.append(
-                f"cell {number} no longer says what is there: 'make notebooks' writes it anew\n"
+                f"cell {number} no longer says what is there (outputs{place}): 'make notebooks' writes it anew\n"
                 f"--- there\n{text_of(old.cells[number])}\n--- now\n{text_of(new.cells[number])}"
             )
     elif not wrong and (changed or new != old):

@@ -53,22 +53,22 @@ def figure(tool, numbers, image=None):
 
 
 def test_outputs_say_the_same_if_their_words_do_and_their_numbers_nearly(tool):
-    assert tool.same("L2H1  0.531\n", "L2H1 0.530")
-    assert not tool.same("L2H1 0.53", "L2H3 0.53")
-    assert not tool.same("L2H1 0.53", "L2H1 0.63")
-    assert not tool.same("−0.53", "0.53")
-    assert not tool.same("1,234 parameters", "1,434 parameters")
-    assert not tool.same(["a"], ["a", "b"])
-    assert not tool.same({"a": 1}, {"b": 1})
+    assert tool.difference("L2H1  0.531\n", "L2H1 0.530") is None
+    assert tool.difference("L2H1 0.53", "L2H3 0.53") is not None
+    assert tool.difference("L2H1 0.53", "L2H1 0.63") is not None
+    assert tool.difference("−0.53", "0.53") is not None
+    assert tool.difference("1,234 parameters", "1,434 parameters") is not None
+    assert tool.difference(["a"], ["a", "b"]) is not None
+    assert tool.difference({"a": 1}, {"b": 1}) is not None
 
 
 def test_figures_are_compared_by_what_they_show_and_images_only_where_nothing_else_is(tool):
     shown = figure(tool, [1.0, numpy.nan])
-    assert tool.same(shown, figure(tool, [1.0, numpy.nan], image="another font"))
-    assert not tool.same(shown, figure(tool, [1.5, numpy.nan]))
-    assert not tool.same(shown, figure(tool, [1.0, numpy.nan, 2.0]))
-    assert not tool.same(shown, {tool.FIGURE: shown[tool.FIGURE]})
-    assert not tool.same({tool.IMAGE: "aaaa"}, {tool.IMAGE: "bbbb"})
+    assert tool.difference(shown, figure(tool, [1.0, numpy.nan], image="another font")) is None
+    assert tool.difference(shown, figure(tool, [1.5, numpy.nan])) is not None
+    assert tool.difference(shown, figure(tool, [1.0, numpy.nan, 2.0])) is not None
+    assert tool.difference(shown, {tool.FIGURE: shown[tool.FIGURE]}) is not None
+    assert tool.difference({tool.IMAGE: "aaaa"}, {tool.IMAGE: "bbbb"}) is not None
 
 
 def test_faults_of_outputs_are_told(tool):
