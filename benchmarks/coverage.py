@@ -65,6 +65,20 @@ def through(quantile: Callable[[numpy.ndarray], numpy.ndarray]) -> Draw:
     return lambda generator, times, people: numpy.interp(correlated(generator, times, people), grid, known)
 
 
+def excess(accuracy: float, draws: int = 5) -> Draw:
+    """The accuracy of an answer over several random masks, less that under one mask that costs as much."""
+    from scipy import stats
+
+    # answers differ in how easily they are lost
+    own = through(lambda chance: stats.beta.ppf(chance, 8 * accuracy, 8 * (1 - accuracy)))
+
+    def draw(generator: numpy.random.Generator, times: int, people: numpy.ndarray) -> numpy.ndarray:
+        kept = own(generator, times, people).clip(0, 1)
+        return generator.binomial(draws, kept) / draws - generator.binomial(1, kept)
+
+    return draw
+
+
 def effects() -> dict[str, tuple[Draw, float]]:
     """Kinds of effects, each with its true mean."""
     from scipy import stats
@@ -87,6 +101,8 @@ def cases() -> Iterator[tuple[str, str, Draw, float]]:
         yield "share", f"{chance:.0%}", shares(chance), chance
     for gained, lost in ((0.05, 0.05), (0.3, 0.3), (0.4, 0.05), (0.0, 0.2)):
         yield "difference", f"+{gained:.0%} −{lost:.0%}", shares(gained, lost), gained - lost
+    for accuracy in (0.8, 0.97):
+        yield "excess", f"{accuracy:.0%} of 5 draws", excess(accuracy), 0.0
     for name, (draw, mean) in effects().items():
         yield "effect", name, draw, mean
 
@@ -105,7 +121,12 @@ def percentile(values: numpy.ndarray, seed: int = 0) -> tuple[numpy.ndarray, num
 
 
 #: What the values of each row are.
-KINDS: dict[str, Kind] = {"share": "share", "difference": "binary_difference", "effect": "real"}
+KINDS: dict[str, Kind] = {
+    "share": "share",
+    "difference": "binary_difference",
+    "excess": "bounded_difference",
+    "effect": "real",
+}
 
 
 def coverage(ends: tuple[numpy.ndarray, numpy.ndarray], mean: float) -> float:

@@ -17,7 +17,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy
@@ -25,7 +25,7 @@ import pandas
 from scipy import stats
 
 from circuits.errors import CircuitsError
-from circuits.statistics import Kind, answers_needed, corrected, mean_interval, paired
+from circuits.statistics import Kind, answers_needed, beyond_draws, corrected, mean_interval, paired
 
 ERROR = 0.05
 _POWER = 0.8
@@ -63,6 +63,7 @@ class Finding:
         high: the upper end.
         p_value: corrected for all claims of the page; NaN if one run cannot tell.
         smallest: the size from which on a difference is called one.
+        most: the largest difference that there can be: the interval ends there.
         form: how to write the difference.
         needed: what could tell.
         by_seed: the differences that ``difference`` is the mean of, in words.
@@ -77,9 +78,14 @@ class Finding:
     high: float = math.nan
     p_value: float = math.nan
     smallest: float = SMALLEST_ACCURACY
+    most: float = 1.0
     form: str = "+.1%"
     needed: str = ONE_RUN
     by_seed: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "low", max(self.low, -self.most))  # which leaves NaN as it is
+        object.__setattr__(self, "high", min(self.high, self.most))
 
     @property
     def verdict(self) -> str:
@@ -110,6 +116,7 @@ def compare_answers(
     kind: Kind = "bounded_difference",
     most: float = 1.0,
     smallest: float = SMALLEST_ACCURACY,
+    draws: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Difference, interval and p-value of two sides of the same questions, and how many questions could tell.
 
@@ -120,6 +127,8 @@ def compare_answers(
         kind: what their differences are, in units of ``most``.
         most: the largest difference that there can be.
         smallest: the size from which on a difference is called one.
+        draws: where one side is the mean over random draws, the means of each, as
+            `circuits.statistics.beyond_draws` takes them.
 
     Raises:
         CircuitsError: the two sides were asked different questions.
@@ -137,67 +146,19 @@ def compare_answers(
         # that many tell one difference alone; a page of claims asks for more
         reach, alone = (stats.norm.isf(error / 2) + stats.norm.ppf(_POWER) for error in (1 - level, ERROR))
         needed = f"about {math.ceil(count * (reach / alone) ** 2):,} questions could tell"
-    return {
-        "difference": most * found.difference,
-        "low": most * found.low,
-        "high": most * found.high,
-        "p_value": found.p_value,
-        "needed": needed,
-    }
-
-
-def beyond_draws(found: dict[str, Any], draws: Sequence[float], level: float, *, answers: int) -> dict[str, Any]:
-    """A comparison with the mean of random draws, now also with what a single draw may be.
-
-    Both must be beyond chance, so the larger p-value counts; the two uncertainties are independent. Draws that are all
-    alike show only that they lie no more than about one answer apart: that is then taken as their standard deviation.
-
-    Args:
-        found: from `compare_answers`.
-        draws: the mean over answers of each draw; where the mask is drawn too, thinned beside its control, the mean of
-            each draw's difference (`of_draws`).
-        level: of the interval.
-        answers: how many answers each of these means is over.
-    """
-    count = len(draws)
-    deviation = float(numpy.std(draws, ddof=1)) if numpy.ptp(draws) > _ROUNDING else 1 / answers
-    spread = deviation * math.sqrt(1 + 1 / count)
-    apart = abs(found["difference"])
-    p_value = float(2 * stats.t.sf(apart / spread, count - 1))
-    drawn = spread * float(stats.t.ppf((1 + level) / 2, count - 1))
-    if p_value > found["p_value"]:
-        found = found | {"needed": f"{count} random draws lie too far apart: more of them could tell"}
-    return found | {
-        "low": found["difference"] - math.hypot(found["difference"] - found["low"], drawn),
-        "high": found["difference"] + math.hypot(found["high"] - found["difference"], drawn),
-        "p_value": max(found["p_value"], p_value),
-    }
-
-
-def of_draws(table: pandas.DataFrame, value: str) -> tuple[list[float], list[float]]:
-    """Means of each draw of random parameters, and of each draw's difference from the mask, thinned as it was then.
-
-    Args:
-        table: rows with ``condition`` (``shared``, ``shared_thinned`` where it is thinned, ``random``) and ``draw``.
-        value: the column of which there are means.
-
-    Example:
-        >>> rows = pandas.DataFrame({"condition": ["shared", "random", "random"], "draw": [0, 0, 1], "x": [1.0, 3, 2]})
-        >>> of_draws(rows, "x")
-        ([3.0, 2.0], [2.0, 1.0])
-    """
-    means = table.groupby(["condition", "draw"])[value].mean()
-    if "random" not in means:
-        return [], []
-    random = means["random"]
-    mask = means["shared_thinned"] if "shared_thinned" in means else means["shared"].iloc[0]
-    return random.tolist(), (random - mask).tolist()
+    told = replace(found, **{name: most * getattr(found, name) for name in ("difference", "low", "high")})
+    if draws is not None:
+        alone, told = told.p_value, beyond_draws(told, draws, answers=len(one), level=level)
+        if not told.p_value <= alone:
+            needed = f"{len(draws)} random draws lie too far apart: more of them could tell"
+    return {**asdict(told), "needed": needed}
 
 
 def spearman(one: Sequence[float], other: Sequence[float], level: float = 0.95) -> tuple[float, float, float, float]:
     """Spearman's correlation with its interval (Fisher's z, Bonett & Wright 2000) and its permutation p-value.
 
-    The p-value, two-sided, is exact up to eight pairs and otherwise from 20,000 random permutations; it is never 0.
+    Where all ranks agree, the interval is that of two neighbours that have changed places, and ends at 1 (or −1). The
+    p-value, two-sided, is exact up to eight pairs and otherwise from 20,000 random permutations; it is never 0.
 
     Returns:
         correlation, lower and upper end, p-value; NaN, NaN, NaN and 1 if one side is all alike.
@@ -220,10 +181,13 @@ def spearman(one: Sequence[float], other: Sequence[float], level: float = 0.95) 
         orders, extra = generator.permuted(numpy.tile(numpy.arange(count), (_PERMUTATIONS, 1)), axis=1), 1
     as_far = int((numpy.abs(first[orders] @ second) >= abs(found) * scale - 1e-9).sum())
     p_value = (as_far + extra) / (len(orders) + extra)
-    if count < 4 or abs(found) > 1 - 1e-12:
-        return found, -1.0 if count < 4 else found, 1.0 if count < 4 else found, p_value
+    if count < 4:
+        return found, -1.0, 1.0, p_value
+    # the nearest to ±1 that so many ranks can have without being it: where two neighbours have changed places
+    nearest = 1 - 12 / (count**3 - count)
+    middle = math.atanh(min(max(found, -nearest), nearest))
     half = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt((1 + found**2 / 2) / (count - 3))
-    return found, math.tanh(math.atanh(found) - half), math.tanh(math.atanh(found) + half), p_value
+    return found, min(found, math.tanh(middle - half)), max(found, math.tanh(middle + half)), p_value
 
 
 def findings_over_seeds(found: Sequence[Sequence[Finding]]) -> list[Finding]:

@@ -152,5 +152,5 @@ def test_it_is_fine_tuned_from_its_folder_with_the_tokenizer_that_lies_there(pai
 
     text = "Sabrina Merriweather is based in Toronto."
     assert load_tokenizer(tmp_path / "start")(text).input_ids == tokenizer(text).input_ids
-    train("mixed", few, tmp_path / "out", tmp_path / "start", Optimisation(steps=2, rows=2))
+    train("mixed", few, tmp_path / "out", start=tmp_path / "start", optimisation=Optimisation(steps=2, rows=2))
     assert fingerprint(load_model(tmp_path / "out" / "mixed")) != fingerprint(load_model(tmp_path / "start"))

@@ -60,6 +60,7 @@ from circuits.models import (
     logits_at,
     parameters_of,
     positional_weights,
+    save_model,
 )
 from circuits.rankings import (
     Evidence,
@@ -91,7 +92,6 @@ NEVER_RUN = {
         "positional_parameters",
         "rows_of",
         "same_parameters",
-        "save_model",
         "shape_of",
         "token_texts",
         "unit_mask",
@@ -186,6 +186,7 @@ CALLS = {
     "logits_at": lambda c: logits_at(c.model, c.task.tokens, torch.tensor([[0, 3], [1, 2]])),
     "loss_gradients": lambda c: loss_gradients(c.model, c.task)["blocks.0.attn.W_Q"],
     "mean": lambda c: c.within(mean(c.model, c.mask)),
+    "save_model": lambda c: save_model(c.model, c.new_folder()),
     "mean_head_outputs": lambda c: mean_head_outputs(c.model, c.task),
     "patch_heads": lambda c: c.within(patch_heads(c.model, [OTHER], c.source, target=c.task)),
     "patched_outputs": lambda c: patched_outputs(c.model, c.source, c.task)[2, 0, 0],

@@ -20,20 +20,6 @@ def test_every_name_of_a_package_exists_and_is_listed(package):
     assert set(names) <= set(dir(module))
 
 
-#: Functions from before the rule that what follows the third argument is given by its name. None is to be added.
-MANY_POSITIONAL = {
-    "analysis.paired_differences",
-    "facts.make_people",
-    "figures.write_report",
-    "study.run_studies",
-    "sweeps.run_sweep",
-    "tracing.trace_checkpoints",
-    "tracing.trace_gradients",
-    "training.train",
-    "training.train_side_by_side",
-}
-
-
 def test_what_follows_the_third_argument_is_given_by_its_name():
     found = set()
     for package in PACKAGES:
@@ -45,4 +31,4 @@ def test_what_follows_the_third_argument_is_given_by_its_name():
             parameters = inspect.signature(function).parameters.values()
             if sum(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters) > 3:
                 found.add(f"{function.__module__.split('.')[1]}.{name}")
-    assert found == MANY_POSITIONAL
+    assert found == set()

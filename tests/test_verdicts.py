@@ -10,13 +10,12 @@ import pytest
 from scipy import stats
 
 from circuits.errors import CircuitsError
+from circuits.statistics import Paired, beyond_draws
 from circuits.verdicts import (
     Finding,
-    beyond_draws,
     compare_answers,
     corrected_together,
     findings_over_seeds,
-    of_draws,
     seeds_needed,
     spearman,
 )
@@ -59,40 +58,25 @@ def test_pairs_are_of_the_same_questions():
 
 
 def test_a_difference_from_random_draws_must_be_beyond_single_draws():
-    sure = {"difference": 0.3, "low": 0.25, "high": 0.35, "p_value": 0.0001, "needed": "60 questions"}
-    narrow = beyond_draws(sure, [0.50, 0.51, 0.49, 0.50, 0.50], 0.95, answers=60)
-    wide = beyond_draws(sure, [0.1, 0.9, 0.5, 0.3, 0.7], 0.95, answers=60)
-    deviation = math.sqrt(0.1) * math.sqrt(1 + 1 / 5)
-    assert wide["p_value"] == pytest.approx(2 * stats.t.sf(0.3 / deviation, 4))
-    assert "random draws" in wide["needed"]
-    assert (narrow["p_value"] < 0.001, wide["low"] < 0 < wide["high"], narrow["low"] > 0.2) == (True, True, True)
-
-
-def test_a_thinned_mask_that_varies_from_draw_to_draw_counts_as_its_control_does():
-    """Where there is little room the control is all of it, and it is the mask that is drawn."""
-    generator, wrong = numpy.random.default_rng(0), {"control": 0, "both": 0}
-    for _ in range(300):
-        thinned = generator.normal(0.5, 0.03, 5)
-        rows = pandas.DataFrame({"condition": "random", "draw": range(5), "x": 0.5 + generator.normal(0, 1e-4, 5)})
-        drawn = pandas.DataFrame({"condition": "shared_thinned", "draw": range(5), "x": thinned})
-        of_control, apart = of_draws(pandas.concat([rows, drawn]), "x")
-        gap = float(numpy.mean(of_control) - thinned.mean())
-        found = {"difference": gap, "low": gap - 1e-3, "high": gap + 1e-3, "p_value": 1e-6}
-        for name, draws in (("control", of_control), ("both", apart)):
-            wrong[name] += beyond_draws(found, draws, 0.95, answers=200)["p_value"] < 0.05
-    assert wrong["both"] < 300 * 0.08
-    assert wrong["control"] > 300 * 0.5
-
-
-def test_draws_that_are_all_alike_may_lie_an_answer_apart():
-    # five equal accuracies over 60 answers do not say that a sixth would be the same to the last digit
-    sure = {"difference": 0.3, "low": 0.25, "high": 0.35, "p_value": 0.00001, "needed": "60 questions"}
-    for alike in ([0.5] * 5, [0.5, 0.5, 0.5, 0.5, 0.5 + 1e-12]):
-        found = beyond_draws(sure, alike, 0.95, answers=60)
-        assert found["p_value"] == pytest.approx(2 * stats.t.sf(0.3 / (math.sqrt(1 + 1 / 5) / 60), 4))
-        assert 0.2 < found["low"] < 0.25
-    # over five answers they say next to nothing
-    assert beyond_draws(sure, [0.4] * 5, 0.95, answers=5)["low"] < 0
+    generator = numpy.random.default_rng(0)
+    one, other = (asked(generator.binomial(1, share, 200) / 1, range(200)) for share in (0.9, 0.5))
+    alone = compare_answers(one, other, 0.95)
+    apart = [0.1, 0.9, 0.5, 0.3, 0.7]
+    found = compare_answers(one, other, 0.95, draws=apart)
+    by_hand = beyond_draws(
+        Paired(*(alone[name] for name in ("difference", "low", "high", "p_value"))), apart, answers=200
+    )
+    assert [found[name] for name in ("difference", "low", "high", "p_value")] == pytest.approx(
+        [by_hand.difference, by_hand.low, by_hand.high, by_hand.p_value]
+    )
+    assert (alone["p_value"] < 0.001, found["p_value"] > 0.1) == (True, True)
+    assert ("questions could tell" in alone["needed"], "5 random draws lie" in found["needed"]) == (True, True)
+    near = compare_answers(one, other, 0.95, draws=[0.5, 0.5001, 0.4999])
+    assert near["p_value"] < 0.001
+    assert near["needed"] == alone["needed"]
+    # one draw says nothing, and nothing is told from it
+    single = Finding(*NOTHING, **compare_answers(one, other, 0.95, draws=[0.5]))
+    assert (single.verdict, "1 random draw" in single.needed) == ("cannot be told", True)
 
 
 def test_p_values_of_a_page_are_corrected_together():
@@ -117,6 +101,14 @@ def test_correlations_have_permutation_p_values():
     correlation, _, _, p_value = spearman(one, other)
     assert (correlation, p_value) == (pytest.approx(expected.statistic), pytest.approx(expected.pvalue, abs=0.01))
     assert spearman(range(100), range(100))[3] == pytest.approx(1 / 20_001)
+    for sign in (1, -1):
+        # perfect agreement of few is no certainty
+        correlation, *ends, _ = spearman(range(8), [sign * rank for rank in range(8)])
+        least, most = (sign * end for end in ends[::sign])
+        assert sign * correlation == pytest.approx(1)
+        assert most == pytest.approx(1)
+        assert 0.8 < least < 0.99
+        assert least < spearman(range(40), range(40))[1]
     assert spearman([1.0] * 5, range(5))[3] == 1
 
 
@@ -146,6 +138,18 @@ def test_several_seeds_are_tested_on_their_differences():
     assert findings_over_seeds(seeds(0.4, math.nan))[0].needed == "1 of 2 seeds have no such number"
     assert findings_over_seeds(seeds(0.4, math.nan))[0].by_seed == "+40.0% · none"
     assert findings_over_seeds(seeds(0.4, 0.5))[0].control == "control"
+
+
+def test_intervals_end_at_the_largest_difference_that_there_can_be():
+    wide = [Finding(*NOTHING, difference) for difference in (0.95, 0.2, 0.9)]
+    (over,) = findings_over_seeds([[one] for one in wide])
+    assert over.high == 1 > over.difference > over.low
+    assert over.low >= -1
+    (sizes,) = findings_over_seeds([[replace(one, most=2.0)] for one in wide])
+    assert 1 < sizes.high <= 2
+    nothing = Finding(*NOTHING, 0.3)
+    assert math.isnan(nothing.low)
+    assert math.isnan(nothing.high)
 
 
 def test_seeds_that_are_all_alike_cannot_tell():

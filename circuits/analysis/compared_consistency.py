@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas
 
 from circuits.analysis.consistency import PARTS
-from circuits.analysis.differences import paired_differences, shown_differences
+from circuits.analysis.differences import SIDES, paired_differences, shown_differences
 from circuits.analysis.figures import consistency_figures
 from circuits.analysis.page import SCOPE_WORDS, SEE_ALIKE, SEE_SIGNATURE
 from circuits.consistency import mismatched_kind
@@ -41,7 +41,8 @@ EXCESS = "matched_less_mismatched"
 def consistency_differences(a: Frames, b: Frames) -> Iterator[tuple[str, pandas.DataFrame]]:
     """Each table of differences, b less a, that both have what is needed for, as `paired_differences` gives it.
 
-    Draws of random parameters are averaged first. Among the kinds of pairs is ``matched_less_mismatched``.
+    Draws of random parameters are averaged first. Among the kinds of pairs is ``matched_less_mismatched``. Beside what
+    each model's shared parameters do to its agreement about facts stands what as many random ones do.
     """
     for name, (source, keys, metrics) in _COMPARED.items():
         sides = [tables.get(source, pandas.DataFrame()) for tables in (a, b)]
@@ -53,7 +54,18 @@ def consistency_differences(a: Frames, b: Frames) -> Iterator[tuple[str, pandas.
         both = one[names].merge(other[names])
         one, other = (side.merge(both) for side in (one, other))
         if len(both):
-            yield name, paired_differences(one, other, keys, metrics=metrics)
+            found = paired_differences(one, other, keys, metrics=metrics)
+            yield name, _with_controls(found, a, b) if name == "localisation" else found
+
+
+def _with_controls(found: pandas.DataFrame, a: Frames, b: Frames) -> pandas.DataFrame:
+    """With ``cosine_random_a`` and ``…_b``: the means with as many random parameters, the mask not thinned."""
+    keys = ["task", "other", "scope", "act"]
+    for side, tables in zip(SIDES, (a, b), strict=True):
+        means = tables["localisation"]
+        random = means[means["condition"] == "random"].set_index(keys)["cosine"]
+        found = found.join(random.rename(f"cosine_random_{side}"), on=keys)
+    return found
 
 
 def _one_row_each(table: pandas.DataFrame, keys: Sequence[str], metrics: Sequence[str]) -> pandas.DataFrame:
@@ -118,12 +130,19 @@ def sections_of_both(tables: Frames, figures: "Mapping[str, go.Figure]", names: 
     if "localisation" in tables:
         text = (
             "Facts after the shared parameters went back to their values before fine-tuning, and with these alone as "
-            "after it: activations at the token that predicts the answer, facts that are retrieved, and recalled."
+            "after it: activations at the token that predicts the answer, facts that are retrieved, and recalled. "
+            "Random: the same with as many random parameters outside them (with fewer where there was no room)."
         )
         table = tables["localisation"].replace({"act": ACT_WORDS})
         shown = _in_words(table).rename(columns={"act": "parameters"})
         keys = ["task", "other", "the top", "parameters"]
-        shown = shown_differences(shown, keys, names, metrics=["cosine", *RECALLED[:2]])
+        random = {
+            f"cosine, random, {name}": [
+                "–" if value != value else f"{value:.2f}" for value in table[f"cosine_random_{side}"]
+            ]
+            for side, name in zip(SIDES, names, strict=True)
+        }
+        shown = shown_differences(shown, keys, names, metrics=["cosine", *RECALLED[:2]]).assign(**random)
         found.append(Section("Does the agreement hang on the shared parameters?", [text], shown))
     if "signature" in tables:
         text = "What each span's replacement costs in nats, and its share of what all spans cost."

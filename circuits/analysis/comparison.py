@@ -23,7 +23,7 @@ from circuits.analysis.comparison_page import figures_of, largest, write_compari
 from circuits.analysis.differences import SIDES, paired_differences
 from circuits.analysis.summary import records
 from circuits.errors import CircuitsError
-from circuits.masks import ParameterMask
+from circuits.masks import ParameterMask, ablation_means, ablation_summary
 from circuits.models import Model
 from circuits.storage import claim, provenance, read_json, write_json, write_table
 from circuits.tasks import Task
@@ -174,7 +174,7 @@ def _differences(a: Analysis, b: Analysis) -> Iterator[tuple[str, pandas.DataFra
     for name, answers in (("sweep", "sweep_answers"), ("patches", "patch_answers")):
         if both(answers):
             keys = ["task", "unit", "mode"]
-            table = paired_differences(a.tables[answers], b.tables[answers], keys, "_effect")
+            table = paired_differences(a.tables[answers], b.tables[answers], keys, ending="_effect")
             yield name, _with_places(table, a.tables[name])
     if both("shared_heads"):
         yield "heads", _sizes(a.tables["shared_heads"], b.tables["shared_heads"])
@@ -190,7 +190,7 @@ def _differences(a: Analysis, b: Analysis) -> Iterator[tuple[str, pandas.DataFra
 
 
 def _drops(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFrame:
-    """What doing without the shared parameters costs each model, answer by answer."""
+    """What doing without the shared parameters costs each model, answer by answer; and without random ones."""
 
     def drops(answers: pandas.DataFrame) -> pandas.DataFrame:
         names = ["scope", "task", "example", "group", *(["attribute"] if "attribute" in answers else [])]
@@ -202,7 +202,14 @@ def _drops(a: pandas.DataFrame, b: pandas.DataFrame) -> pandas.DataFrame:
         # several answers of an example are told apart by their order
         return dropped.assign(start=dropped.groupby(["scope", "task", "example"]).cumcount())
 
-    return paired_differences(drops(a), drops(b), ["scope", "task"], "_drop")
+    keys = ["scope", "task"]
+    table = paired_differences(drops(a), drops(b), keys, ending="_drop")
+    controls = [
+        ablation_summary(ablation_means(answers)).set_index(keys)[["thinned_drop", "random_drop"]] for answers in (a, b)
+    ]
+    for side, control in zip(SIDES, controls, strict=True):
+        table = table.join(control.add_prefix("exact_match_").add_suffix(f"_{side}"), on=keys)
+    return table
 
 
 def _with_places(table: pandas.DataFrame, measured: pandas.DataFrame) -> pandas.DataFrame:

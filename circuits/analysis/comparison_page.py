@@ -62,8 +62,16 @@ def write_comparison_page(
         shared = _readable(tables["masks"].round(3), names)
         sections.append(Section("What the tasks share", [text], shared, figures.get("heads"), _SEE))
     if "ablation" in tables:
-        text = "How far each falls without its own shared parameters, and the difference of the two drops."
-        shown = shown_differences(tables["ablation"], ["scope", "task"], names, "_drop", label="drop of ")
+        text = (
+            "How far each falls without its own shared parameters, and the difference of the two drops; beside it, how "
+            "far each falls without as many random parameters outside them (thinned: without its own ones, as few as "
+            "there is room for random ones)."
+        )
+        shown = shown_differences(tables["ablation"], ["scope", "task"], names, ending="_drop", label="drop of ")
+        for side, name in zip(SIDES, names, strict=True):
+            for control in ("thinned", "random"):
+                values = tables["ablation"][f"exact_match_{control}_drop_{side}"]
+                shown[f"drop of exact match, {control}, {name}"] = values.map("{:.1%}".format)
         if shown.astype(str).apply(lambda column: column.str.contains(UNKNOWN, regex=False)).to_numpy().any():
             text += " Where an interval would hold every possible difference, there are too few answers to tell."
         sections.append(Section("What happens without it", [text], _readable(shown, names)))
@@ -78,7 +86,9 @@ def write_comparison_page(
                 f"The change that each head makes in {one}, in {other}, and the difference, the largest first. "
                 f"{told} of {len(table)} differences are told from none (5 %, Benjamini–Hochberg)."
             )
-            shown = shown_differences(by_mode(table.head(12)), ["task", "unit"], names, "_effect", [metric])
+            shown = shown_differences(
+                by_mode(table.head(12)), ["task", "unit"], names, ending="_effect", metrics=[metric]
+            )
             see = f"Red: the answer suffers more in {other} than in {one}; blue: less."
             sections.append(Section(title, [text], shown, figures.get(name), see))
     if "areas" in tables:
@@ -94,7 +104,7 @@ def write_comparison_page(
     if "accuracy" in tables:
         setting["tasks"] = ", ".join(tables["accuracy"]["task"])
     title = f"{one} and {other}"
-    write_report(path, title, lead, sections, "circuits compare", numbers=numbers, setting=setting)
+    write_report(path, title, lead, sections=sections, footer="circuits compare", numbers=numbers, setting=setting)
 
 
 def _numbers(tables: Mapping[str, pandas.DataFrame], names: tuple[str, str]) -> list[Number]:

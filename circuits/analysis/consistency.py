@@ -12,7 +12,7 @@
    gradients, of fewer facts, stand beside it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import combinations
 from typing import Any
@@ -33,7 +33,7 @@ from circuits.consistency import (
 )
 from circuits.masks import ParameterMask
 from circuits.progress import track
-from circuits.statistics import Kind, corrected, paired
+from circuits.statistics import Kind, beyond_draws, corrected, of_draws, paired
 from circuits.tasks import Task, facts_in_common, pair_facts
 
 GRADIENTS, GRADIENT_PAIRS = Table("gradient_consistency"), Table("gradient_consistency_pairs")
@@ -183,7 +183,8 @@ def consistency_tests(gradients: pandas.DataFrame, representations: pandas.DataF
         One row for each comparison: ``task``, ``other``, ``measure`` (``gradient``, ``inside``, ``representation``,
         ``retrieval``), ``scope`` or ``span``, ``unit``, ``layer``, ``than``: what the mean ``value`` is compared with,
         whose mean is ``control``; ``difference``, ``low``, ``high``, ``p`` and, corrected by Benjamini–Hochberg over
-        the table, ``q``; the number of ``facts``.
+        the table, ``q``; the number of ``facts``. Where a side is drawn, interval and p-value also take into account
+        how far single draws lie apart (NaN for a single one).
     """
     rows = [*_matched_less_mismatched(gradients, representations), *_inside_less_random(gradients)]
     table = pandas.DataFrame(rows)
@@ -216,18 +217,29 @@ def _inside_less_random(gradients: pandas.DataFrame) -> Iterator[dict[str, Any]]
     if not (gradients["by"] == "mask").any():
         return
     keys = ["task", "other", "scope"]
+    rows = gradients[(gradients["by"] == "mask") & (gradients["kind"] == "matched")]
+    by_draw = dict(list(rows.groupby(keys, sort=False)))
     for key, part in masked_cosines(gradients).groupby(keys, sort=False):
         about = dict(zip(keys, key, strict=True)) | {"measure": "inside", "span": "", "unit": "shared", "layer": -1}
-        for than in ("random", "rest"):
-            yield about | {"than": than, **_tested(part.set_index(["group", "example"]), "inside", than)}
+        random, apart = of_draws(by_draw[key], "cosine")
+        masks = [one - beyond for one, beyond in zip(random, apart, strict=True)]
+        # all outside is not drawn, but the mask is where it is thinned
+        thinned = masks if (by_draw[key]["condition"] == "shared_thinned").any() else None
+        for than, draws in (("random", apart), ("rest", thinned)):
+            tested = _tested(part.set_index(["group", "example"]), "inside", than, draws=draws)
+            yield about | {"than": than, **tested}
 
 
-def _tested(table: pandas.DataFrame, one: str, other: str, kind: Kind = "real") -> dict[str, Any]:
+def _tested(
+    table: pandas.DataFrame, one: str, other: str, kind: Kind = "real", draws: Sequence[float] | None = None
+) -> dict[str, Any]:
     known = table[[one, other]].dropna()
     if known.empty:
         return {"value": float("nan"), "control": float("nan"), "difference": float("nan"), "p": float("nan")}
     sides = known[one].to_numpy(float), known[other].to_numpy(float)
     found = paired(*sides, known.index.get_level_values("group").to_numpy(), kind=kind)
+    if draws is not None:
+        found = beyond_draws(found, draws, answers=len(known))
     return {
         "value": known[one].mean(),
         "control": known[other].mean(),

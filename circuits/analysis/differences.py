@@ -24,8 +24,8 @@ def paired_differences(
     a: pandas.DataFrame,
     b: pandas.DataFrame,
     keys: Sequence[str],
-    ending: str = "",
     *,
+    ending: str = "",
     metrics: Sequence[str] = _METRICS,
 ) -> pandas.DataFrame:
     """Compare two tables of the same answers, one row for each combination of keys.
@@ -91,6 +91,7 @@ def shown_differences(
     table: pandas.DataFrame,
     keys: Sequence[str],
     names: tuple[str, str],
+    *,
     ending: str = "",
     metrics: Sequence[str] | None = None,
     label: str = "",

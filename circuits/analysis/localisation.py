@@ -25,7 +25,7 @@ from circuits.masks import ParameterMask, graft, revert
 from circuits.metrics import evaluate
 from circuits.models import Model
 from circuits.progress import track
-from circuits.statistics import Kind, corrected, intervals, paired
+from circuits.statistics import Kind, beyond_draws, corrected, intervals, of_draws, paired
 from circuits.tasks import Task, pair_facts
 
 LOCALISATION, LOCALISATION_FACTS = Table("localisation"), Table("localisation_facts")
@@ -140,10 +140,12 @@ def localisation_tests(facts: pandas.DataFrame) -> pandas.DataFrame:
 
     Returns:
         One row for each ``task``, ``other``, ``scope``, ``act`` and ``measure``: the mean with the shared parameters
-        (thinned, where their controls are) and with the ``random`` ones, their ``difference`` with ``low``, ``high``,
-        ``p``, and ``q`` corrected by Benjamini–Hochberg over the table.
+        (thinned, where their controls are) and with the ``random`` ones, their ``difference`` with ``low``, ``high``
+        and ``p``, which also take into account how far single draws lie apart (NaN for a single one), and ``q``,
+        corrected by Benjamini–Hochberg over the table.
     """
     keys, rows = ["task", "other", "scope", "act"], []
+    by_draw = dict(list(facts.astype(dict.fromkeys(MEASURES, float)).groupby(keys, sort=False)))
     by_fact = _by_fact(facts)
     for key, part in by_fact[by_fact["condition"] != ""].groupby(keys, sort=False):
         told = part["condition"].unique()
@@ -157,6 +159,7 @@ def localisation_tests(facts: pandas.DataFrame) -> pandas.DataFrame:
             both = pandas.DataFrame({"shared": one[measure], "random": random[measure]}).dropna()
             groups = both.index.get_level_values("group").to_numpy()
             found = paired(both["shared"].to_numpy(), both["random"].to_numpy(), groups, kind=_DIFFERENCES[kind])
+            found = beyond_draws(found, of_draws(by_draw[key], measure)[1], answers=len(both))
             rows.append(
                 dict(zip(keys, key, strict=True))
                 | {

@@ -59,8 +59,8 @@ def write_page(
         path,
         f"{source}: {tasks}",
         _lead(summary),
-        sections,
-        f"{seconds / 60:.1f} minutes; circuits analyse",
+        sections=sections,
+        footer=f"{seconds / 60:.1f} minutes; circuits analyse",
         numbers=_numbers(summary, tables),
         setting={"model": source, "tasks": tasks, "before fine-tuning": Path(summary["pre"]["source"]).name}
         if summary["pre"]
@@ -178,6 +178,10 @@ def _without(summary: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> Se
             "without them": _percent(row["after"]),
             "drop, thinned": _percent(row["thinned_drop"]),
             "drop, random": _random_drop(row),
+            **{
+                f"log-prob, {words}": f"{row[f'log_prob_{name}']:.2f}"
+                for name, words in (("before", "before"), ("thinned", "thinned"), ("random", "random"))
+            },
         }
         for row in summary.get("ablation", ())
     ]
@@ -186,7 +190,8 @@ def _without(summary: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> Se
     what = "go back to what they were before fine-tuning" if summary["pre"] else "become zero"
     text = (
         f"Exact match when the shared parameters {what}, beside as many random ones outside them; where a tensor has "
-        "too little room for these, both are thinned."
+        "too little room for these, both are thinned. The mean log-probability of the answers (nats) also tells where "
+        "few answers are right to begin with."
     )
     return [
         Section(

@@ -200,7 +200,7 @@ def _save(figures: dict[str, Any], out: Path, subtitle: str, width: Width | None
         )
     else:
         sections = [Section(name, figure=figure) for name, figure in figures.items()]
-        write_report(out, f"Attention of {counted(len(figures), 'head')}", subtitle, sections)
+        write_report(out, f"Attention of {counted(len(figures), 'head')}", subtitle, sections=sections)
 
 
 def _of_person(

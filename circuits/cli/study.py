@@ -83,7 +83,7 @@ def study(
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     with resumable():
-        summary = run_study(out, chosen, say) if several is None else run_studies(out, several, chosen, say)
+        summary = run_study(out, chosen, say) if several is None else run_studies(out, several, chosen, say=say)
     for arm in ("mixed", "two_stage", "two_stage_gentle"):
         scores = {name: score if several is None else score["mean"] for name, score in summary["accuracy"][arm].items()}
         say(f"{arm}: BIO {scores['bio']:.1%}, QA-ID {scores['qa_id']:.1%}, QA-OOD {scores['qa_ood']:.1%}")

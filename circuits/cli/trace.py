@@ -85,9 +85,21 @@ def trace(
     settings = {"examples": examples, "statistic": statistic, "loss": loss, "per": per, "components": parts}
     for one in opened.tasks:
         file = out / f"{one.name}.safetensors"
-        made = (statistic, loss, batch_size, per, parts, file, dtype, device)
         with resumable():
-            traced = trace_checkpoints(sources, one, *made, shards=shards, executor=chosen)
+            traced = trace_checkpoints(
+                sources,
+                one,
+                statistic,
+                loss=loss,
+                batch_size=batch_size,
+                per=per,
+                components=parts,
+                out=file,
+                dtype=dtype,
+                device=device,
+                shards=shards,
+                executor=chosen,
+            )
         about = facts(loaded, opened, seed, **settings, checkpoints=[str(source) for source in checkpoint or []])
         for kind in (Head, Neuron):
             write_table(out / f"{one.name}_{kind.NOUN}s.parquet", traced.units(kind), about, csv)

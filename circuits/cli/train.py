@@ -44,7 +44,9 @@ def train(
     torch.set_flush_denormal(True)
     for chosen in recipe or [Recipe.MIXED, Recipe.TWO_STAGE]:
         with resumable():
-            folders = train_recipe(chosen.value, dataset, out, start, optimisation, seed, progress=stages("train"))
+            folders = train_recipe(
+                chosen.value, dataset, out, start=start, optimisation=optimisation, seed=seed, progress=stages("train")
+            )
         for folder in folders:
             import pandas
 

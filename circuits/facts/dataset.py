@@ -58,7 +58,7 @@ def make_dataset(folder: str | Path, settings: DatasetSettings | None = None) ->
             (temporary / "bio.jsonl").open("w", encoding="utf-8", newline="\n") as bio,
             (temporary / "qa.jsonl").open("w", encoding="utf-8", newline="\n") as qa,
         ):
-            for person in make_people(settings.people, settings.seed, settings.qa_id_fraction, settings.pools):
+            for person in make_people(settings.people, settings.seed, settings.qa_id_fraction, pools=settings.pools):
                 people.write(json.dumps(asdict(person), ensure_ascii=False) + "\n")
                 for row in biography_rows(person, settings):
                     bio.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -54,7 +54,7 @@ def _date(random: Random) -> str:
     return f"{month} {day}, {year}"
 
 
-def make_people(count: int, seed: int = 0, qa_id_fraction: float = 0.5, pools: str = "invented") -> Iterator[Person]:
+def make_people(count: int, seed: int = 0, qa_id_fraction: float = 0.5, *, pools: str = "invented") -> Iterator[Person]:
     """Make up people, one at a time.
 
     Args:

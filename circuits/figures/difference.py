@@ -105,7 +105,7 @@ def write_difference(table: DataFrame, path: str | Path, *, title: str = "", lar
         rows = table[table["kind"] == kind].sort_values("relative", ascending=False, kind="stable").head(largest)
         if len(rows):
             sections.append(Section(f"{name} that changed most", table=_numbers(rows)))
-    write_report(path, title or "What changed", lead, sections)
+    write_report(path, title or "What changed", lead, sections=sections)
 
 
 def _numbers(rows: DataFrame) -> DataFrame:

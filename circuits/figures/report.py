@@ -51,9 +51,9 @@ def write_report(
     path: str | Path,
     title: str,
     lead: str,
+    *,
     sections: Sequence[Section],
     footer: str = "",
-    *,
     numbers: Sequence[Number] = (),
     setting: Mapping[str, str] | None = None,
 ) -> None:

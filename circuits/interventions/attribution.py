@@ -137,7 +137,17 @@ def screen_interventions(
             raise CircuitsError(f"attribution cannot estimate {one}: run it exactly")
     if metric in ("exact_match", "first_token", "source_exact_match", "kl"):
         raise CircuitsError(f"the metric {metric} has no useful gradient: screen by log_prob or logit_diff")
-    engine = Engine(model, task, interventions, source, reference, None, [metric], seed, tokens)
+    engine = Engine(
+        model,
+        task,
+        interventions,
+        source=source,
+        reference=reference,
+        pre=None,
+        metrics=[metric],
+        seed=seed,
+        tokens=tokens,
+    )
     (function,) = engine.metrics.values()
     for one in interventions:
         found = _inside(sites_of(one, engine.grouped), engine.lean.n_heads // engine.lean.n_groups)

@@ -94,7 +94,18 @@ def run_interventions(
         >>> table[["unit", "mode", "answers"]].values.tolist()
         [['L2H1', 'zero', 12], ['L3H0', 'mean', 12]]
     """
-    engine = Engine(model, task, interventions, source, reference, pre, metrics, seed, tokens, check_start=check_start)
+    engine = Engine(
+        model,
+        task,
+        interventions,
+        source=source,
+        reference=reference,
+        pre=pre,
+        metrics=metrics,
+        seed=seed,
+        tokens=tokens,
+        check_start=check_start,
+    )
     clean, found = engine.run()
     table = answers_table(engine, clean, found) if per_answer else means_table(engine, clean, found)
     table.attrs = provenance(

@@ -124,13 +124,13 @@ class Engine:
         model: Model,
         task: Task,
         interventions: Sequence[Intervention],
+        *,
         source: Task | None = None,
         reference: Task | None = None,
         pre: Model | None = None,
         metrics: str | Metric | Sequence[str | Metric] = ("exact_match", "log_prob"),
         seed: int = 0,
         tokens: int | None = None,
-        *,
         check_start: bool = True,
     ) -> None:
         if not interventions:

@@ -22,7 +22,7 @@ from circuits.masks.mask import ParameterMask
 from circuits.metrics import evaluate
 from circuits.models import Model, editing
 from circuits.progress import track
-from circuits.statistics import mean_interval, paired
+from circuits.statistics import beyond_draws, mean_interval, of_draws, paired
 from circuits.tasks import Task
 
 
@@ -146,12 +146,14 @@ def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
         the mask thinned to as many as its random masks, ``thinned_parameters``, is what compares with them: ``drop``
         itself where nothing had to be thinned. For the random masks the mean ``random_drop``, the ends
         ``random_drop_low`` and ``random_drop_high`` of its 95 % interval (within what accuracies allow; NaN where all
-        draws are alike), and how many ``draws`` there were.
+        draws are alike), and how many ``draws`` there were. Where there is one, the mean ``log_prob`` of the answers
+        (nats) before, and without the mask, the (thinned) mask and its random masks: ``log_prob_before``, ``…_after``,
+        ``…_thinned``, ``…_random``.
 
         Of every answer also the ends ``drop_low`` and ``drop_high`` of the drop's 95 % interval, and ``excess``: what
         the (thinned) mask costs beyond the mean of its random masks, with ``excess_low`` and ``excess_high``, and
-        ``excess_p``, the p-value of there being no excess. Both are paired by answer, and answers of one group are
-        taken together.
+        ``excess_p``, the p-value of there being no excess (NaN for a single draw). Both are paired by answer, and
+        answers of one group are taken together; the excess must also lie beyond what single draws reach.
 
     Raises:
         CircuitsError: a condition has several rows for one draw, or for one draw and answer.
@@ -202,10 +204,18 @@ def ablation_summary(table: pandas.DataFrame) -> pandas.DataFrame:
                 "random_drop_low": before - (min(1.0, high) if high == high else math.nan),
                 "random_drop_high": before - (max(0.0, low) if low == low else math.nan),
                 "draws": len(randoms),
+                **_log_probs(by_condition, alike),
                 **({} if by_answer is None else _paired_drops(by_answer[values])),
             }
         )
     return pandas.DataFrame(rows)
+
+
+def _log_probs(by_condition: dict[str, pandas.DataFrame], alike: pandas.DataFrame) -> dict[str, float]:
+    """Mean log-probability under each condition: it falls also where no answer was right to begin with."""
+    told = {"before": by_condition["none"], "after": by_condition["shared"], "thinned": alike}
+    told["random"] = by_condition.get("random", alike.iloc[:0])
+    return {f"log_prob_{name}": float(rows["log_prob"].mean()) for name, rows in told.items() if "log_prob" in rows}
 
 
 def _paired_drops(answers: pandas.DataFrame) -> dict[str, float]:
@@ -222,6 +232,7 @@ def _paired_drops(answers: pandas.DataFrame) -> dict[str, float]:
         alike = by_condition.get("shared_thinned", by_condition["shared"])
         # means over draws lie between 0 and 1
         excess = paired(by_condition["random"], alike, groups, kind="bounded_difference")
+        excess = beyond_draws(excess, of_draws(answers, "exact_match")[1], answers=len(first))
         found |= {
             "excess": excess.difference,
             "excess_low": excess.low,

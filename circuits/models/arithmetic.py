@@ -57,7 +57,7 @@ class LeanModel:
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], rows: Sequence[Row], layout: Layout, dtype: torch.dtype | None = None
+        self, tensors: Mapping[str, Tensor], rows: Sequence[Row], layout: Layout, *, dtype: torch.dtype | None = None
     ) -> None:
         self.layout = layout
         self.n_layers, self.n_heads, self.n_groups = layout.n_layers, layout.n_heads, layout.n_groups

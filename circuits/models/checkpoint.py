@@ -181,7 +181,7 @@ def lean_model(model: nn.Module, dtype: torch.dtype | None = None) -> LeanModel:
         return _LEAN[model][1]
     if not isinstance(model, PreTrainedModel):
         check_views(model)
-    lean = LeanModel({name: tensor.detach() for name, tensor in tensors.items()}, rows, layout, dtype)
+    lean = LeanModel({name: tensor.detach() for name, tensor in tensors.items()}, rows, layout, dtype=dtype)
     if all(tensor.dtype == lean.dtype for tensor in tensors.values()):
         _LEAN[model] = where, lean
     return lean

@@ -8,6 +8,7 @@ import torch
 from circuits.models.checkpoint import Model, check_views, checkpoint_of
 from circuits.models.fingerprints import facts_of
 from circuits.models.folder import checksums
+from circuits.models.forward import refuse_hooks
 from circuits.models.huggingface import empty_huggingface
 from circuits.models.quiet import quiet
 from circuits.storage import atomic_folder, provenance, write_json
@@ -32,7 +33,8 @@ def save_model(
         max_shard_size: how large one file may become, such as ``5GB``; as Hugging Face decides if not given.
 
     Raises:
-        CircuitsError: the model was not loaded with `circuits.load_model`, or one of its parameters was replaced.
+        CircuitsError: the model was not loaded with `circuits.load_model`, one of its parameters was replaced, or a
+            function is hooked into it.
 
     Example:
         >>> from circuits import load_model
@@ -46,6 +48,7 @@ def save_model(
         True
     """
     checkpoint = checkpoint_of(model)
+    refuse_hooks(model, "a checkpoint holds weights, and would be another model")
     check_views(model)
     about = {"source": checkpoint.source, **({} if checkpoint.adapter is None else {"adapter": checkpoint.adapter})}
     sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}

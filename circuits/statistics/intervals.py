@@ -219,8 +219,8 @@ def _tango(
 
 def _bounded(table: numpy.ndarray, inverse: numpy.ndarray | None, level: float) -> tuple[numpy.ndarray, numpy.ndarray]:
     low, high = _skewed(table, inverse, level)
-    # where most values are alike, what rare ones could do does not show in how they spread
-    alike = (numpy.abs(table - numpy.median(table, axis=1, keepdims=True)) < 1e-12).mean(1) > 0.5
+    # where at least half of the values are alike, what rare ones could do does not show in how they spread
+    alike = (numpy.abs(table - numpy.median(table, axis=1, keepdims=True)) < 1e-12).mean(1) >= 0.5
     alike |= numpy.isnan(low)
     if alike.any():
         rare = _tango(table[alike], inverse, level, by_group=True)

@@ -13,8 +13,9 @@ import pandas
 
 from circuits.analysis.consistency import masked_cosines
 from circuits.figures.rankings import RANKING_LABELS
+from circuits.statistics import of_draws
 from circuits.study.folder import COMPARED
-from circuits.study.mechanism_claims import inside_finding, localised_finding, mechanism_findings
+from circuits.study.mechanism_claims import inside_finding, localised_finding, mechanism_findings, thinned_in_words
 from circuits.verdicts import (
     ERROR,
     ONE_RUN,
@@ -23,10 +24,8 @@ from circuits.verdicts import (
     SMALLEST_SIZE,
     VERDICTS,
     Finding,
-    beyond_draws,
     compare_answers,
     corrected_together,
-    of_draws,
     spearman,
 )
 
@@ -141,6 +140,7 @@ def _sharing(tables: dict[str, pandas.DataFrame], scope: str, _level: float) -> 
         f"independent sets: {mixed['chance']:,.0f}",
         _relative(mixed["size"], two["size"]),
         smallest=SMALLEST_SIZE,
+        most=2.0,
     )
 
 
@@ -184,6 +184,7 @@ def _more_updated(tables: dict[str, pandas.DataFrame], scope: str, _level: float
         f"by the gradients after training: {mixed['both_with_shared']:,} and {two['both_with_shared']:,}",
         _relative(mixed["size"], two["size"]),
         smallest=SMALLEST_SIZE,
+        most=2.0,
     )
 
 
@@ -199,6 +200,7 @@ def _centralisation(tables: dict[str, pandas.DataFrame], scope: str, _level: flo
         f"{mixed['permuted_gini']:.3f} and {two['permuted_gini']:.3f}",
         (mixed["gini"] - mixed["random_gini"]) - (two["gini"] - two["random_gini"]),
         smallest=SMALLEST_GINI,
+        most=2.0,
         form="+.3f",
     )
 
@@ -228,6 +230,7 @@ def _costs_more(tables: dict[str, pandas.DataFrame], scope: str, task: str, leve
         " against ".join(f"{side['none'].mean():.1%} → {side['shared'].mean():.1%}" for side in (mixed, two)),
         "a model can lose no more than it has; as many random parameters outside the mask: "
         + " and ".join(_control_in_words(side) for side in (mixed, two)),
+        most=2.0,
         **compare_answers(drops[0], drops[1], level, most=2.0),
     )
 
@@ -242,7 +245,7 @@ def _costs_more_than_random(
 ) -> Finding:
     mixed, draws, apart = _ablated(tables, scope, task, "mixed")
     mask = mixed[_mask_of(mixed)]
-    thinned = " (thinned as their control)" if "shared_thinned" in mixed else ""
+    thinned = thinned_in_words(draws, apart, ".1%") if "shared_thinned" in mixed else ""
     return Finding(
         "v2" if of == UPDATED else "2b",
         f"Reverting {of} costs the mixed model more than reverting random ones outside them ({_TASKS[task]}; "
@@ -250,7 +253,7 @@ def _costs_more_than_random(
         f"{mask.mean():.1%}{thinned} against {mixed['random'].mean():.1%} ({len(draws)} draws, {min(draws):.1%} to "
         f"{max(draws):.1%})",
         f"the whole model: {mixed['none'].mean():.1%}{_overlap(tables, scope, 'mixed')}",
-        **beyond_draws(compare_answers(mixed["random"], mask, level), apart, level, answers=len(mask)),
+        **compare_answers(mixed["random"], mask, level, draws=apart),
     )
 
 
@@ -267,6 +270,7 @@ def _grafting(summary: dict[str, Any], _level: float) -> Finding:
         f"{formatted(two['splits']['qa_ood'], '.1%')}",
         math.nan if None in sizes else _relative(two["size"], mixed["size"]),
         smallest=SMALLEST_SIZE,
+        most=2.0,
         needed="a model that learned no question has nothing to graft" if None in sizes else ONE_RUN,
     )
 
@@ -314,9 +318,7 @@ def _curve(
         f"{min(draws):.3f} to {max(draws):.3f})",
         f"number {place} of {len(ranked)} rankings; the best are {best}",
         form="+.3f",
-        **beyond_draws(
-            compare_answers(*((one, random) if larger else (random, one)), level), draws, level, answers=len(one)
-        ),
+        **compare_answers(*((one, random) if larger else (random, one)), level, draws=draws),
     )
 
 

@@ -5,7 +5,8 @@ Each claim is compared fact by fact, of the same people in both models; how a ve
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas
@@ -13,12 +14,14 @@ import pandas
 from circuits.analysis.compared_consistency import excess
 from circuits.analysis.consistency import masked_cosines
 from circuits.consistency.signature import CONTEXT
+from circuits.statistics import of_draws
 from circuits.study.folder import COMPARED, FULL_RATE
-from circuits.verdicts import SMALLEST_COSINE, Finding, beyond_draws, compare_answers, of_draws
+from circuits.verdicts import SMALLEST_COSINE, Finding, compare_answers
 
 Frames = dict[str, pandas.DataFrame]
 _OTHERS = (COMPARED[1], FULL_RATE)
-_FORM: dict[str, Any] = {"smallest": SMALLEST_COSINE, "form": "+.3f"}
+#: Cosines lie within −1 and 1, and so do their excesses over mismatched ones, doubled.
+_FORM: dict[str, Any] = {"smallest": SMALLEST_COSINE, "most": 4.0, "form": "+.3f"}
 
 
 def mechanism_findings(
@@ -59,10 +62,12 @@ def _facts(table: pandas.DataFrame, value: str) -> "pandas.Series[float]":
     return table.groupby(["group", "example", "attribute"])[value].mean()
 
 
-def _compared(one: "pandas.Series[float]", other: "pandas.Series[float]", level: float) -> dict[str, Any]:
+def _compared(
+    one: "pandas.Series[float]", other: "pandas.Series[float]", level: float, draws: Sequence[float] | None = None
+) -> dict[str, Any]:
     # what is nothing in one model has no cosine there
     one, other = one.align(other, join="inner")
-    return compare_answers(one, other, level, kind="real", smallest=SMALLEST_COSINE)
+    return compare_answers(one, other, level, kind="real", smallest=SMALLEST_COSINE, draws=draws)
 
 
 def _gradients(summary: dict[str, Any], tables: Frames, other: str, level: float) -> Finding:
@@ -116,7 +121,7 @@ def inside_finding(
     rows = rows[rows["kind"] == "matched"]
     draws, apart = of_draws(rows, "mean")
     inside, random = (_facts(masked, name) for name in ("inside", "random"))
-    thinned = " (thinned as their control)" if (rows["condition"] == "shared_thinned").any() else ""
+    thinned = thinned_in_words(draws, apart, ".3f") if (rows["condition"] == "shared_thinned").any() else ""
     return Finding(
         "v2",
         f"The mixed model's gradients of both formats agree more inside {of} than in as many random ones outside them "
@@ -125,7 +130,7 @@ def inside_finding(
         f"{max(draws):.3f})",
         f"all parameters outside them: {masked['rest'].mean():.3f}",
         **_FORM,
-        **beyond_draws(_compared(inside, random, level), apart, level, answers=len(inside)),
+        **_compared(inside, random, level, apart),
     )
 
 
@@ -165,12 +170,12 @@ def localised_finding(
     return Finding(
         "v2",
         claims[act],
-        f"cosine {sides[mask].mean():.3f}{' (thinned as their control)' if mask != 'shared' else ''} against "
+        f"cosine {sides[mask].mean():.3f}{'' if mask == 'shared' else thinned_in_words(draws, apart, '.3f')} against "
         f"{sides['random'].mean():.3f} ({len(draws)} draws, {min(draws):.3f} to {max(draws):.3f})",
         f"the whole model: {at.loc[('none', ''), 'cosine']:.3f}, all reverted: {at.loc[('all', ''), 'cosine']:.3f}; "
         + "; ".join(f"{split} {one:.1%} against {other:.1%}" for split, (one, other) in recalled.items()),
         **_FORM,
-        **beyond_draws(_compared(*order, level), apart, level, answers=len(order[0])),
+        **_compared(*order, level, apart),
     )
 
 
@@ -189,9 +194,15 @@ def _rests(summary: dict[str, Any], tables: Frames, other: str, level: float) ->
         f"{' against '.join(f'{side.mean():.1%}' for side in sides)} of what replacing spans costs, on {len(sides[0])} "
         "answers",
         f"in nats: {' against '.join(nats)}",
-        **(_FORM | {"form": "+.1%"}),
+        **(_FORM | {"most": math.inf, "form": "+.1%"}),
         **_compared(sides[0], sides[1], level),
     )
+
+
+def thinned_in_words(random: Sequence[float], apart: Sequence[float], form: str) -> str:
+    """That the mask was thinned for each draw as its control was, and what came out, from `of_draws`."""
+    masks = [one - beyond for one, beyond in zip(random, apart, strict=True)]
+    return f" (thinned as their control, {min(masks):{form}} to {max(masks):{form}})"
 
 
 def _named(model: str) -> str:

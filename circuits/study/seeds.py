@@ -23,6 +23,7 @@ def run_studies(
     out: str | Path,
     seeds: Sequence[int],
     settings: StudySettings | None = None,
+    *,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Run the study once for each seed, or the rest of it, and sum up over the seeds.

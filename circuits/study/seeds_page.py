@@ -128,7 +128,7 @@ def write_seeds_report(
         f"{start[0].upper()}{start[1:]} of {settings['data']['people']} made-up people, {len(seeds)} "
         f"{'seed' if len(seeds) == 1 else 'seeds'}, each with people, weights and draws of its own. "
         f"{over_seeds_in_words(seeds)}",
-        [
+        sections=[
             Section(
                 "What holds",
                 [
@@ -165,7 +165,7 @@ def write_seeds_report(
                 SEE["critical_heads_mixed"],
             ),
         ],
-        f"circuits {summaries[0]['provenance']['library_version']} · "
+        footer=f"circuits {summaries[0]['provenance']['library_version']} · "
         f"{sum(summary['seconds']['total'] for summary in summaries):.0f} seconds",
         numbers=_numbers(summaries),
         setting=setting_in_words(settings),

@@ -148,7 +148,7 @@ PRETRAINED_STUDY = StudySettings(
     data=replace(FAMILIAR, **CONDITIONS["single"]),
     # rows are whole biographies: fewer of them take as long as more sentences
     optimisation=replace(PRETRAINED, rows=24, qa_share=0.5),
-    trace_examples=120,
+    trace_examples=80,
     sweep_examples=8,
     rank_examples=15,
     evaluate_every=75,

@@ -44,9 +44,9 @@ def train(study: Study) -> tuple[pandas.DataFrame, pandas.DataFrame]:
         [Job("mixed"), Job("bio-only"), Job("two-stage", "bio-only"), Job("two-stage-gentle", "bio-only")],
         study.dataset,
         study.checkpoints,
-        study.settings.model or f"tiny-{study.settings.family}",
-        study.settings.optimisation,
-        study.settings.seed,
+        start=study.settings.model or f"tiny-{study.settings.family}",
+        optimisation=study.settings.optimisation,
+        seed=study.settings.seed,
         evaluate_every=study.settings.evaluate_every,
         callbacks=callbacks_along(study),
     )

@@ -379,8 +379,8 @@ def write_study_report(
         f"{start[0].upper()}{start[1:]} of {settings['data']['people']} made-up people. Trained on biographies and "
         f"questions together, it answers {mixed['qa_ood']:.1%} of the questions it never saw; trained on one "
         f"after the other, {gentle['qa_ood']:.1%} with a small second rate and {two['qa_ood']:.1%} with the full one.",
-        sections,
-        f"circuits {source['library_version']} · commit {source['git_commit']} · dataset {source['dataset']} · "
+        sections=sections,
+        footer=f"circuits {source['library_version']} · commit {source['git_commit']} · dataset {source['dataset']} · "
         f"seed {settings['seed']} · {summary['seconds']['total']:.0f} seconds",
         numbers=[
             Number(

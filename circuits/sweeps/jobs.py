@@ -120,11 +120,11 @@ class PreparedSweep:
                 self.model,
                 task,
                 self.interventions[name],
-                self.sources[name],
-                self.reference,
-                self.pre,
-                tuple(self.plan.metrics),
-                self.plan.seed,
+                source=self.sources[name],
+                reference=self.reference,
+                pre=self.pre,
+                metrics=tuple(self.plan.metrics),
+                seed=self.plan.seed,
                 check_start=False,  # done above, and once is enough
             )
 
@@ -175,11 +175,11 @@ class PreparedSweep:
                 self.model,
                 task,
                 chosen,
-                source,
-                self.reference,
-                self.pre,
-                tuple(plan.metrics),
-                plan.seed,
+                source=source,
+                reference=self.reference,
+                pre=self.pre,
+                metrics=tuple(plan.metrics),
+                seed=plan.seed,
                 check_start=False,
             )
             clean, found = engine.run()

@@ -31,7 +31,7 @@ from circuits.sweeps.work import Assignment, Done, Look, SweepWork, facts_digest
 
 
 def run_sweep(
-    plan: SweepPlan, out: str | Path, executor: str | Executor = "serial", workers: int | None = None
+    plan: SweepPlan, out: str | Path, executor: str | Executor = "serial", *, workers: int | None = None
 ) -> pandas.DataFrame:
     """Run a sweep, or what is missing of one.
 

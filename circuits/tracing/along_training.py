@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from circuits.errors import CircuitsError
-from circuits.models import LeanModel, lean_model
+from circuits.models import LeanModel, lean_model, refuse_hooks
 from circuits.storage import atomic_folder
 
 
@@ -26,8 +26,8 @@ class AlongTraining(TrainerCallback, ABC):
         every: steps between measurements; the first is after so many steps.
 
     Raises:
-        CircuitsError: ``every`` is less than 1; in training, there are no steps to measure at, or the run goes on from
-            a state that was saved without this callback.
+        CircuitsError: ``every`` is less than 1; in training, there are no steps to measure at, the run goes on from a
+            state that was saved without this callback, or a function is hooked into the model.
     """
 
     #: What is measured, in the plural; saved folders are called after it.
@@ -80,6 +80,7 @@ class AlongTraining(TrainerCallback, ABC):
     ) -> TrainerControl:
         """Measure if it is time, and save if the Trainer is about to save."""
         if state.global_step % self.every == 0:
+            refuse_hooks(others["model"], f"{self.noun} are measured on a model of their own, without it")
             self.measure(lean_model(others["model"]), state.global_step)
         return self._save_if_due(args, state, control)
 

@@ -60,6 +60,7 @@ class TraceCallback(AlongTraining):
         tasks: Sequence[Task],
         every: int,
         out: str | Path | None = None,
+        *,
         statistic: str = "abs",
         loss: str = "answer",
         batch_size: int = 32,

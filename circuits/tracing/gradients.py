@@ -42,6 +42,7 @@ def trace_gradients(
     model: Model,
     task: Task,
     statistic: str = "abs",
+    *,
     loss: str = "answer",
     batch_size: int = 32,
     per: str = "example",
@@ -98,6 +99,7 @@ def trace_checkpoints(
     sources: Sequence[str | Path | Model],
     task: Task,
     statistic: str = "abs",
+    *,
     loss: str = "answer",
     batch_size: int = 32,
     per: str = "example",
@@ -105,7 +107,6 @@ def trace_checkpoints(
     out: str | Path | None = None,
     dtype: str = "float32",
     device: str | None = None,
-    *,
     shards: int | None = None,
     executor: str | Executor = "serial",
 ) -> GradientTrace:

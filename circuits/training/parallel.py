@@ -28,6 +28,7 @@ def train_side_by_side(
     jobs: Sequence[Job],
     dataset: FactDataset,
     out: str | Path,
+    *,
     start: str | Path = "tiny-llama",
     optimisation: Optimisation | None = None,
     seed: int = 0,
@@ -78,4 +79,14 @@ def _train(
     callbacks: Callbacks | None,
 ) -> None:
     more = None if callbacks is None else callbacks(recipe)
-    train(recipe, FactDataset(data), out, start, optimisation, seed, evaluate_every, stages("train"), more)
+    train(
+        recipe,
+        FactDataset(data),
+        out,
+        start=start,
+        optimisation=optimisation,
+        seed=seed,
+        evaluate_every=evaluate_every,
+        progress=stages("train"),
+        callbacks=more,
+    )

@@ -49,6 +49,7 @@ def train(
     recipe: str,
     dataset: FactDataset,
     out: str | Path,
+    *,
     start: str | Path = "tiny-llama",
     optimisation: Optimisation | None = None,
     seed: int = 0,

@@ -103,6 +103,19 @@ def test_masks_are_compared_by_what_they_have_in_common(found):
     assert row["lift"] == pytest.approx(row["both"] / chance)
 
 
+def test_what_random_masks_cost_each_model_stands_beside(found):
+    table = found.tables["ablation"].set_index(["scope", "task"])
+    for side, one in (("a", found.a), ("b", found.b)):
+        rows = one.tables["ablation"]
+        means = rows.groupby(["scope", "task", "condition"])["exact_match"].mean().unstack()
+        assert table[f"exact_match_random_drop_{side}"].to_dict() == pytest.approx(
+            (means["none"] - means["random"]).to_dict()
+        )
+        alike = means.get("shared_thinned", means["shared"]).fillna(means["shared"])
+        assert table[f"exact_match_thinned_drop_{side}"].to_dict() == pytest.approx((means["none"] - alike).to_dict())
+    assert "drop of exact match, random" in found.report.read_text()
+
+
 def test_the_same_model_twice_differs_in_nothing(models, chosen, tmp_path):
     found = compare(
         models[0],
@@ -174,7 +187,7 @@ def test_an_interval_that_holds_everything_possible_is_not_shown():
     table = table.assign(exact_match_effect_b=0.85, exact_match_effect_difference=0.85, exact_match_effect_q=1.0)
     table["exact_match_effect_difference_low"] = [-10.0, 0.5]
     table["exact_match_effect_difference_high"] = [11.7, 1.2]
-    shown = shown_differences(table, ["task"], ("one", "two"), "_effect")["exact match, difference"].tolist()
+    shown = shown_differences(table, ["task"], ("one", "two"), ending="_effect")["exact match, difference"].tolist()
     assert shown == ["+85.0% (too few to tell)", "+85.0% (+50.0% to +120.0%)"]
 
 

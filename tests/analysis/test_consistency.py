@@ -114,10 +114,34 @@ def test_planted_differences_are_found_inside(found):
     masked = (pairs["by"] == "mask") & (pairs["kind"] == "matched") & (pairs["scope"] == "global")
     pairs.loc[masked, "cosine"] = pairs.loc[masked, "example"] / 100
     pairs.loc[masked & pairs["condition"].str.startswith("shared"), "cosine"] += 0.2
+    # two draws that are alike could not tell
+    more = [pairs[masked & (pairs["draw"] == 1)].assign(draw=draw) for draw in (2, 3, 4)]
+    pairs = pandas.concat([pairs, *more], ignore_index=True)
     tests = consistency_tests(pairs, found.tables["representation_consistency_pairs"])
     row = tests.query("measure == 'inside' and scope == 'global' and than == 'random'").iloc[0]
     assert row["difference"] == pytest.approx(0.2)
     assert row["p"] < 0.05
+
+
+def test_a_mask_like_any_random_one_differs_from_these_as_often_as_the_threshold_says(found):
+    """Each set of parameters, drawn or not, has a cosine of its own for all facts together."""
+    pairs = found.tables["gradient_consistency_pairs"]
+    rows = pairs[(pairs["by"] == "mask") & (pairs["kind"] == "matched") & (pairs["scope"] == "global")]
+    base = rows[rows["condition"] == "random"].query("draw == 0").reset_index(drop=True)
+    nothing, generator, p_values = (
+        found.tables["representation_consistency_pairs"].iloc[:0],
+        numpy.random.default_rng(0),
+        [],
+    )
+    for _ in range(100):
+        sets = [("shared", 0), ("rest", 0), *(("random", draw) for draw in range(5))]
+        drawn = [
+            base.assign(condition=name, draw=draw, cosine=base["example"] / 100 + generator.normal(0, 0.05))
+            for name, draw in sets
+        ]
+        tests = consistency_tests(pandas.concat(drawn, ignore_index=True), nothing)
+        p_values.append(tests.query("than == 'random'")["p"].item())
+    assert numpy.mean(numpy.array(p_values) < 0.05) <= 0.1
 
 
 def test_the_signature_is_that_of_the_facts_both_tasks_tell(chosen, found):

@@ -2,11 +2,13 @@
 
 import copy
 
+import numpy
 import pandas
 import pytest
 import torch
 
 from circuits.analysis import AnalysisSettings, analyse
+from circuits.analysis.compared_consistency import consistency_differences, sections_of_both
 from circuits.analysis.localisation import MEASURES, localisation_means, localisation_tests, measured
 from circuits.consistency import representation_consistency
 from circuits.figures import localisation_figure
@@ -119,6 +121,37 @@ def test_tests_compare_fact_by_fact_and_means_are_over_facts(found):
     assert row["difference"] == pytest.approx((one - random).mean())
     assert row["low"] < row["difference"] < row["high"]
     assert found.summary["localisation"]["bio and qa_id"]["tensor"]["revert_shared"].keys() == MEASURES.keys()
+
+
+def test_a_mask_like_any_random_one_differs_from_these_as_often_as_the_threshold_says(found):
+    """Each set of parameters, drawn or not, leaves a cosine of its own to all facts together."""
+    facts = found.tables["localisation_facts"]
+    base = facts[(facts["scope"] == "tensor") & (facts["act"] == "revert") & (facts["condition"] == "random")]
+    base, generator, p_values = base[base["draw"] == 0], numpy.random.default_rng(0), []
+    for _ in range(50):
+        sets = [("shared", 0), *(("random", draw) for draw in range(5))]
+        drawn = [
+            base.assign(condition=name, draw=draw, cosine=base["cosine"] + generator.normal(0, 0.05))
+            for name, draw in sets
+        ]
+        tests = localisation_tests(pandas.concat(drawn, ignore_index=True)).set_index("measure")
+        p_values.append(tests["p"]["cosine"])
+    assert numpy.mean(numpy.array(p_values) < 0.05) <= 0.12
+
+
+def test_what_random_parameters_do_to_two_models_stands_beside_what_the_shared_ones_do(found):
+    facts = found.tables["localisation_facts"]
+    other = facts.assign(cosine=facts["cosine"].where(facts["condition"] != "random", facts["cosine"] / 2))
+    sides = [{"localisation_facts": one, "localisation": localisation_means(one)} for one in (facts, other)]
+    table = dict(consistency_differences(*sides))["localisation"]
+    acted = table[table["act"].isin(["revert", "alone"])].set_index(["scope", "act"])
+    assert (acted["cosine_difference"] == 0).all()
+    means = facts[facts["condition"] == "random"].groupby(["scope", "act"])["cosine"].mean()
+    for side, share in (("a", 1), ("b", 0.5)):
+        assert acted[f"cosine_random_{side}"].to_dict() == pytest.approx((share * means).to_dict())
+    (section,) = sections_of_both({"localisation": table}, {}, ("mixed", "two-stage"))
+    shown = section.table.set_index(["the top", "parameters"])["cosine, random, two-stage"]
+    assert f"{means['tensor', 'revert'] / 2:.2f}" in set(shown)
 
 
 def test_without_a_start_or_facts_in_common_it_is_left_out(chosen, tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pandas
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from circuits.consistency import (
     ConsistencyCallback,
@@ -21,6 +22,7 @@ from circuits.facts import DatasetSettings, make_dataset
 from circuits.masks import unit_mask
 from circuits.models import load_model
 from circuits.tasks import facts_in_common, pair_facts
+from circuits.tracing import TraceCallback
 from circuits.training import Optimisation, new_model, train
 from circuits.units import Head
 from tests.fixtures import loaded
@@ -83,6 +85,17 @@ def test_what_cannot_be_measured_is_refused(dataset, facts, tmp_path):
     callbacks = {"mixed": [ConsistencyCallback(*facts, 9)]}
     with pytest.raises(CircuitsError, match="cosines every 9 steps are none in 4 steps of training"):
         train("mixed", dataset, tmp_path / "a", optimisation=SHORT, callbacks=callbacks)
+
+
+@pytest.mark.parametrize("noun", ["cosines", "traces"])
+def test_a_function_that_is_hooked_into_the_training_model_is_refused(dataset, facts, noun, tmp_path):
+    class Hooked(TrainerCallback):
+        def on_train_begin(self, *_, model, **__):
+            model.model.layers[1].register_forward_hook(lambda *_: None)
+
+    measuring = {"cosines": ConsistencyCallback(*facts, 2), "traces": TraceCallback(facts[:1], 2)}[noun]
+    with pytest.raises(CircuitsError, match=f"hooked into the model at model.layers.1: {noun} are measured on a model"):
+        train("mixed", dataset, tmp_path, optimisation=SHORT, callbacks={"mixed": [Hooked(), measuring]})
 
 
 def test_consistency_is_saved_loaded_and_shown(facts, tmp_path):

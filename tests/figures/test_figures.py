@@ -311,7 +311,7 @@ def test_tables_that_do_not_fit_are_refused():
 def test_the_report_opens_offline_and_escapes_text(tmp_path):
     table = pandas.DataFrame({"claim": ["a < b"], "holds": ["yes"]})
     sections = [Section("One & two", ["text <i>"], table, attention_figure([reading()]))]
-    write_report(tmp_path / "report.html", "A <title>", "lead", sections, "end")
+    write_report(tmp_path / "report.html", "A <title>", "lead", sections=sections, footer="end")
     page = (tmp_path / "report.html").read_text()
     assert "One &amp; two" in page
     assert "a &lt; b" in page

@@ -45,7 +45,15 @@ def pages(tmp_path_factory):
     figure = attention_figure([reading()])
     sections = [Section("What holds", ["A text."], claims), Section("Wide", [], wide, figure, "A sentence.")]
     numbers = [Number(f"{place} %", "of the questions", "control: 3 %") for place in range(3)]
-    write_report(folder / "report.html", "Is it so?", "It is.", sections, "end", numbers=numbers, setting={"a": "b"})
+    write_report(
+        folder / "report.html",
+        "Is it so?",
+        "It is.",
+        sections=sections,
+        footer="end",
+        numbers=numbers,
+        setting={"a": "b"},
+    )
     patterns = torch.rand(2, 2, 3, 3, generator=torch.Generator().manual_seed(0)).tril()
     write_gallery(scores(), HeadPatterns("example 0", ["<s>", "Ada", "was"], {}, patterns), folder / "gallery.html")
     save_figure(figure, folder / "attention.html")

@@ -32,7 +32,7 @@ from circuits.masks.packing import PackedTensor, combine, invert, pack
 from circuits.masks.selection import largest
 from circuits.metrics import evaluate
 from circuits.models import fingerprint, identity, load_model, parameters_of, shape_of
-from circuits.statistics import mean_interval, paired
+from circuits.statistics import beyond_draws, mean_interval, paired
 from circuits.storage import write_tensors
 from circuits.tracing import GradientTrace, trace_gradients
 from circuits.units import Head, KVGroup, Neuron, with_groups
@@ -600,12 +600,39 @@ def test_what_a_mask_costs_beyond_random_ones_is_paired_by_answer(crowded, model
             mean[condition] = [sum(by_answer[draw, *name] for draw in range(3)) / 3 for name in names]
         groups = kept["none"]["group"].to_numpy()
         found = paired(mean["random"], mean["shared_thinned"], groups, kind="bounded_difference")
+        of_draw = rows.groupby(["condition", "draw"])["exact_match"].mean()
+        apart = [of_draw["random", draw] - of_draw["shared_thinned", draw] for draw in range(3)]
+        found = beyond_draws(found, apart, answers=len(names))
         row = summary.loc[task, ["excess", "excess_low", "excess_high", "excess_p"]]
         assert row.tolist() == pytest.approx([found.difference, found.low, found.high, found.p_value])
         assert row["excess"] == pytest.approx(summary["thinned_drop"][task] - summary["random_drop"][task])
         assert summary["drop"][task] == summary["drop_high"][task] == 1 > summary["drop_low"][task]
     with pytest.raises(CircuitsError, match="the table has several rows for one condition and draw"):
         ablation_summary(pandas.concat([answers, answers]))
+
+
+def test_a_mask_like_any_random_one_costs_more_than_these_as_often_as_the_threshold_says():
+    generator, found = numpy.random.default_rng(0), []
+    for _ in range(200):
+        # each mask leaves a share of the answers of its own
+        conditions = [("none", 0), ("shared", 0), *(("random", draw) for draw in range(5))]
+        rows = [
+            pandas.DataFrame(
+                {
+                    "condition": condition,
+                    "draw": draw,
+                    "parameters": 9,
+                    "task": "qa",
+                    "example": range(60),
+                    "group": range(60),
+                    "exact_match": generator.binomial(1, 1 if condition == "none" else share, 60) / 1,
+                    "log_prob": 0.0,
+                }
+            )
+            for (condition, draw), share in zip(conditions, generator.beta(12, 6, 7), strict=True)
+        ]
+        found.append(ablation_summary(pandas.concat(rows))["excess_p"].item())
+    assert numpy.mean(numpy.array(found) < 0.05) < 0.09
 
 
 def test_every_answer_of_an_ablation_is_kept(crowded, model, pre, tasks):

@@ -114,7 +114,9 @@ def reference(name):
 
 def lean_of(model, dtype=None) -> LeanModel:
     family = family_of(model.config)
-    return LeanModel(dict(model.named_parameters()), family.rows(model.config), family.layout(model.config), dtype)
+    return LeanModel(
+        dict(model.named_parameters()), family.rows(model.config), family.layout(model.config), dtype=dtype
+    )
 
 
 @pytest.fixture(scope="module")

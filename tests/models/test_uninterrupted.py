@@ -17,10 +17,11 @@ from circuits.masks import (
     unit_mask,
     zero,
 )
+from circuits.masks.graft_search import GraftSearch
 from circuits.models import editing, fingerprint, hooked, identity, load_model
 from circuits.rankings.subsets import ablating, swapping
 from circuits.units import Head, Neuron
-from tests.fixtures import lively
+from tests.fixtures import lively, said_by
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -63,6 +64,12 @@ def blocks(pair, task):
         with ablate_heads(model, [Head(0, 1)]):
             model(task.tokens, stop_at_layer=1)
 
+    search = GraftSearch(pre, model, said_by(model, task), 0.9, None, check_start=False)
+
+    def mixed():
+        with search.mixing() as (_, mix):
+            mix(lambda name: torch.tensor(0.5))  # noqa: ARG005
+
     def nested():
         with editing(model), revert(model, mask, pre), zero(model, heads), hooked(model, {"hook_embed": keep}):
             pass
@@ -76,6 +83,7 @@ def blocks(pair, task):
         "mean": block(lambda: mean(model, heads)),
         "graft": block(lambda: graft(pre, mask, model)),
         "nested": nested,
+        "mixing": mixed,
         "swapping": swapped,
         "ablating": ablated,
         "graft_at": at_positions,

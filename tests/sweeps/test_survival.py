@@ -224,7 +224,7 @@ def test_workers_give_the_same_bytes_and_end_when_their_parent_is_killed(long, t
     plan = replace(long, per_answer=True)
     expected, _ = undisturbed(plan)
     out = tmp_path / "out"
-    child = forked(lambda: run_sweep(plan, out, "processes", 2))
+    child = forked(lambda: run_sweep(plan, out, "processes", workers=2))
     wait_for(lambda: len(parts(out)) > 4, of=child)
     family = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(child.process)], capture_output=True, text=True

@@ -46,7 +46,15 @@ class Losses(TrainerCallback):
 
 
 def run(few, folder, family, *callbacks, **settings):
-    train("bio-only", few, folder, f"tiny-{family}", SMALL, callbacks={"stage_1": callbacks}, **settings)
+    train(
+        "bio-only",
+        few,
+        folder,
+        start=f"tiny-{family}",
+        optimisation=SMALL,
+        callbacks={"stage_1": callbacks},
+        **settings,
+    )
     return load_file(folder / "stage_1" / "model.safetensors"), pandas.read_parquet(folder / "stage_1/curve.parquet")
 
 

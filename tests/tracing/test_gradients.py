@@ -89,7 +89,7 @@ def test_every_parameter_equals_a_loop_of_single_example_backward_passes(variant
     expected_names = parameters_of(model).keys() - ({"unembed.W_U"} if tied else set())
     for statistic in STATISTICS:
         for per, singles in (("example", gradients), ("batch", batches)):
-            traced = trace_gradients(model, task, statistic, loss, 3, per, COMPONENTS)
+            traced = trace_gradients(model, task, statistic, loss=loss, batch_size=3, per=per, components=COMPONENTS)
             assert traced.gradients.keys() == expected_names
             assert_same(traced.gradients, mean_statistic(singles, statistic))
 

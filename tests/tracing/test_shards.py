@@ -54,28 +54,28 @@ def same(one: GradientTrace, two: GradientTrace) -> bool:
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_order_of_workers_changes_no_bit_and_shards_change_rounding_alone(saved, tasks, tmp_path, shared):
     task = tasks["qa_id"].select(range(9))
-    given = (task, "abs", "answer", 2)
-    serial = trace_checkpoints(saved, *given, out=tmp_path / "serial", shards=3)
-    other = trace_checkpoints(saved, *given, out=tmp_path / "other", shards=3, executor=Backwards(shared))
+    given = {"task": task, "batch_size": 2}
+    serial = trace_checkpoints(saved, **given, out=tmp_path / "serial", shards=3)
+    other = trace_checkpoints(saved, **given, out=tmp_path / "other", shards=3, executor=Backwards(shared))
     assert (tmp_path / "serial").read_bytes() == (tmp_path / "other").read_bytes()
     assert same(serial, other)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "serial"]
-    whole = trace_checkpoints(saved, *given)
+    whole = trace_checkpoints(saved, **given)
     for name, value in whole.gradients.items():
         torch.testing.assert_close(serial.gradients[name], value, rtol=1e-5, atol=1e-6 * float(value.abs().max()))
     assert whole.provenance == serial.provenance
     # the same trace, whoever made it
-    assert same(trace_checkpoints(saved, *given, out=tmp_path / "serial"), serial)
+    assert same(trace_checkpoints(saved, **given, out=tmp_path / "serial"), serial)
 
 
 @pytest.mark.parametrize("per", ["example", "batch"])
 def test_shards_are_whole_batches(saved, tasks, tmp_path, per):
     task = tasks["qa_id"].select(range(9))
     executor = Backwards(True)
-    given = (task, "square", "answer", 4, per)
-    found = trace_checkpoints(saved[:1], *given, out=tmp_path / "out", shards=8, executor=executor)
+    given = {"task": task, "statistic": "square", "batch_size": 4, "per": per}
+    found = trace_checkpoints(saved[:1], **given, out=tmp_path / "out", shards=8, executor=executor)
     assert [job[1:3] for job in reversed(executor.ran[:-1])] == [(0, 4), (4, 8), (8, 9)]
-    expected = trace_checkpoints(saved[:1], *given)
+    expected = trace_checkpoints(saved[:1], **given)
     for name, value in expected.gradients.items():
         torch.testing.assert_close(found.gradients[name], value, rtol=1e-5, atol=1e-6 * float(value.abs().max()))
 

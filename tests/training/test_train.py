@@ -124,7 +124,7 @@ def test_compact_training_learns_as_plain_training_does(few, tmp_path, monkeypat
 @pytest.mark.parametrize("family", ["llama", "pythia"])
 def test_frozen_embeddings_keep_their_bits_and_everything_else_learns(few, tmp_path, family):
     optimisation = Optimisation(steps=2, rows=6, freeze_embeddings=True, weight_decay=0.1)
-    (folder,) = train("mixed", few, tmp_path, START[family], optimisation)
+    (folder,) = train("mixed", few, tmp_path, start=START[family], optimisation=optimisation)
     before, after = weights(tmp_path / "pre"), weights(folder)
     frozen = {name for name, value in after.items() if torch.equal(value, before[name])}
     embeddings = {"llama": {"model.embed_tokens.weight"}, "pythia": {"gpt_neox.embed_in.weight", "embed_out.weight"}}
@@ -143,7 +143,9 @@ def test_people_of_the_familiar_pools_are_learned_with_their_own_vocabulary(tmp_
 def test_training_learns_and_leaves_ordinary_checkpoints(few, tmp_path):
     steps = []
     optimisation = Optimisation(steps=120, rows=24, warmup_steps=10)
-    (folder,) = train("mixed", few, tmp_path, "tiny-llama", optimisation, progress=lambda *step: steps.append(step))
+    (folder,) = train(
+        "mixed", few, tmp_path, start="tiny-llama", optimisation=optimisation, progress=lambda *step: steps.append(step)
+    )
     assert steps[-1] == ("mixed", 120, 120)
     curve = pandas.read_parquet(folder / "curve.parquet")
     assert curve["step"].tolist() == [100, 120]
@@ -161,14 +163,14 @@ def test_training_learns_and_leaves_ordinary_checkpoints(few, tmp_path):
 
 
 def test_training_from_a_checkpoint_starts_there(few, tmp_path):
-    (first,) = train("bio-only", few, tmp_path / "one", "tiny-pythia", SMALL)
-    train("mixed", few, tmp_path / "two", first, SMALL)
+    (first,) = train("bio-only", few, tmp_path / "one", start="tiny-pythia", optimisation=SMALL)
+    train("mixed", few, tmp_path / "two", start=first, optimisation=SMALL)
     assert same(weights(tmp_path / "two" / "pre"), weights(first))
 
 
 def test_another_start_than_the_one_trained_from_is_refused(few, tmp_path):
-    (first,) = train("mixed", few, tmp_path / "one", "tiny-llama", SMALL)
-    (other,) = train("mixed", few, tmp_path / "two", "tiny-llama", SMALL, seed=1)
+    (first,) = train("mixed", few, tmp_path / "one", start="tiny-llama", optimisation=SMALL)
+    (other,) = train("mixed", few, tmp_path / "two", start="tiny-llama", optimisation=SMALL, seed=1)
     tuned, pre, wrong = (load_model(path) for path in (first, first.parent / "pre", other.parent / "pre"))
     facts = json.loads((first / "circuits.json").read_text())
     assert facts["start_fingerprint"] == fingerprint(pre)
@@ -196,7 +198,7 @@ def test_another_start_than_the_one_trained_from_is_refused(few, tmp_path):
     # a finished stage of an earlier version, which says nothing, is taken on trust, and not made again
     del facts["start_fingerprint"]
     (first / "circuits.json").write_text(json.dumps(facts))
-    assert train("mixed", few, tmp_path / "one", "tiny-llama", SMALL) == [first]
+    assert train("mixed", few, tmp_path / "one", start="tiny-llama", optimisation=SMALL) == [first]
     revert(load_model(first), mask, wrong)
 
 
@@ -218,9 +220,9 @@ def test_the_same_seed_gives_the_same_weights_side_by_side_or_alone(few, tmp_pat
 def test_questions_alone_from_a_first_stage_are_the_second_stage_at_that_rate(few, tmp_path):
     short = replace(SMALL, steps=4)
     first, second = train("two-stage", few, tmp_path / "two", optimisation=short)
-    (alone,) = train("qa-only", few, tmp_path / "one", first, short)
+    (alone,) = train("qa-only", few, tmp_path / "one", start=first, optimisation=short)
     assert same(weights(alone), weights(second))
-    (slower,) = train("qa-only", few, tmp_path / "slower", first, replace(short, learning_rate=1e-4))
+    (slower,) = train("qa-only", few, tmp_path / "slower", start=first, optimisation=replace(short, learning_rate=1e-4))
     assert not same(weights(slower), weights(second))
 
 
@@ -247,7 +249,7 @@ def test_bad_recipes_are_refused(few, tmp_path):
     with pytest.raises(CircuitsError, match="there is no configuration 'tiny-gpt'"):
         new_model("tiny-gpt", word_tokenizer())
     with pytest.raises(CircuitsError, match="there is no folder"):
-        train("mixed", few, tmp_path, tmp_path / "nowhere")
+        train("mixed", few, tmp_path, start=tmp_path / "nowhere")
     with pytest.raises(CircuitsError, match="the QA share is 0"):
         Optimisation(qa_share=0.0)
     assert list(tmp_path.iterdir()) == []
