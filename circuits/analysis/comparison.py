@@ -105,7 +105,8 @@ def compare(
         a: loaded with `circuits.load_model`.
         b: another one.
         tasks: as for `analyse`.
-        out: the folder for the results; the analyses are in its folders ``a`` and ``b``.
+        out: the folder for the results; the analyses are in its folders ``a`` and ``b``, and those that are finished
+            there keep the pages they have.
         pre: the model that both were fine-tuned from.
         names: what to call the models.
         settings: as for `analyse`.

@@ -4,18 +4,21 @@
 2. A histogram of the upper 16 bits over all tensors says in which bin the smallest chosen value lies, and a second one,
    of the lower 16 bits in that bin, which value it is. Both go through the tensors in chunks.
 3. Chosen are all that are larger, then as many that equal it as there is room for, in their order.
+4. Where there are few values, histograms would cost more than to select that value among all of them.
 """
 
 from collections.abc import Iterator, Mapping
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.masks.packing import PackedTensor, PackedTensors, pack
 
 _CHUNK = 1 << 22
 _HALF = 16
+#: Values up to which they are put together.
+_FEW = 1 << 20
 
 
 def largest(values: Mapping[str, Tensor], count: int) -> PackedTensors:
@@ -32,16 +35,28 @@ def largest(values: Mapping[str, Tensor], count: int) -> PackedTensors:
     """
     if count == 0:
         return PackedTensors({name: pack(torch.zeros(value.shape, dtype=torch.bool)) for name, value in values.items()})
+    if sum(value.numel() for value in values.values()) <= _FEW:
+        every = torch.cat([value.detach().flatten().float().cpu() for value in values.values()]).abs()
+        least = every.kthvalue(len(every) - count + 1).values.item()
+        chosen, _ = _chosen(every, least, count - int((every > least).sum()))
+        parts = chosen.split([value.numel() for value in values.values()])
+        return PackedTensors(
+            {name: pack(part.view(value.shape)) for (name, value), part in zip(values.items(), parts, strict=True)}
+        )
     least, room = _least(values, count)
     packed: dict[str, PackedTensor] = {}
     for name, value in values.items():
-        sizes = value.detach().float().abs().cpu()
-        chosen = (sizes > least).flatten()
-        ties = (sizes == least).flatten().nonzero()[:room, 0]
-        chosen[ties] = True
-        room -= len(ties)
-        packed[name] = pack(chosen.view(sizes.shape))
+        chosen, room = _chosen(value.detach().flatten().float().abs().cpu(), least, room)
+        packed[name] = pack(chosen.view(value.shape))
     return PackedTensors(packed)
+
+
+def _chosen(sizes: Float[Tensor, " entry"], least: float, room: int) -> tuple[Bool[Tensor, " entry"], int]:
+    """All that are larger than the least, the first that equal it, and how much room these leave."""
+    chosen = sizes > least
+    ties = (sizes == least).nonzero()[:room, 0]
+    chosen[ties] = True
+    return chosen, room - len(ties)
 
 
 def all_finite(values: Mapping[str, Tensor]) -> bool:

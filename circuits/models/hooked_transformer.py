@@ -10,7 +10,6 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,9 +94,11 @@ class SharingTransformer(HookedTransformer):
     def __deepcopy__(self, memo: dict[int, Any]) -> "SharingTransformer":
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
+        if "checkpoint" in self.__dict__:
+            # what no copy changes
+            memo |= {id(one): one for one in (self.checkpoint.rows, self.checkpoint.layout)}
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         if "checkpoint" in twin.__dict__:
-            twin.checkpoint = replace(twin.checkpoint, rows=self.checkpoint.rows, layout=self.checkpoint.layout)
             twin.share(twin.checkpoint.tensors, list(twin.checkpoint.rows))
         return twin
 

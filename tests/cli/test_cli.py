@@ -17,7 +17,7 @@ from circuits.tracing import GradientTrace
 from circuits.training import Optimisation, train
 from circuits.units import Head
 from tests.cli.commands import BIN, call, refused, run
-from tests.fixtures import lively, of_size
+from tests.fixtures import few_points, lively, of_size
 
 pytestmark = pytest.mark.usefixtures("all_unchecked")
 
@@ -251,8 +251,7 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
 
     must("data", "--people", 8, "--out", "facts", "--seed", 3)
     settings = ("--steps", 60, "--rows", 24, "--seed", 3)
-    with of_size(hidden_size=64, intermediate_size=96):
-        must("train", "--data", "facts", "--out", "ck", "--recipe", "mixed", *settings)
+    must("train", "--data", "facts", "--out", "ck", "--recipe", "mixed", *settings)
     must("evaluate", "ck/mixed", "--out", "scores.parquet", "--csv")
     assert len(pandas.read_csv("scores.csv")) == len(pandas.read_parquet("scores.parquet"))
     must("trace", "ck/mixed", "--examples", 10, "--out", "traces")
@@ -281,7 +280,8 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
     assert "blocks.0.ln1.w" in along.gradients
     assert "blocks.0.attn.W_O" not in along.gradients
     rank = ("--pre", "ck/pre", "--traces", "traces", "--mask", "shared/mask.safetensors", "--examples", 4)
-    shown = must("rank", "ck/mixed", *rank, "--draws", 2, "--out", "ranked")
+    with few_points():
+        shown = must("rank", "ck/mixed", *rank, "--draws", 2, "--out", "ranked")
     assert "left out: graft_size" in shown
     ranking, summary = (pandas.read_parquet(f"ranked/{name}.parquet") for name in ("ranking", "summary"))
     metrics = ["shared_size", "bio_trace", "qa_id_trace", "change", "gradient_x_activation", "ablation", "random"]
@@ -293,7 +293,8 @@ def test_a_whole_path_by_commands(tmp_path, monkeypatch):
     assert len(summary) == len(metrics) * 2 * 2
     assert ranking.attrs["settings"]["mask"]
     neurons = ("--units", "neurons", "--metric", "change", "--task", "qa_id", "--mode", "zero", "--examples", 2)
-    must("rank", "ck/mixed", "--pre", "ck/pre", *neurons, "--rest", "pre", "--out", "neurons")
+    with few_points():
+        must("rank", "ck/mixed", "--pre", "ck/pre", *neurons, "--rest", "pre", "--out", "neurons")
     assert pandas.read_parquet("neurons/curves.parquet").attrs["settings"]["rest"] == "pre"
     assert set(pandas.read_parquet("neurons/curves.parquet")["condition"]) == {"sufficient", "zero"}
     assert {path.name for path in Path("neurons").glob("*.html")} == {

@@ -19,6 +19,7 @@ from circuits.masks import (
     influenced_parameters,
     mean,
     revert,
+    selection,
     shared_parameters,
     shared_size,
     sharing,
@@ -120,7 +121,9 @@ def test_sets_of_any_number_of_tasks_combine(traces, model, tasks):
     assert (sets[0] - sets[1] - sets[2]).size == len(flat[0] - flat[1] - flat[2])
 
 
-def test_the_largest_entries_are_those_of_a_stable_sort():
+@pytest.mark.parametrize("few", [0, 1 << 20])
+def test_the_largest_entries_are_those_of_a_stable_sort(few, monkeypatch):
+    monkeypatch.setattr(selection, "_FEW", few)
     generator = torch.Generator().manual_seed(0)
     # few different values, so that ties are everywhere; zeros, negative values, tiny and huge ones
     pool = torch.tensor([0.0, -1e-30, 1e-39, 0.25, -0.25, 0.2500001, 3.0, -7e30])
