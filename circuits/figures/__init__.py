@@ -10,6 +10,7 @@ from circuits.figures.consistency import (
     signature_figure,
 )
 from circuits.figures.difference import difference_figure, write_difference
+from circuits.figures.effects import effects_figure
 from circuits.figures.gallery import write_gallery
 from circuits.figures.heads import heads_figure
 from circuits.figures.logits import direct_logits_figure, logit_lens_figure, positions_figure
@@ -34,6 +35,7 @@ __all__ = [
     "curves_figure",
     "difference_figure",
     "direct_logits_figure",
+    "effects_figure",
     "found_rectangles",
     "graft_figure",
     "heads_figure",

@@ -17,6 +17,7 @@ from circuits.figures import (
     ablation_figure,
     accuracy_figure,
     attention_figure,
+    effects_figure,
     found_rectangles,
     graft_figure,
     heads_figure,
@@ -330,3 +331,24 @@ def test_any_table_of_heads_is_drawn_without_a_facet():
     both = pandas.concat([modes.assign(task=task) for task in ("qa", "bio")])
     with pytest.raises(CircuitsError, match="several rows for one head and task: select one mode and task first"):
         heads_figure(both, "size")
+
+
+def test_effects_stand_in_order_with_their_intervals():
+    rows = [("L0H0", "bio", -1.0, -1.5, -0.2), ("L0H0", "qa", 0.5, -0.1, 0.9), ("L1H1", "bio", -3.0, -3.5, -2.5)]
+    rows += [("L1H1", "qa", -2.0, -2.5, -1.0), ("L2H1", "bio", 0.1, 0.05, 0.2), ("L2H1", "qa", 0.1, -0.2, 0.4)]
+    columns = ["unit", "task", "log_prob_effect", "log_prob_effect_low", "log_prob_effect_high"]
+    table = pandas.DataFrame(rows, columns=columns)
+    figure = effects_figure(table, top=2)
+    bio, qa = figure.data
+    assert bio.x == qa.x == ("L1H1", "L0H0")
+    assert list(bio.y) == [-3.0, -1.0]
+    assert list(qa.error_y.array) == pytest.approx([1.0, 0.4])
+    assert list(qa.error_y.arrayminus) == pytest.approx([0.5, 0.6])
+    assert qa.marker.symbol == ("circle", "circle-open")
+    assert figure.layout.showlegend
+    # one task alone needs no name
+    assert not effects_figure(table[table["task"] == "bio"].drop(columns="task")).layout.showlegend
+    with pytest.raises(CircuitsError, match="several rows for one unit and task"):
+        effects_figure(pandas.concat([table, table]))
+    with pytest.raises(CircuitsError, match="exact_match_effect"):
+        effects_figure(table, "exact_match_effect")
