@@ -201,6 +201,15 @@ def claim(path: Path, facts: Mapping[str, Any], what: str, free: Collection[str]
         raise CircuitsError(f"{folder} holds {what} {differs}: choose another folder or delete it")
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """What tells a file from one of the same name on another machine; zeros if it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0)
+    return found.st_ino, found.st_mtime_ns
+
+
 def write_table(path: Path, table: "pandas.DataFrame", facts: Mapping[str, Any], csv: bool = False) -> None:
     """Write a result table as parquet and, if asked, as CSV beside it, atomically.
 

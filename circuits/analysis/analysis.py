@@ -23,8 +23,9 @@ from circuits.analysis.readings import draw_heads
 from circuits.analysis.running import choose, done, run_steps, seconds
 from circuits.analysis.summary import summary_of, top_table
 from circuits.errors import CircuitsError
+from circuits.executors import Executor, Serial, choose_executor
 from circuits.masks import Graft, ParameterMask
-from circuits.models import Model, checkpoint_of, facts_of, identity, refuse_hooks, require_start
+from circuits.models import Model, Place, checkpoint_of, facts_of, identity, refuse_hooks, require_start
 from circuits.storage import claim, provenance, read_json, write_json
 from circuits.tasks import Task
 from circuits.tracing import GradientTrace
@@ -139,6 +140,7 @@ def analyse(
     traces: Mapping[str, GradientTrace] | None = None,
     check_start: bool = True,
     say: Callable[[str], None] | None = None,
+    executor: str | Executor = "serial",
 ) -> Analysis:
     """Analyse a model on one or more tasks, or do what is missing of an analysis.
 
@@ -155,6 +157,10 @@ def analyse(
             this model as the last. Made here if not given.
         check_start: refuse a ``pre`` if the checkpoint of ``model`` says that it was trained from another model.
         say: called with a line when a step begins.
+        executor: who does what takes longest, the steps ``trace``, ``sweep``, ``neurons`` and ``patch``: ``serial``,
+            this process; ``processes``, ``ray`` or ``slurm``; or an executor of `circuits.executors` with its settings.
+            Workers load the model from its folder, and compute on one thread each. All other steps are done in this
+            process whoever does those. The executor is no part of the analysis: what one began another may go on with.
 
     Returns:
         The analysis: tables, masks, traces, figures, summary and report.
@@ -162,7 +168,8 @@ def analyse(
     Raises:
         CircuitsError: two tasks have one name or the same prompts, a task's name cannot be a file's, a step or a task
             that is named does not exist, functions are hooked into a model, ``pre`` is not the start, the traces are
-            not those of these tasks or of this model, or the folder holds something else.
+            not those of these tasks or of this model, the folder holds something else, or workers are to load a model
+            that is in memory alone, or was changed since it was loaded.
 
     Example:
         >>> import tempfile
@@ -176,10 +183,13 @@ def analyse(
         >>> found = analyse(model, tasks, out=tempfile.mkdtemp() + "/analysis", only=["share"])
         >>> sorted(found.masks), "shared_heads" in found.tables
         (['global', 'tensor'], True)
+        >>> analyse(model, tasks, out=tempfile.mkdtemp() + "/analysis", executor="processes")
+        Traceback (most recent call last):
+        circuits.errors.CircuitsError: a model in memory cannot be sent to workers: save it, and give its folder
     """
     return analysed(
         model, tasks, pre, out=out, settings=settings, only=only, skip=skip, traces=traces, check_start=check_start,
-        say=say,
+        say=say, executor=executor,
     )  # fmt: skip
 
 
@@ -195,11 +205,12 @@ def analysed(
     traces: Mapping[str, GradientTrace] | None = None,
     check_start: bool,
     say: Callable[[str], None] | None,
+    executor: str | Executor,
     anew: bool = True,
 ) -> Analysis:
     """As `analyse`; of an analysis that is finished and has its page, the page is left as it is if not ``anew``."""
     settings = settings or AnalysisSettings()
-    case = Case(model, _by_name(tasks), pre, settings, Path(out), traces)
+    case = Case(model, _by_name(tasks), pre, settings, Path(out), traces, choose_executor(executor))
     chosen = choose(made_by.STEPS, only, skip)
     _check_names(case)
     for one in (model, pre):
@@ -207,6 +218,7 @@ def analysed(
             refuse_hooks(one)
     if pre is not None and check_start:
         require_start(model, pre)
+    check_place(model, case.executor)
     facts: dict[str, Any] = {
         "model": {"source": str(checkpoint_of(model).source), **facts_of(model)},
         "pre": None if pre is None else {"source": str(checkpoint_of(pre).source), "model": identity(pre)},
@@ -233,6 +245,16 @@ def analysed(
     write_json(case.folder / "summary.json", summary_of(analysis.tables, facts, left_out, seconds(case.folder)))
     write_page(analysis.report, analysis.summary, analysis.tables, analysis.figures)
     return analysis
+
+
+def check_place(model: Model, executor: Executor) -> None:
+    """Refuse a model that the workers of an executor cannot load.
+
+    Raises:
+        CircuitsError: it is in memory alone, or was changed since it was loaded.
+    """
+    if not isinstance(executor, Serial):
+        Place.of(model).check(next(iter(checkpoint_of(model).tensors.values())).dtype)
 
 
 def _made(case: Case, name: str, trace: GradientTrace) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from circuits.errors import CircuitsError
+from circuits.executors import Executor, Serial
 from circuits.interventions import ABLATIONS
-from circuits.models import Model
+from circuits.models import Model, facts_of
 from circuits.rankings import RANKINGS, RESTS
 from circuits.tasks import Task
 from circuits.tracing import GradientTrace
@@ -98,6 +99,7 @@ class Case:
         settings: how.
         folder: for what is too large to keep in memory.
         traces: of the tasks, where they were made elsewhere.
+        executor: who does what takes longest; no part of what the case is.
     """
 
     model: Model
@@ -106,6 +108,18 @@ class Case:
     settings: AnalysisSettings
     folder: Path
     traces: Mapping[str, GradientTrace] | None = None
+    executor: Executor = field(default_factory=Serial)
+
+    @property
+    def serial(self) -> bool:
+        """Whether all of it is done in this process."""
+        return isinstance(self.executor, Serial)
+
+    @property
+    def placed(self) -> dict[str, str]:
+        """How workers load the model: its dtype, and the kind of device it is on."""
+        facts = facts_of(self.model)
+        return {"dtype": facts["dtype"], "device": facts["device"].split(":")[0]}
 
     @property
     def mode(self) -> str:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas
 
-from circuits.analysis.analysis import Analysis, Tables, analysed
+from circuits.analysis.analysis import Analysis, Tables, analysed, check_place
 from circuits.analysis.case import AnalysisSettings
 from circuits.analysis.compared_consistency import consistency_differences, figures_of_both
 from circuits.analysis.comparison_page import figures_of, largest, write_comparison_page
 from circuits.analysis.differences import SIDES, paired_differences
 from circuits.analysis.summary import records
 from circuits.errors import CircuitsError
+from circuits.executors import Executor, choose_executor
 from circuits.masks import ParameterMask, ablation_means, ablation_summary
 from circuits.models import Model
 from circuits.storage import claim, provenance, read_json, write_json, write_table
@@ -98,6 +99,7 @@ def compare(
     skip: Sequence[str] | None = None,
     check_start: bool = True,
     say: Callable[[str], None] | None = None,
+    executor: str | Executor = "serial",
 ) -> Comparison:
     """Analyse two models on the same tasks, and compare them.
 
@@ -114,6 +116,7 @@ def compare(
         skip: as for `analyse`.
         check_start: as for `analyse`.
         say: as for `analyse`.
+        executor: as for `analyse`.
 
     Returns:
         Both analyses, and their differences, b less a: ``accuracy``, ``ablation``, ``sweep``, ``patches`` (paired),
@@ -123,7 +126,8 @@ def compare(
     Raises:
         CircuitsError: as `analyse`; or the folder holds something else.
     """
-    folder = Path(out)
+    folder, chosen = Path(out), choose_executor(executor)
+    check_place(b, chosen)  # before a is analysed
     claim_comparison(folder, names)
     analyses = []
     for side, name, model in zip(SIDES, names, (a, b), strict=True):
@@ -138,6 +142,7 @@ def compare(
                 skip=skip,
                 check_start=check_start,
                 say=None if say is None else lambda line, name=name: say(f"{name}: {line}"),  # type: ignore[misc]
+                executor=chosen,
                 anew=False,
             )
         )

@@ -5,10 +5,11 @@
 2. A step whose record is there is not run again. One that cannot be, because of what the case lacks or because what it
    needs was left out, is left out with a reason.
 3. What a step gives is saved before its record is written: a step that was interrupted is run again as a whole, and
-   saves nothing twice.
+   saves nothing twice. What workers finished of it lies in its working folder until the record is there.
 """
 
 import ctypes
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -116,6 +117,7 @@ def run_steps(
         found = value = ()
         give_back()
         write_json(_record(folder, one), {"seconds": round(time.monotonic() - begun, 1)})
+        shutil.rmtree(workplace(folder, one.name), ignore_errors=True)
         made |= set(one.writes)
     return left_out
 
@@ -129,6 +131,11 @@ def give_back() -> None:
 def done(folder: Path, one: Step) -> bool:
     """Whether a step is finished."""
     return _record(folder, one).is_file()
+
+
+def workplace(folder: Path, name: str) -> Path:
+    """Where what was finished of a step lies as long as the step is not."""
+    return folder / "steps" / name
 
 
 def seconds(folder: Path) -> dict[str, float]:

@@ -20,7 +20,9 @@
 Each says what it needs of earlier ones and what it writes; `circuits.analysis.running` does the rest.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import glob
+import shutil
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas
@@ -28,10 +30,11 @@ import pandas
 from circuits.analysis.artifacts import MASKS, Grafts, Table, Traces, TracesOnDisk
 from circuits.analysis.case import Case
 from circuits.analysis.consistency import consistency, integrate, signature
+from circuits.analysis.jobs import Asked, intervene
 from circuits.analysis.localisation import localise
 from circuits.analysis.running import choose, give_back, step
 from circuits.analysis.summary import accuracies
-from circuits.interventions import effects_table, pair_groups, run_interventions, single
+from circuits.interventions import effects_table, pair_groups, single
 from circuits.masks import (
     SCOPES,
     SCORES,
@@ -116,10 +119,13 @@ def trace(case: Case) -> tuple[Mapping[str, GradientTrace], pandas.DataFrame]:
     for name, task in case.of("trace").items():
         file = TRACES.path(case.folder) / f"{name}.safetensors"
         if case.traces is None:
-            found = trace_gradients(case.model, task, batch_size=_TRACED_TOGETHER, out=file)
+            found = trace_gradients(case.model, task, batch_size=_TRACED_TOGETHER, out=file, executor=case.executor)
         else:
             found = case.traces[name]
             found.save(file)
+        for left in file.parent.glob(f"{glob.escape(file.name)}.*"):
+            # what was begun by another executor, each as large as the trace
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         heads.append(found.units(Head).assign(task=name))
         del found  # as large as the model, and the next one is made beside it
         give_back()
@@ -196,23 +202,25 @@ def graft(case: Case) -> tuple[Any, ...]:
     return grafts, pandas.concat(curves, ignore_index=True), scored_all, accuracy
 
 
-def _ablated(
-    case: Case, step: str, units: Sequence[Any], modes: Iterable[str] = ("zero",)
+def _alone(
+    case: Case, step: str, asked: Mapping[str, tuple[Task | None, Task]], units: Sequence[Any], *modes: str
 ) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """What happens without each unit alone."""
-    plan, tasks = [one for mode in modes for one in single(units, mode)], case.of(step)
-    answers = [
-        run_interventions(case.model, task, plan, metrics=_metrics(task), per_answer=True).assign(task=name)
-        for name, task in track(tasks.items(), step, len(tasks), "task")
-    ]
-    joined = _joined(answers, case.tasks)
+    """What happens when each unit alone is changed in targets, patched from their sources if there are any."""
+    plan = [one for mode in modes for one in single(units, mode)]
+    changed = {name: Asked(target, plan, _metrics(target), source) for name, (source, target) in asked.items()}
+    joined = _joined(intervene(case, step, changed), case.tasks)
     return effects_table(joined), joined
+
+
+def _without_source(case: Case, step: str) -> dict[str, tuple[None, Task]]:
+    return {name: (None, task) for name, task in case.of(step).items()}
 
 
 @step(SWEEP, SWEEP_ANSWERS)
 def sweep(case: Case) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """Ablate every head alone."""
-    return _ablated(case, "sweep", list(shape_of(case.model).heads()), case.settings.modes)
+    heads = list(shape_of(case.model).heads())
+    return _alone(case, "sweep", _without_source(case, "sweep"), heads, *case.settings.modes)
 
 
 def _no_neurons(case: Case) -> str | None:
@@ -222,7 +230,8 @@ def _no_neurons(case: Case) -> str | None:
 @step(NEURONS, NEURON_ANSWERS, needs=[MASKS], lacking=_no_neurons)
 def neurons(case: Case, masks: dict[str, ParameterMask]) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """Ablate alone the neurons with the largest Shared Size."""
-    return _ablated(case, "neurons", units_of(masks["tensor"], Neuron, top=case.settings.neurons))
+    largest = units_of(masks["tensor"], Neuron, top=case.settings.neurons)
+    return _alone(case, "neurons", _without_source(case, "neurons"), largest, "zero")
 
 
 def sources_of(case: Case) -> dict[str, tuple[Task, Task]]:
@@ -246,16 +255,7 @@ def _nothing_to_patch(case: Case) -> str | None:
 @step(PATCHES, PATCH_ANSWERS, lacking=_nothing_to_patch)
 def patch(case: Case) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """Patch every head from the counterfactual run."""
-    heads = list(shape_of(case.model).heads())
-    pairs = sources_of(case)
-    answers = [
-        run_interventions(
-            case.model, target, single(heads, "patch"), source=source, metrics=_metrics(target), per_answer=True
-        ).assign(task=name)
-        for name, (source, target) in track(pairs.items(), "patch heads", len(pairs), "task")
-    ]
-    joined = _joined(answers, case.tasks)
-    return effects_table(joined), joined
+    return _alone(case, "patch", sources_of(case), list(shape_of(case.model).heads()), "patch")
 
 
 @step(RANKED, CURVES, CURVE_ANSWERS, AREAS, SUMMARY, AGREEMENT, needs=[TRACES, MASKS], uses=[GRAFTS])

@@ -6,8 +6,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuits.cli.inputs import check_folder, load, open_tasks
-from circuits.cli.options import Chat, Data, Device, DropBad, Dtype, Model, Seed, task_option
+from circuits.cli.inputs import check_folder, executor_of, load, open_tasks
+from circuits.cli.options import (
+    Address,
+    Chat,
+    CpusPerWorker,
+    Data,
+    Device,
+    DropBad,
+    Dtype,
+    Executor,
+    GpusPerWorker,
+    Model,
+    Sbatch,
+    Seed,
+    Workers,
+    task_option,
+)
 from circuits.cli.settings import options_of
 from circuits.cli.terminal import resumable, say, show
 from circuits.errors import CircuitsError
@@ -64,11 +79,20 @@ def analyse(
     drop_bad: DropBad = False,
     dtype: Dtype = "float32",
     device: Device = None,
+    executor: Executor = "serial",
+    workers: Workers = None,
+    address: Address = None,
+    gpus_per_worker: GpusPerWorker = None,
+    cpus_per_worker: CpusPerWorker = None,
+    sbatch: Sbatch = None,
     seed: Seed = 0,
     **settings: Any,
 ) -> None:
     """What do the tasks share, what happens without it, and which heads and neurons is it? Resumes where it was."""
     check_folder(out)
+    placed = executor_of(
+        executor, workers, address, gpus_per_worker=gpus_per_worker, cpus_per_worker=cpus_per_worker, sbatch=sbatch
+    )
     opened = open_tasks(model, task, data, seed=seed, chat=chat, drop_bad=drop_bad)
     by_step = without(opened.tasks, held_out)
     from circuits.analysis import AnalysisSettings, check_steps
@@ -79,7 +103,17 @@ def analyse(
     loaded = load(model, dtype, device)
     before = None if pre is None else load(pre, dtype, device)
     with resumable():
-        found = run(loaded, opened.tasks, before, out=out, settings=chosen, only=only, skip=skip, say=say)
+        found = run(
+            loaded,
+            opened.tasks,
+            before,
+            out=out,
+            settings=chosen,
+            only=only,
+            skip=skip,
+            say=say,
+            executor=placed,
+        )
     tell(found)
 
 

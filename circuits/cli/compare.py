@@ -6,8 +6,22 @@ from typing import Annotated, Any
 import typer
 
 from circuits.cli.analyse import HeldOut, Only, Skip, Start, Tasks, analysis_options, without
-from circuits.cli.inputs import check_folder, check_same_tokens, load, open_tasks
-from circuits.cli.options import Chat, Data, Device, DropBad, Dtype, Model, Seed
+from circuits.cli.inputs import check_folder, check_same_tokens, executor_of, load, open_tasks
+from circuits.cli.options import (
+    Address,
+    Chat,
+    CpusPerWorker,
+    Data,
+    Device,
+    DropBad,
+    Dtype,
+    Executor,
+    GpusPerWorker,
+    Model,
+    Sbatch,
+    Seed,
+    Workers,
+)
 from circuits.cli.terminal import resumable, say, show
 
 
@@ -28,11 +42,20 @@ def compare(
     drop_bad: DropBad = False,
     dtype: Dtype = "float32",
     device: Device = None,
+    executor: Executor = "serial",
+    workers: Workers = None,
+    address: Address = None,
+    gpus_per_worker: GpusPerWorker = None,
+    cpus_per_worker: CpusPerWorker = None,
+    sbatch: Sbatch = None,
     seed: Seed = 0,
     **settings: Any,
 ) -> None:
     """Analyse two models on the same tasks, and set every number of one beside the other's."""
     check_folder(out)
+    placed = executor_of(
+        executor, workers, address, gpus_per_worker=gpus_per_worker, cpus_per_worker=cpus_per_worker, sbatch=sbatch
+    )
     opened = open_tasks(model, task, data, seed=seed, chat=chat, drop_bad=drop_bad, other=other)
     by_step = without(opened.tasks, held_out)
     from circuits.analysis import AnalysisSettings, check_steps
@@ -46,7 +69,17 @@ def compare(
     names = (model.name, other.name) if model.name != other.name else (str(model), str(other))
     with resumable():
         found = run(
-            one, two, opened.tasks, out=out, pre=before, names=names, settings=chosen, only=only, skip=skip, say=say
+            one,
+            two,
+            opened.tasks,
+            out=out,
+            pre=before,
+            names=names,
+            settings=chosen,
+            only=only,
+            skip=skip,
+            say=say,
+            executor=placed,
         )
     if "accuracy" in found.tables:
         table = found.tables["accuracy"]

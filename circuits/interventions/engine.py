@@ -117,6 +117,9 @@ class Engine:
         tokens: how many tokens to compute at once; `token_budget` if not given.
         check_start: refuse a ``pre`` to revert to if the checkpoint of ``model`` says that it was trained from another
             model.
+
+    Attributes:
+        ran: which were run so far, ``[intervention, answer]``.
     """
 
     def __init__(
@@ -161,6 +164,7 @@ class Engine:
         self.source = None if source is None else source.right_padded()
         self.reference = self.task if reference is None else reference.right_padded()
         self._check(model, modes, pre)
+        self.ran = numpy.zeros((len(self.interventions), len(self.task.answers)), dtype=bool)
         if check_start and pre is not None and "revert" in modes:
             require_start(model, pre)
         self._pre = None if pre is None or "revert" not in modes else lean_model(pre, dtype)
@@ -223,11 +227,19 @@ class Engine:
                 raise CircuitsError("the model before fine-tuning has another shape than the one after it")
 
     @torch.no_grad()
-    def run(self) -> tuple[dict[str, numpy.ndarray], dict[str, numpy.ndarray]]:
-        """Run them all.
+    def run(self, share: int = 0, shares: int = 1) -> tuple[dict[str, numpy.ndarray], dict[str, numpy.ndarray]]:
+        """Run them all, or a share of them.
+
+        What is computed in one tensor does not depend on the number of shares: together they give the same numbers to
+        the bit. With memory enough, every intervention is run on every answer in exactly one of them.
+
+        Args:
+            share: counted from 0.
+            shares: how many there are.
 
         Returns:
-            metric → values without intervention, ``[answer]``; and metric → values, ``[intervention, answer]``.
+            metric → values without intervention, ``[answer]``; and metric → values, ``[intervention, answer]``, 0 where
+            another share has them.
         """
         count, answers = len(self.interventions), len(self.task.answers)
         clean = {name: numpy.zeros(answers) for name in self.metrics}
@@ -248,8 +260,11 @@ class Engine:
                     forward = Forward(self.lean, tree, prompts.clean, length=self.length)
                     if forward.reaches:
                         context = self.context(prompts, forward, mode)
-                        self._run(prompts, forward, context, members, columns, found, progress)
-                    else:
+                        size = max(1, self.tokens // len(forward.active))
+                        together = [members[start : start + size] for start in range(0, len(members), size)]
+                        self._run(prompts, forward, context, together[share::shares], columns, found, progress)
+                    elif share == 0:
+                        self.ran[numpy.asarray(members)[:, None], columns] = True
                         for name in self.metrics:
                             found[name][numpy.asarray(members)[:, None], columns] = clean[name][columns]
                         progress.update(len(members) * len(examples))
@@ -297,28 +312,30 @@ class Engine:
         prompts: Prompts,
         forward: Forward,
         context: Context,
-        members: list[int],
+        together: list[list[int]],
         columns: numpy.ndarray,
         found: dict[str, numpy.ndarray],
         progress: Any,
     ) -> None:
-        """Run interventions over one batch, as many at once as the token budget and the memory allow."""
-        size = max(1, self.tokens // len(forward.active))
-        start = 0
-        while start < len(members):
-            chosen = members[start : start + size]
+        """Run interventions over one batch, those together that fit the token budget, or fewer if memory is short."""
+        waiting = list(together)
+        while waiting:
+            chosen = waiting[0]
             rows = [self.interventions[index] for index in chosen]
             try:
                 last = forward.run([self._start(one) for one in rows], Changes(rows, context, self.grouped))
                 scores = self._score(prompts, last)
             except (RuntimeError, MemoryError) as error:
-                if size == 1 or not out_of_memory(error):
+                if len(chosen) == 1 or not out_of_memory(error):
                     raise
-                size //= 2
+                # what follows would not fit either
+                size = len(chosen) // 2
+                waiting = [some[start : start + size] for some in waiting for start in range(0, len(some), size)]
                 continue
             for name, values in scores.items():
                 found[name][numpy.asarray(chosen)[:, None], columns] = values
-            start += len(chosen)
+            self.ran[numpy.asarray(chosen)[:, None], columns] = True
+            waiting.pop(0)
             progress.update(len(chosen) * len(prompts.task))
 
     def _start(self, intervention: Intervention) -> tuple[int, bool]:

@@ -36,6 +36,7 @@ from circuits.models.hookable import hook_name, hook_points, hooked, user_hooks
 from circuits.models.huggingface import load_config, load_huggingface, load_tokenizer, same_tokenizer
 from circuits.models.layer import LeanLayer, Linear, Norm, Taps, Use
 from circuits.models.layout import Layout
+from circuits.models.place import Place
 from circuits.models.positional import positional_parameters, positional_weights
 from circuits.models.quiet import quiet
 from circuits.models.rows import Row
@@ -65,6 +66,7 @@ __all__ = [
     "Model",
     "Norm",
     "Parity",
+    "Place",
     "Row",
     "Site",
     "Taps",

@@ -22,7 +22,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from circuits.errors import CircuitsError
 from circuits.executors.tries import LOST
-from circuits.storage import atomic_file, read_json, with_plain_columns, write_json, write_table
+from circuits.storage import atomic_file, read_json, stamp, with_plain_columns, write_json, write_table
 from circuits.sweeps.plan import Job
 
 
@@ -100,11 +100,7 @@ class SweepFolder:
 
     def stamp(self) -> tuple[int, int]:
         """What tells the folder from one of the same name on another machine; zeros if there is no sweep in it."""
-        try:
-            found = self.plan.stat()
-        except OSError:
-            return (0, 0)
-        return found.st_ino, found.st_mtime_ns
+        return stamp(self.plan)
 
     def part(self, job: Job) -> Path:
         """Where the rows of a job are."""

@@ -36,6 +36,7 @@ from circuits.tracing.trace import GradientTrace
 
 #: Seconds between two saves of an unfinished trace; more if saving takes long.
 _SAVE_EVERY = 120.0
+_NO_FILE = "a trace in shards needs a file for the trace: give out"
 
 
 def trace_gradients(
@@ -48,6 +49,7 @@ def trace_gradients(
     per: str = "example",
     components: Sequence[str] = ("attention", "mlp"),
     out: str | Path | None = None,
+    executor: str | Executor = "serial",
 ) -> GradientTrace:
     """Trace a task's gradients at the parameters of a model, slowly if functions are hooked into it, which are run.
 
@@ -62,10 +64,14 @@ def trace_gradients(
         components: some of ``attention``, ``mlp`` (both with their biases), ``embeddings`` and ``norms``.
         out: a safetensors file for the trace. If tracing is interrupted, the same call goes on where it was; if the
             file is there already, it is read. The trace then stays on disk until it is looked at.
+        executor: who does it; with another than ``serial`` it is done in shards, as in `trace_checkpoints`, by workers
+            that load the model from its folder. That changes the trace by rounding alone, and not what it is of: a
+            file that one executor made another reads.
 
     Raises:
-        CircuitsError: there is no such statistic, loss or component, the model was not loaded with
-            `circuits.load_model`, or ``out`` holds another trace.
+        CircuitsError: there is no such statistic, loss, component or executor, the model was not loaded with
+            `circuits.load_model`, or ``out`` holds another trace; workers are to trace without ``out``, or a model
+            that is in memory alone, was changed since it was loaded, or has functions hooked into it.
 
     Source:
         arXiv 2505.16178, section 3 and Fig. 1b.
@@ -88,6 +94,15 @@ def trace_gradients(
     checkpoint_of(model)
     facts = facts_of(model)
     identity = {name: facts[name] for name in ("model", "dtype")}
+    chosen = choose_executor(executor)
+    if not isinstance(chosen, Serial):
+        if out is None:
+            raise CircuitsError(_NO_FILE)
+        refuse_hooks(model)
+        placed: dict[str, Any] = {"dtype": facts["dtype"], "device": facts["device"].split(":")[0]}
+        return trace_in_shards(
+            [model], task, settings, out=Path(out), identity=identity, shards=None, executor=chosen, **placed
+        )
     hooks = sorted(found.name for found in user_hooks(model))
     if hooks:
         # what was traced with other functions, or none, is another trace
@@ -156,7 +171,7 @@ def trace_checkpoints(
     chosen = choose_executor(executor)
     if shards is not None or not isinstance(chosen, Serial):
         if out is None:
-            raise CircuitsError("a trace in shards needs a file for the trace: give out")
+            raise CircuitsError(_NO_FILE)
         identity = {"checkpoints": [_stamp(source, dtype) for source in sources]}
         placed: dict[str, Any] = {"dtype": dtype, "device": device, "shards": shards, "executor": chosen}
         return trace_in_shards(sources, task, settings, out=Path(out), identity=identity, **placed)

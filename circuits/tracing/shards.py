@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
-
 from circuits.errors import CircuitsError
 from circuits.executors import Executor, cut, on_threads
-from circuits.models import Model, Row, checkpoint_of, facts_of, fingerprint, lean_model, load_model
+from circuits.models import Model, Place, Row, checkpoint_of, facts_of, lean_model
 from circuits.progress import bar
-from circuits.storage import claim
+from circuits.storage import claim, stamp
 from circuits.tasks import Task
 from circuits.tracing.running_trace import RunningTrace
 from circuits.tracing.settings import TraceSettings, check_identity
@@ -28,6 +26,8 @@ from circuits.tracing.trace import GradientTrace
 
 #: Shards, where their number is not given: it must not depend on how many workers there are.
 SHARDS = 8
+#: What says in a folder of sums what they are of.
+_CLAIM = "trace.json"
 
 
 class Shard(NamedTuple):
@@ -48,13 +48,6 @@ class Shard(NamedTuple):
 
 class Look(NamedTuple):
     """The job to say what the last checkpoint is."""
-
-
-class Place(NamedTuple):
-    """Where a checkpoint is, and what it must be if that is known."""
-
-    folder: str
-    model: str | None
 
 
 @dataclass
@@ -94,7 +87,7 @@ class TraceWork:
         if isinstance(job, Look):
             model = self._model(len(self.places) - 1)
             return checkpoint_of(model).rows, facts_of(model)
-        seen = job.where is not None and stamp(self.folder) == job.where
+        seen = job.where is not None and stamp(self.folder / _CLAIM) == job.where
         if seen and self.file(job).exists():
             return None
         running, lean = RunningTrace(self.settings), lean_model(self._model(job.checkpoint))
@@ -118,14 +111,7 @@ class TraceWork:
     def _model(self, checkpoint: int) -> Model:
         if self._held is None or self._held[0] != checkpoint:
             self._held = None
-            place = self.places[checkpoint]
-            model = load_model(place.folder, self.dtype, self.device)
-            if place.model is not None and fingerprint(model) != place.model:
-                raise CircuitsError(
-                    f"the checkpoint in {place.folder} is not the model that was given, or another machine has another "
-                    "one there: save the model and give its folder"
-                )
-            self._held = checkpoint, model
+            self._held = checkpoint, self.places[checkpoint].load(self.dtype, self.device)
         return self._held[1]
 
 
@@ -152,10 +138,10 @@ def trace_in_shards(
         check_identity(out, finished.provenance, wanted)
         return finished
     folder = out.with_name(f"{out.name}.shards")
-    places = [_place(source) for source in sources]
+    places = [Place.of(source) for source in sources]
     work = TraceWork(places, task, settings, wanted, folder, dtype, device)
-    claim(folder / "trace.json", wanted | {"shards": len(cuts)}, "a trace")
-    where = stamp(folder) if executor.shared else None
+    claim(folder / _CLAIM, wanted | {"shards": len(cuts)}, "a trace")
+    where = stamp(folder / _CLAIM) if executor.shared else None
     jobs = [
         Shard(number, some[0] * settings.batch_size, min((some[-1] + 1) * settings.batch_size, len(task)), where)
         for number in range(len(places))
@@ -177,22 +163,3 @@ def trace_in_shards(
     shutil.rmtree(folder)
     del trace, total
     return GradientTrace.load(out)
-
-
-def stamp(folder: Path) -> tuple[int, int]:
-    """What tells the folder from one of the same name on another machine; zeros if it is not there."""
-    try:
-        found = (folder / "trace.json").stat()
-    except OSError:
-        return (0, 0)
-    return found.st_ino, found.st_mtime_ns
-
-
-def _place(source: str | Path | Model) -> Place:
-    if not isinstance(source, nn.Module):
-        return Place(str(Path(source).absolute()), None)
-    checkpoint = checkpoint_of(source)
-    folder = checkpoint.adapter or checkpoint.source
-    if not Path(folder).is_dir():
-        raise CircuitsError("a model in memory cannot be sent to workers: save it, and give its folder")
-    return Place(str(Path(folder).absolute()), fingerprint(source))

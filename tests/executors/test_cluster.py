@@ -138,6 +138,18 @@ def test_a_trace_on_ray_is_the_same_to_the_bit(places, dataset, tokenizer, tmp_p
     assert (tmp_path / "ray").read_bytes() == (tmp_path / "sent").read_bytes() == (tmp_path / "serial").read_bytes()
 
 
+def test_an_analysis_on_ray_has_the_same_tables(places, dataset, tokenizer, tmp_path):  # noqa: F811
+    pytest.importorskip("ray")
+    from circuits.analysis import analyse
+    from circuits.models import load_model
+
+    model, task = load_model(places.model), dataset.task("qa_id", tokenizer)
+    for name, executor in (("serial", "serial"), ("ray", Ray(workers=1))):
+        analyse(model, task, out=tmp_path / name, only=["sweep"], executor=executor)
+    serial, ray = ((tmp_path / name / "tables" / "sweep.parquet").read_bytes() for name in ("serial", "ray"))
+    assert serial == ray
+
+
 def test_a_lost_task_is_submitted_again_and_not_for_ever(tmp_path):
     pytest.importorskip("submitit")
     from circuits.errors import CircuitsError
