@@ -15,7 +15,7 @@ from circuits.errors import CircuitsError
 from circuits.executors import Processes
 from circuits.models import load_model
 from circuits.tracing.shards import Shard
-from tests.fixtures import FAMILIES, lively, loaded
+from tests.fixtures import FAMILIES, lively, loaded, without_pages
 
 pytestmark = pytest.mark.usefixtures("all_unchecked")
 
@@ -76,6 +76,12 @@ def small_jobs(monkeypatch):
     monkeypatch.setattr(steps, "_TRACED_TOGETHER", 3)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def only_tables():
+    with without_pages():
+        yield
+
+
 @pytest.fixture(scope="module")
 def serial(folder, asked, tmp_path_factory):
     out = tmp_path_factory.mktemp("serial") / "out"
@@ -120,6 +126,7 @@ def test_workers_give_the_same_tables_to_the_byte(folder, asked, serial, tmp_pat
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_tables_to_the_byte(folder, asked, serial, tmp_path):
     given = {"settings": SETTINGS, "traces": {name: serial.traces[name] for name in serial.traces}}
     found = analyse(

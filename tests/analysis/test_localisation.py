@@ -128,7 +128,7 @@ def test_a_mask_like_any_random_one_differs_from_these_as_often_as_the_threshold
     facts = found.tables["localisation_facts"]
     base = facts[(facts["scope"] == "tensor") & (facts["act"] == "revert") & (facts["condition"] == "random")]
     base, generator, p_values = base[base["draw"] == 0], numpy.random.default_rng(0), []
-    for _ in range(50):
+    for _ in range(30):
         sets = [("shared", 0), *(("random", draw) for draw in range(5))]
         drawn = [
             base.assign(condition=name, draw=draw, cosine=base["cosine"] + generator.normal(0, 0.05))
@@ -136,7 +136,7 @@ def test_a_mask_like_any_random_one_differs_from_these_as_often_as_the_threshold
         ]
         tests = localisation_tests(pandas.concat(drawn, ignore_index=True)).set_index("measure")
         p_values.append(tests["p"]["cosine"])
-    assert numpy.mean(numpy.array(p_values) < 0.05) <= 0.12
+    assert numpy.mean(numpy.array(p_values) < 0.05) <= 0.14
 
 
 def test_what_random_parameters_do_to_two_models_stands_beside_what_the_shared_ones_do(found):

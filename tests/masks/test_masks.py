@@ -613,7 +613,7 @@ def test_what_a_mask_costs_beyond_random_ones_is_paired_by_answer(crowded, model
 
 def test_a_mask_like_any_random_one_costs_more_than_these_as_often_as_the_threshold_says():
     generator, found = numpy.random.default_rng(0), []
-    for _ in range(200):
+    for _ in range(60):
         # each mask leaves a share of the answers of its own
         conditions = [("none", 0), ("shared", 0), *(("random", draw) for draw in range(5))]
         rows = [
@@ -632,7 +632,7 @@ def test_a_mask_like_any_random_one_costs_more_than_these_as_often_as_the_thresh
             for (condition, draw), share in zip(conditions, generator.beta(12, 6, 7), strict=True)
         ]
         found.append(ablation_summary(pandas.concat(rows))["excess_p"].item())
-    assert numpy.mean(numpy.array(found) < 0.05) < 0.09
+    assert numpy.mean(numpy.array(found) < 0.05) < 0.12
 
 
 def test_every_answer_of_an_ablation_is_kept(crowded, model, pre, tasks):
