@@ -127,7 +127,8 @@ def compare(
         CircuitsError: as `analyse`; or the folder holds something else.
     """
     folder, chosen = Path(out), choose_executor(executor)
-    check_place(b, chosen)  # before a is analysed
+    for model in (a, b):  # before either is analysed
+        check_place(model, chosen)
     claim_comparison(folder, names)
     analyses = []
     for side, name, model in zip(SIDES, names, (a, b), strict=True):

@@ -71,7 +71,9 @@ class Asked(NamedTuple):
         Raises:
             CircuitsError: a row is missing, or is there twice.
         """
-        table = pandas.concat(shares, ignore_index=True).sort_values("row", kind="stable", ignore_index=True)
+        # a share of what is computed in fewer tensors than there are shares is empty
+        some = [share for share in shares if len(share)]
+        table = pandas.concat(some, ignore_index=True).sort_values("row", kind="stable", ignore_index=True)
         if table.pop("row").tolist() != [*range(len(self.interventions) * len(self.task.answers))]:
             raise CircuitsError(
                 f"memory was short in some jobs on {self.task.name} and not in others, which cut it up differently: "

@@ -13,8 +13,10 @@ from circuits.analysis import AnalysisSettings, analyse, compare, jobs, steps
 from circuits.cli.app import app
 from circuits.errors import CircuitsError
 from circuits.executors import Processes
+from circuits.interventions import single
 from circuits.models import load_model
 from circuits.tracing.shards import Shard
+from circuits.units import Head
 from tests.fixtures import FAMILIES, lively, loaded, without_pages
 
 pytestmark = pytest.mark.usefixtures("all_unchecked")
@@ -202,3 +204,15 @@ def test_the_commands_hand_their_options_to_the_executor(folder, dataset, tmp_pa
         with pytest.raises(CircuitsError, match="the executor processes has no address: choose ray"):
             CliRunner().invoke(app, [*command, "--address", "auto"], catch_exceptions=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_are_missing_or_there_twice_are_noticed(folder, asked):
+    given = jobs.Asked(asked[1], single([Head(layer, 0) for layer in range(4)] * 2, "zero"), ("exact_match",))
+    model = load_model(folder)
+    shares = [given.run_share(model, share) for share in range(given.shares)]
+    assert len(shares) == 2
+    assert len(shares[0])
+    pandas.testing.assert_frame_equal(given.joined(shares[::-1]), given.run(model), check_exact=True)
+    for wrong in ([shares[0][1:]], [*shares, shares[0]]):
+        with pytest.raises(CircuitsError, match="memory was short in some jobs on qa_id"):
+            given.joined(wrong)
