@@ -71,7 +71,8 @@ def write_report(
     Example:
         >>> import tempfile
         >>> page = Path(tempfile.mkdtemp()) / "report.html"
-        >>> write_report(page, "Is it shared?", "It is.", sections=[Section("How much")], numbers=[Number("5 %", "of all")])
+        >>> found = [Number("5 %", "of all")]
+        >>> write_report(page, "Is it shared?", "It is.", sections=[Section("How much")], numbers=found)
         >>> "<strong>5 %</strong> of all" in page.read_text()
         True
     """
