@@ -20,11 +20,9 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "augmented": {"biographies": 3, "wordings": 5, "order": "permuted", "row": "sentence"},
 }
 _FAMILY_OF = {"LlamaForCausalLM": "llama", "GPTNeoXForCausalLM": "pythia"}
-#: Facts that both formats are compared on.
+#: Facts that both formats are compared on. Half of them are looked at again with each set of parameters reverted, or
+#: alone; of every fifth one gradients are integrated.
 _FACTS = 200
-#: Facts that are looked at again with each set of parameters reverted, or alone; and those whose gradients are
-#: integrated.
-_LOCALISED, _INTEGRATED = 100, 40
 
 
 #: For facts told once. A shorter first stage leaves more of them where questions find them; a larger second rate finds
@@ -133,9 +131,9 @@ class StudySettings:
                 "ablate": self.trace_examples,
                 "rank": self.rank_examples,
                 "consistency": facts,
-                "localise": min(facts, _LOCALISED),
+                "localise": max(1, facts // 2),
                 "signature": facts,
-                "integrate": min(facts, _INTEGRATED),
+                "integrate": max(1, facts // 5),
             },
         )
 
@@ -143,20 +141,20 @@ class StudySettings:
 #: Facts told in several ways.
 AUGMENTED_STUDY = StudySettings(data=DatasetSettings(**CONDITIONS["augmented"]), optimisation=Optimisation())
 
-#: For a pretrained model of some hundred million parameters: about four hours of one thread. Give it its ``model``.
+#: For a pretrained model of some hundred million parameters. Give it its ``model``.
 PRETRAINED_STUDY = StudySettings(
-    data=replace(FAMILIAR, **CONDITIONS["single"]),
+    data=replace(FAMILIAR, people=80, **CONDITIONS["single"]),
     # rows are whole biographies: fewer of them take as long as more sentences
-    optimisation=replace(PRETRAINED, rows=24, qa_share=0.5),
-    trace_examples=80,
+    optimisation=replace(PRETRAINED, steps=100, rows=24, qa_share=0.5),
+    trace_examples=40,
     sweep_examples=8,
-    rank_examples=15,
-    evaluate_every=75,
-    evaluate_examples=240,
+    rank_examples=8,
+    evaluate_every=50,
+    evaluate_examples=160,
     fractions=(0.0001, 0.001, 0.01, 0.1),
     rank_halvings=4,
     sweep_modes=("zero",),
-    rates=(1e-5, 3e-5, 2e-4),
+    rates=(1e-5, 2e-4),
 )
 
 
