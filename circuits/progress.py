@@ -1,6 +1,7 @@
 """Progress that a person sees: a bar in a terminal and in Jupyter, nothing in a log file."""
 
 import itertools
+import math
 import multiprocessing
 import os
 import sys
@@ -115,3 +116,28 @@ def track(items: Iterable[Item], description: str, total: int, unit: str = "it")
         for item in items:
             yield item
             shown.update()
+
+
+def counted(count: int, what: str, several: str = "") -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "line"), counted(1200, "line"), counted(0, "loss", "losses")
+        ('1 line', '1,200 lines', '0 losses')
+    """
+    return f"{count:,} {what if count == 1 else several or f'{what}s'}"
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it, in the largest unit it has two of.
+
+    Example:
+        >>> duration(4.2), duration(300), duration(9000), duration(864000), duration(math.inf)
+        ('4 seconds', '5 minutes', '2.5 hours', '10 days', 'unknown time')
+    """
+    if math.isinf(seconds):
+        return "unknown time"
+    for unit, size, digits in (("day", 86400, 0), ("hour", 3600, 1), ("minute", 60, 0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.{digits}f} {unit}s"
+    return counted(round(seconds), "second")

@@ -16,7 +16,7 @@ import pandas
 from circuits.analysis import steps as made_by
 from circuits.analysis.artifacts import MASKS
 from circuits.analysis.case import AnalysisSettings, Case
-from circuits.analysis.estimate import estimate, in_words
+from circuits.analysis.estimate import estimate
 from circuits.analysis.figures import figures_of
 from circuits.analysis.page import write_page
 from circuits.analysis.readings import draw_heads
@@ -26,6 +26,7 @@ from circuits.errors import CircuitsError
 from circuits.executors import Executor, Serial, choose_executor
 from circuits.masks import Graft, ParameterMask
 from circuits.models import Model, Place, checkpoint_of, facts_of, identity, refuse_hooks, require_start
+from circuits.progress import duration
 from circuits.storage import claim, provenance, read_json, write_json
 from circuits.tasks import Task
 from circuits.tracing import GradientTrace
@@ -235,7 +236,7 @@ def analysed(
     claim(case.folder / "analysis.json", facts, "an analysis", free=("model.source", "pre.source"))
     missing = [one for one in chosen if not done(case.folder, one) and one.lacking(case) is None]
     if say is not None and missing:
-        say(f"about {in_words(sum(estimate(case, missing).values()))} on this machine")
+        say(f"about {duration(sum(estimate(case, missing).values()))} on this machine")
     left_out = run_steps(chosen, case, case.folder, provenance(**facts, seed=settings.seed), say)
     analysis = Analysis(out)
     if not (anew or missing) and analysis.report.is_file():

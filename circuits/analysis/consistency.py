@@ -52,7 +52,7 @@ PATH = 32
 PARTS = ("by", "scope", "condition", "draw", "unit", "layer", "index")
 
 
-def facts_of(case: Case, step: str = "consistency") -> dict[tuple[str, str], pandas.DataFrame]:
+def told_twice(case: Case, step: str = "consistency") -> dict[tuple[str, str], pandas.DataFrame]:
     """For each two tasks that tell the same facts those of them that are drawn."""
     grouped = {name: task for name, task in case.named(step).items() if task.provenance.get("grouped")}
     found = {
@@ -63,14 +63,14 @@ def facts_of(case: Case, step: str = "consistency") -> dict[tuple[str, str], pan
 
 
 def _no_facts(case: Case) -> str | None:
-    return None if facts_of(case) else "no two tasks tell three facts of the same groups"
+    return None if told_twice(case) else "no two tasks tell three facts of the same groups"
 
 
 @step(GRADIENTS, GRADIENT_PAIRS, REPRESENTATIONS, REPRESENTATION_PAIRS, TESTS, needs=[MASKS], lacking=_no_facts)
 def consistency(case: Case, masks: Mapping[str, ParameterMask]) -> tuple[pandas.DataFrame, ...]:
     """Compare the gradients and activations of tasks that tell the same facts."""
     found: list[list[pandas.DataFrame]] = [[] for _ in range(4)]
-    settings, named = case.settings, facts_of(case)
+    settings, named = case.settings, told_twice(case)
     controlled = controlled_masks(masks, settings.draws, settings.seed)
     for name, other in track(named, "consistency", len(named), "pair of tasks"):
         about, count = {"task": name, "other": other}, case.count("consistency")
@@ -258,7 +258,7 @@ def asked_of(case: Case, step: str = "signature") -> dict[str, Task]:
     """The tasks whose signature is taken: examples of facts that another task tells too, or those that are drawn."""
     found = {name: task for name, task in case.of(step).items() if task.spans}
     told: dict[str, pandas.Series[int]] = {}
-    for names, facts in facts_of(case, step).items():
+    for names, facts in told_twice(case, step).items():
         for side, name in enumerate(names):
             told.setdefault(name, facts[f"example_{side}"])
     return found | {name: case.tasks[name].select(sorted({*told[name]})) for name in found if name in told}

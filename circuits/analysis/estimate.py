@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from circuits.analysis.case import Case
-from circuits.analysis.consistency import DONORS, PATH, asked_of, facts_of
+from circuits.analysis.consistency import DONORS, PATH, asked_of, told_twice
 from circuits.analysis.running import Step
 from circuits.analysis.steps import sources_of
 from circuits.masks import SCOPES, SCORES, covered_parameters
@@ -49,10 +49,10 @@ def estimate(case: Case, steps: Sequence[Step]) -> Mapping[str, float]:
     heads = Head.count(shape) * shape.n_layers
     parameters = sum(value.numel() for value in covered_parameters(case.model).values())
     sets = (1 + settings.draws) * len(SCOPES) * len({settings.fraction, *settings.fractions})
-    facts = sum(map(len, facts_of(case).values()))
+    facts = sum(map(len, told_twice(case).values()))
     # two tasks' activations and one's answers, of each set of parameters reverted and alone
     sets_of_facts = 2 + 2 * len(SCOPES) * (1 + settings.draws)
-    localised = 3 * sets_of_facts * sum(map(len, facts_of(case, "localise").values()))
+    localised = 3 * sets_of_facts * sum(map(len, told_twice(case, "localise").values()))
     curves = 1 if case.pre is None else 2
     rankings = len(settings.rankings) + len(case.of("trace")) + settings.draws
     points = sum(
@@ -79,16 +79,3 @@ def estimate(case: Case, steps: Sequence[Step]) -> Mapping[str, float]:
         "integrate": _STEP * PATH * sum(map(len, asked_of(case, "integrate").values())) * forward,
     }
     return {step.name: found[step.name] for step in steps if step.lacking(case) is None}
-
-
-def in_words(seconds: float) -> str:
-    """A time as one says it.
-
-    Example:
-        >>> in_words(20), in_words(400), in_words(9000)
-        ('a minute', '7 minutes', '2.5 hours')
-    """
-    minutes = max(1, round(seconds / 60))
-    if minutes == 1:
-        return "a minute"
-    return f"{minutes} minutes" if minutes < 90 else f"{seconds / 3600:.1f} hours"

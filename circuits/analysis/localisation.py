@@ -18,7 +18,7 @@ import pandas
 
 from circuits.analysis.artifacts import MASKS, Table
 from circuits.analysis.case import Case
-from circuits.analysis.consistency import controlled_masks, facts_of
+from circuits.analysis.consistency import controlled_masks, told_twice
 from circuits.analysis.running import step
 from circuits.consistency import representation_consistency
 from circuits.masks import ParameterMask, graft, revert
@@ -49,14 +49,14 @@ ACTS = ("none", "revert", "alone", "all")
 def _cannot(case: Case) -> str | None:
     if case.pre is None:
         return "there is no model before fine-tuning (pre)"
-    return None if facts_of(case, "localise") else "no two tasks tell three facts of the same groups"
+    return None if told_twice(case, "localise") else "no two tasks tell three facts of the same groups"
 
 
 @step(LOCALISATION, LOCALISATION_FACTS, LOCALISATION_TESTS, needs=[MASKS], lacking=_cannot)
 def localise(case: Case, masks: Mapping[str, ParameterMask]) -> tuple[pandas.DataFrame, ...]:
     """Revert the shared parameters, or keep them alone, and see whether the tasks still agree about facts."""
     settings, tables = case.settings, []
-    for name, other in facts_of(case, "localise"):
+    for name, other in told_twice(case, "localise"):
         one, two = pair_facts(case.tasks[name], case.tasks[other], case.count("localise"), seed=settings.seed)
         conditions = list(_conditions(case, masks))
         for about, model, changed in track(conditions, "localise", len(conditions), "set of parameters"):

@@ -33,8 +33,9 @@ from circuits.cli.options import (
     task_option,
 )
 from circuits.cli.sweep import run_into
-from circuits.cli.terminal import counted, effects, say_csv, show, with_intervals
+from circuits.cli.terminal import effects, say_csv, show, with_intervals
 from circuits.errors import CircuitsError
+from circuits.progress import counted
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -6,21 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuits.cli.inputs import check_folder, executor_of, load, open_tasks
+from circuits.cli.executors import with_executor
+from circuits.cli.inputs import check_folder, load, open_tasks
 from circuits.cli.options import (
-    Address,
     Chat,
-    CpusPerWorker,
     Data,
     Device,
     DropBad,
     Dtype,
-    Executor,
-    GpusPerWorker,
     Model,
-    Sbatch,
     Seed,
-    Workers,
     task_option,
 )
 from circuits.cli.settings import options_of
@@ -29,6 +24,7 @@ from circuits.errors import CircuitsError
 
 if TYPE_CHECKING:
     from circuits.analysis import Analysis
+    from circuits.executors import Executor
     from circuits.tasks import Task
 
 #: Their names, without loading what does them.
@@ -64,6 +60,7 @@ analysis_options = options_of(
 
 
 @analysis_options
+@with_executor
 def analyse(
     model: Model,
     task: Tasks,
@@ -79,20 +76,12 @@ def analyse(
     drop_bad: DropBad = False,
     dtype: Dtype = "float32",
     device: Device = None,
-    executor: Executor = "serial",
-    workers: Workers = None,
-    address: Address = None,
-    gpus_per_worker: GpusPerWorker = None,
-    cpus_per_worker: CpusPerWorker = None,
-    sbatch: Sbatch = None,
+    executor: "Executor | str" = "serial",
     seed: Seed = 0,
     **settings: Any,
 ) -> None:
     """What do the tasks share, what happens without it, and which heads and neurons is it? Resumes where it was."""
     check_folder(out)
-    placed = executor_of(
-        executor, workers, address, gpus_per_worker=gpus_per_worker, cpus_per_worker=cpus_per_worker, sbatch=sbatch
-    )
     opened = open_tasks(model, task, data, seed=seed, chat=chat, drop_bad=drop_bad)
     by_step = without(opened.tasks, held_out)
     from circuits.analysis import AnalysisSettings, check_steps
@@ -112,7 +101,7 @@ def analyse(
             only=only,
             skip=skip,
             say=say,
-            executor=placed,
+            executor=executor,
         )
     tell(found)
 

@@ -18,8 +18,9 @@ from circuits.cli.inputs import (
     tokenizer_of,
 )
 from circuits.cli.options import Chat, Data, Device, DropBad, Dtype, HeadsMask, Model, Seed, Top, Width, task_option
-from circuits.cli.terminal import busy, counted, say
+from circuits.cli.terminal import busy, say
 from circuits.errors import CircuitsError
+from circuits.progress import counted
 
 if TYPE_CHECKING:
     from circuits.tasks import Task

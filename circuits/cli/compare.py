@@ -1,31 +1,30 @@
 """``circuits compare``: two models on the same tasks."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from circuits.cli.analyse import HeldOut, Only, Skip, Start, Tasks, analysis_options, without
-from circuits.cli.inputs import check_folder, check_same_tokens, executor_of, load, open_tasks
+from circuits.cli.executors import with_executor
+from circuits.cli.inputs import check_folder, check_same_tokens, load, open_tasks
 from circuits.cli.options import (
-    Address,
     Chat,
-    CpusPerWorker,
     Data,
     Device,
     DropBad,
     Dtype,
-    Executor,
-    GpusPerWorker,
     Model,
-    Sbatch,
     Seed,
-    Workers,
 )
 from circuits.cli.terminal import resumable, say, show
 
+if TYPE_CHECKING:
+    from circuits.executors import Executor
+
 
 @analysis_options
+@with_executor
 def compare(
     model: Model,
     other: Annotated[Path, typer.Argument(help="The other one.", show_default=False)],
@@ -42,20 +41,12 @@ def compare(
     drop_bad: DropBad = False,
     dtype: Dtype = "float32",
     device: Device = None,
-    executor: Executor = "serial",
-    workers: Workers = None,
-    address: Address = None,
-    gpus_per_worker: GpusPerWorker = None,
-    cpus_per_worker: CpusPerWorker = None,
-    sbatch: Sbatch = None,
+    executor: "Executor | str" = "serial",
     seed: Seed = 0,
     **settings: Any,
 ) -> None:
     """Analyse two models on the same tasks, and set every number of one beside the other's."""
     check_folder(out)
-    placed = executor_of(
-        executor, workers, address, gpus_per_worker=gpus_per_worker, cpus_per_worker=cpus_per_worker, sbatch=sbatch
-    )
     opened = open_tasks(model, task, data, seed=seed, chat=chat, drop_bad=drop_bad, other=other)
     by_step = without(opened.tasks, held_out)
     from circuits.analysis import AnalysisSettings, check_steps
@@ -79,7 +70,7 @@ def compare(
             only=only,
             skip=skip,
             say=say,
-            executor=placed,
+            executor=executor,
         )
     if "accuracy" in found.tables:
         table = found.tables["accuracy"]

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits.cli.terminal import busy, counted, say
+from circuits.cli.terminal import busy, say
 from circuits.errors import CircuitsError
+from circuits.progress import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from circuits.executors import Executor
     from circuits.facts import FactDataset
     from circuits.models import Model
     from circuits.tasks import Task
@@ -49,33 +49,6 @@ def check_checkpoint(folder: Path) -> None:
         raise CircuitsError(f"there is no folder {folder}: give the path of a checkpoint on this machine")
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise CircuitsError(f"{folder} is no checkpoint: it has no config.json")
-
-
-def executor_of(
-    name: str,
-    workers: int | None,
-    address: str | None,
-    *,
-    gpus_per_worker: float | None,
-    cpus_per_worker: int | None,
-    sbatch: list[str] | None,
-) -> "Executor":
-    """The executor that the options of a command describe."""
-    from circuits.executors import choose_executor
-
-    placed = {"gpus_per_worker": gpus_per_worker, "cpus_per_worker": cpus_per_worker}
-    options = None if sbatch is None else dict(map(_sbatch_option, sbatch))
-    return choose_executor(name, workers=workers, address=address, **placed, sbatch=options)
-
-
-def _sbatch_option(text: str) -> tuple[str, str | int]:
-    name, given, value = text.partition("=")
-    name = name.lstrip("-")
-    if not (name and given):
-        raise CircuitsError(f"--sbatch {text} is no option of sbatch: give NAME=VALUE, such as partition=gpu")
-    if name == "time" and not value.isdigit():
-        raise CircuitsError(f"--sbatch {text}: give the time in minutes, such as time=120")
-    return name, int(value) if value.isdigit() else value
 
 
 @dataclass(frozen=True)

@@ -131,38 +131,3 @@ Top = Annotated[
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Put each prompt into the model's chat template.")]
 DropBad = Annotated[bool, typer.Option("--drop-bad", help="Go on without the lines of a file that cannot be used.")]
-Executor = Annotated[
-    str,
-    typer.Option(
-        help="Who runs the jobs: serial; processes: several on this machine; ray: a Ray cluster, or one that is "
-        "started here; slurm: a Slurm job array."
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(help="Number of workers; default: as many as there is room for.", min=1, show_default=False),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="With ray: a cluster that runs, such as auto or HOST:6379; default: one is started here.",
-        show_default=False,
-    ),
-]
-GpusPerWorker = Annotated[
-    float | None, typer.Option(help="With ray or slurm: GPUs of each worker; default: 0.", min=0, show_default=False)
-]
-CpusPerWorker = Annotated[
-    int | None,
-    typer.Option(
-        help="With ray or slurm: CPUs of each worker; default: the threads of a job.", min=1, show_default=False
-    ),
-]
-Sbatch = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="With slurm: an option of sbatch as NAME=VALUE, such as partition=gpu or time=120 (minutes); may be "
-        "repeated.",
-        show_default=False,
-    ),
-]

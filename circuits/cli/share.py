@@ -7,8 +7,9 @@ import typer
 
 from circuits.cli.inputs import check_folder
 from circuits.cli.options import Csv, Seed
-from circuits.cli.terminal import between, busy, cell, counted, say, say_csv, show
+from circuits.cli.terminal import between, busy, cell, say, say_csv, show
 from circuits.errors import CircuitsError
+from circuits.progress import counted
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -5,20 +5,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from circuits.cli.inputs import executor_of
-from circuits.cli.options import Address, CpusPerWorker, Executor, GpusPerWorker, Sbatch, Workers
-from circuits.cli.terminal import busy, counted, duration, effects, resumable, say, show
+from circuits.cli.executors import with_executor
+from circuits.cli.terminal import busy, effects, resumable, say, show
+from circuits.progress import counted, duration
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from circuits import executors
+    from circuits.executors import Executor
     from circuits.sweeps import SweepPlan, SweepState
 
 sweep = typer.Typer(help="Run many interventions as one job that survives interruption.", no_args_is_help=True)
 
 
 @sweep.command()
+@with_executor
 def run(
     plan: Annotated[
         Path, typer.Argument(help="YAML or TOML file with the settings of circuits.SweepPlan.", show_default=False)
@@ -26,22 +27,14 @@ def run(
     out: Annotated[
         Path, typer.Option(help="Folder: plan.json, parts, and at the end table.parquet and table.csv.")
     ] = Path("runs/sweep"),
-    executor: Executor = "serial",
-    workers: Workers = None,
-    address: Address = None,
-    gpus_per_worker: GpusPerWorker = None,
-    cpus_per_worker: CpusPerWorker = None,
-    sbatch: Sbatch = None,
+    executor: "Executor | str" = "serial",
 ) -> None:
     """Run a sweep, or what is missing of one. Several of this command may share one folder."""
     with busy(f"reading {plan}"):
         from circuits.sweeps import SweepPlan
 
         read = SweepPlan.read(plan)
-    chosen = executor_of(
-        executor, workers, address, gpus_per_worker=gpus_per_worker, cpus_per_worker=cpus_per_worker, sbatch=sbatch
-    )
-    run_into(read, out, chosen)
+    run_into(read, out, executor)
 
 
 @sweep.command("plan")
@@ -142,7 +135,7 @@ def pace_line(state: "SweepState") -> str:
     return told + f", {counted(state.pace.lost, 'loss', 'losses')}"
 
 
-def run_into(plan: "SweepPlan", out: Path, executor: "str | executors.Executor" = "serial") -> None:
+def run_into(plan: "SweepPlan", out: Path, executor: "Executor | str" = "serial") -> None:
     """Run a plan in a folder and show the largest effects."""
     with busy("starting"):
         from circuits.sweeps import run_sweep

@@ -9,8 +9,9 @@ import typer
 
 from circuits.cli.inputs import check_checkpoint, tokenizer_of
 from circuits.cli.options import Chat, DropBad, Seed
-from circuits.cli.terminal import busy, cell, counted, say, show
+from circuits.cli.terminal import busy, cell, say, show
 from circuits.errors import CircuitsError
+from circuits.progress import counted
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -1,32 +1,31 @@
 """``circuits trace``: gradients of tasks."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from circuits.cli.inputs import check_folder, executor_of, facts, load, open_tasks
+from circuits.cli.executors import with_executor
+from circuits.cli.inputs import check_folder, facts, load, open_tasks
 from circuits.cli.options import (
-    Address,
     Chat,
-    CpusPerWorker,
     Csv,
     Data,
     Device,
     DropBad,
     Dtype,
     Examples,
-    Executor,
-    GpusPerWorker,
     Model,
-    Sbatch,
     Seed,
-    Workers,
     task_option,
 )
 from circuits.cli.terminal import resumable, say
 
+if TYPE_CHECKING:
+    from circuits.executors import Executor
 
+
+@with_executor
 def trace(
     model: Model,
     data: Data = None,
@@ -59,20 +58,12 @@ def trace(
             show_default=False,
         ),
     ] = None,
-    executor: Executor = "serial",
-    workers: Workers = None,
-    address: Address = None,
-    gpus_per_worker: GpusPerWorker = None,
-    cpus_per_worker: CpusPerWorker = None,
-    sbatch: Sbatch = None,
+    executor: "Executor | str" = "serial",
     csv: Csv = False,
     seed: Seed = 0,
 ) -> None:
     """Trace a task's gradients at every parameter of heads and neurons."""
     check_folder(out)
-    chosen = executor_of(
-        executor, workers, address, gpus_per_worker=gpus_per_worker, cpus_per_worker=cpus_per_worker, sbatch=sbatch
-    )
     names = task or ["bio", "qa_id"]
     opened = open_tasks(model, names, data, examples=examples, seed=seed, chat=chat, drop_bad=drop_bad)
     loaded = load(model, dtype, device)
@@ -98,7 +89,7 @@ def trace(
                 dtype=dtype,
                 device=device,
                 shards=shards,
-                executor=chosen,
+                executor=executor,
             )
         about = facts(loaded, opened, seed, **settings, checkpoints=[str(source) for source in checkpoint or []])
         for kind in (Head, Neuron):
