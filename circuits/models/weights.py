@@ -69,7 +69,7 @@ class Weights:
         for row in rows:
             if not row.acts_as_stored:
                 raise CircuitsError(
-                    f"{row.name} acts as stored: only scales and the embedding can have factor or offset"
+                    f"{row.name} acts as stored: only a norm's scale can have an offset, only the embedding a factor"
                 )
         weight = _outputs_first(name, self.stored(name))
         return Linear(weight, self.stored(bias) if len(rows) > 1 else None, rows)
@@ -77,8 +77,15 @@ class Weights:
     def norm(self, name: str) -> Norm:
         """A norm, given the name that its scale and bias begin with."""
         rows = tuple(self._rows[each] for each in (f"{name}.w", f"{name}.b") if each in self._rows)
-        weight, bias = (*(self.stored(row.name) for row in rows), None)[:2]
-        assert weight is not None
+        if not rows or rows[0].name != f"{name}.w":
+            raise CircuitsError(f"{name} has no scale: norms without weights are not among what a family can say")
+        for row in rows:
+            if row.factor != 1.0 or (row.offset and row is not rows[0]):
+                raise CircuitsError(
+                    f"{row.name} has a factor or offset: only a norm's scale can have an offset, only the embedding a "
+                    "factor"
+                )
+        weight, bias = self.stored(rows[0].name), self.stored(rows[1].name) if len(rows) > 1 else None
         return Norm(weight, bias, self._layout.eps, self._layout.norm == "LN", rows)
 
     def _fused(self, names: Sequence[str]) -> Fused | None:

@@ -407,6 +407,27 @@ def test_tensors_that_do_not_fit_are_refused(reference, lean):
         LeanModel({**tensors, first: torch.zeros(5, 7)}, rows, layout)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "sentence"),
+    [
+        ("ln_final.w", None, "ln_final has no scale: norms without weights"),
+        ("ln_final.w", {"factor": 2.0}, "ln_final.w has a factor or offset: only a norm's scale can have an offset"),
+        ("blocks.0.mlp.W_in", {"factor": 2.0}, "blocks.0.mlp.W_in acts as stored"),
+        ("unembed.W_U", {"factor": 2.0}, "unembed.W_U acts as stored"),
+    ],
+)
+def test_rows_that_say_what_is_not_computed_are_refused(name, changes, sentence):
+    reference = random_model("llama, linear")
+    rows, layout = (getattr(family_of(reference.config), part)(reference.config) for part in ("rows", "layout"))
+    said = [
+        row if row.name != name else replace(row, **changes) for row in rows if row.name != name or changes is not None
+    ]
+    kept = {row.tensor for row in said}
+    tensors = {key: value for key, value in reference.named_parameters() if key in kept}
+    with pytest.raises(CircuitsError, match=sentence):
+        LeanModel(tensors, said, layout).run(prompts())
+
+
 def test_no_such_site_and_no_such_tensor(lean):
     with pytest.raises(CircuitsError, match="no activation hook_z in layer 0"):
         lean.run(prompts(), visits={(0, "hook_z"): keep({}, 0)})

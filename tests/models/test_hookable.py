@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from circuits.errors import CircuitsError
-from circuits.models.families import family_of
+from circuits.models.families import families, family_of
 from circuits.models.hookable import backends, hook_points, hookable, probe, user_hooks
 
 BOTH = ("hooked_transformer", "bridge")
@@ -197,6 +197,10 @@ def projection(reference, layer, part):
         ),
     }[part]()
     return (module.weight.T if hasattr(base, "h") else module.weight), module.bias
+
+
+def test_every_family_is_here():
+    assert {type(lively(name)).__name__ for name in CONFIGS} == set(families())
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -37,6 +37,7 @@ NO_PART_OF_THE_MODEL = frozenset(
     use_cache cache_implementation initializer_range pretraining_tp is_decoder is_llama_config
     output_attentions output_hidden_states return_dict keys_to_ignore_at_inference
     attention_dropout attn_pdrop embd_pdrop resid_pdrop hidden_dropout classifier_dropout
+    residual_dropout embedding_dropout
     bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id mask_token_id cls_token_id decoder_start_token_id
     tokenizer_class model_max_length
     id2label label2id num_labels problem_type task_specific_params
