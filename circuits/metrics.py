@@ -75,11 +75,23 @@ class AnswerTokens:
         )
 
     def check_foils(self) -> None:
-        """Raise a `CircuitsError` if a foil nowhere differs from its answer."""
+        """Raise a `CircuitsError` if there are no foils, or one nowhere differs from its answer."""
+        if self.foils is None:
+            raise CircuitsError(
+                "the metric logit_diff needs a foil for each answer: give the task foils, or a source with other "
+                "answers"
+            )
         if self.alike is not None:
             raise CircuitsError(
                 f"logit_diff cannot tell the answer {self.alike!r} from its foil, which has the same tokens as far as "
                 "both go: give a source with another answer"
+            )
+
+    def check_source(self) -> None:
+        """Raise a `CircuitsError` if there is no source, or its answers have other numbers of tokens."""
+        if self.source_tokens is None:
+            raise CircuitsError(
+                "the metric source_exact_match needs a source whose answers have as many tokens as the task's"
             )
 
     def total(self, values: Float[Tensor, "... answer_token"]) -> Float[Tensor, "... answer"]:
@@ -122,11 +134,9 @@ def logit_diff(logits: Float[Tensor, "... answer_token d_vocab"], known: AnswerT
     Raises:
         CircuitsError: there are no foils, or one is the answer itself, the beginning of it or a continuation.
     """
-    if known.foils is None or known.foil_places is None:
-        raise CircuitsError(
-            "the metric logit_diff needs a foil for each answer: give the task foils, or a source with other answers"
-        )
     known.check_foils()
+    assert known.foils is not None
+    assert known.foil_places is not None
     told = logits[..., known.foil_places, :].float()
     answers = known.chosen(told, known.targets[known.foil_places])
     return (answers - known.chosen(told, known.foils)).double()
@@ -140,10 +150,8 @@ def source_exact_match(
     Raises:
         CircuitsError: there is no source, or its answers have other numbers of tokens.
     """
-    if known.source_tokens is None:
-        raise CircuitsError(
-            "the metric source_exact_match needs a source whose answers have as many tokens as the task's"
-        )
+    known.check_source()
+    assert known.source_tokens is not None
     return (known.total((logits.argmax(-1) != known.source_tokens).float()) == 0).double()
 
 

@@ -218,8 +218,9 @@ class Engine:
                 raise CircuitsError(
                     f"{compared[0]} compares with another answer, but the source has the same ones: pair people"
                 )
-        if "logit_diff" in self.metrics:
-            AnswerTokens.of(self.task, self.source).check_foils()
+        needs = {"logit_diff": AnswerTokens.check_foils, "source_exact_match": AnswerTokens.check_source}
+        for check in (needs[name] for name in self.metrics if name in needs):
+            check(AnswerTokens.of(self.task, self.source))
         if "revert" in modes:
             if pre is None:
                 raise CircuitsError("reverting needs the model before fine-tuning: give pre")

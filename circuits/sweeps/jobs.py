@@ -96,7 +96,7 @@ class PreparedSweep:
     def _sources(self) -> Mapping[str, Task | None]:
         plan = self.plan
         if plan.source is None:
-            return dict.fromkeys(self.tasks)
+            return {name: task.counterfactuals if "patch" in plan.modes else None for name, task in self.tasks.items()}
         if plan.source == "counterfactuals":
             return {name: pair_counterfactuals(task) for name, task in self.tasks.items()}
         if plan.source == "people":

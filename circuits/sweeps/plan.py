@@ -44,8 +44,8 @@ from circuits.units import AnyUnit, Component, Head, KVGroup, ModelShape, Neuron
 KINDS: dict[str, type[Head] | type[KVGroup] | type[Neuron]] = {"heads": Head, "groups": KVGroup, "neurons": Neuron}
 #: Which units are changed in one run.
 TOGETHER = {"single": single, "pairs": pairs, "cumulative": cumulative}
-#: Where patched values come from: another person's run, or the same person's biography.
-SOURCES: tuple[str, ...] = ("people", "formats")
+#: Where patched values come from: a task's own counterfactuals, another person's run, or the same person's biography.
+SOURCES: tuple[str, ...] = ("counterfactuals", "people", "formats")
 SCREENS: tuple[str, ...] = ("attribution",)
 #: Each begins when the one before is done.
 STAGES: tuple[str, ...] = ("estimate", "exact")
@@ -55,7 +55,7 @@ _OF_REFERENCE = ("mean", "mean_by_position", "resample")
 #: Settings that some modes and metrics take values from, and what they must be, where there is no default.
 _NEEDED = {
     "pre": (("revert",), "the folder of the checkpoint before fine-tuning"),
-    "source": (("patch", "logit_diff", "source_exact_match"), "people or formats"),
+    "source": (("patch", "logit_diff", "source_exact_match"), ""),
     "reference": (_OF_REFERENCE, ""),
 }
 #: Units named in all interventions of a task, at most; more would not fit into memory.
@@ -135,10 +135,11 @@ class SweepPlan:
         modes: ``zero``, ``mean``, ``mean_by_position``, ``resample``, ``patch``, ``revert``.
         site: where heads (``z``, ``q``, ``k``, ``v``, ``pattern``) or groups (``kv``, ``k``, ``v``) are changed.
         positions: ``all``, ``each`` position of the longest prompt alone (where it is patched: each that has a match),
-            one position counted from 0, or ``subject``, ``relation``, ``answer``, ``last``.
+            one position counted from 0, ``answer``, ``last``, or any span of the tasks, such as ``subject``.
         pre: folder of the checkpoint before fine-tuning, for ``revert``.
-        source: for ``patch`` and the metrics ``logit_diff`` and ``source_exact_match``: ``people`` (another person's
-            run) or ``formats`` (the same person's biography).
+        source: for ``patch`` and the metrics ``logit_diff`` and ``source_exact_match``: ``counterfactuals`` (of the
+            tasks), ``people`` (another person's run) or ``formats`` (the same person's biography). If not given,
+            patching takes the tasks' counterfactuals, and ``logit_diff`` their foils.
         reference: the task for ``mean``, ``mean_by_position`` and ``resample``; the first task if not given.
         metrics: of each answer: ``exact_match``, ``first_token``, ``log_prob``, ``logit_diff``, ``source_exact_match``,
             ``kl``.

@@ -10,12 +10,13 @@ from scipy.stats import false_discovery_control
 
 from circuits.errors import CircuitsError
 from circuits.facts import DatasetSettings, make_dataset
-from circuits.interventions import pair_formats, patch_heads
+from circuits.interventions import pair_formats, pair_people, patch_heads, run_interventions, single
 from circuits.masks import ParameterMask, covered_parameters
 from circuits.metrics import evaluate
 from circuits.models import fingerprint, load_model
 from circuits.sweeps import SweepPlan, run_sweep, sweep_state
 from circuits.sweeps.jobs import largest
+from circuits.tasks import Task
 from circuits.units import Head, layer_of, layout_of
 from tests.fixtures import FAMILIES
 from tests.sweeps.conftest import contents
@@ -52,6 +53,50 @@ def test_patching_from_the_other_format_equals_hooks(places, plan_of, dataset, t
     for row in table.itertuples():
         with patch_heads(model, [Head.parse(row.unit)], source, target=task):
             assert row.log_prob == pytest.approx(evaluate(model, task, len(task))["log_prob"].mean(), abs=1e-4)
+
+
+def test_foils_and_counterfactuals_of_a_file_need_no_source(places, plan_of, dataset, tokenizer, tmp_path):
+    task = dataset.task("qa_ood", tokenizer).sample(6, 0)
+    others = pair_people(task, 0, dataset.task("qa_ood", tokenizer))
+    own, foreign = (
+        [
+            (text.removesuffix(value).rstrip(), f" {value}")
+            for text, value in zip(one.texts, one.answers["value"], strict=True)
+        ]
+        for one in (task, others)
+    )
+    rows = [
+        {"prompt": prompt, "answer": answer, "foil": foil, "counterfactual": other}
+        for (prompt, answer), (other, foil) in zip(own, foreign, strict=True)
+        if len(tokenizer(prompt).input_ids) == len(tokenizer(other).input_ids) and answer != foil
+    ]
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = {
+        "tasks": str(file),
+        "dataset": None,
+        "examples": None,
+        "units": ["L0H2", "L3H0"],
+        "metrics": ["log_prob", "logit_diff"],
+    }
+    table = run_sweep(plan_of(**asked, modes=["zero", "patch"]), tmp_path / "out")
+    model, read = load_model(places.model), Task.from_file(file, tokenizer)
+    plan = [one for mode in ("zero", "patch") for one in single([Head(0, 2), Head(3, 0)], mode)]
+    expected = run_interventions(model, read, plan, metrics=asked["metrics"])
+    for column in ("log_prob_effect", "logit_diff", "logit_diff_effect"):
+        assert table[column].tolist() == pytest.approx(expected[column].tolist(), abs=1e-4)
+    # named, they are the same; and where a task has none, that is said before anything is computed
+    again = run_sweep(plan_of(**asked, modes=["zero", "patch"], source="counterfactuals"), tmp_path / "again")
+    assert again["logit_diff"].tolist() == table["logit_diff"].tolist()
+    for options, sentence in (
+        ({"modes": "patch"}, "patching needs the run to take values from: give source, or a task with counterfactuals"),
+        ({"metrics": "logit_diff"}, "logit_diff needs a foil for each answer: give the task foils, or a source"),
+        ({"metrics": "source_exact_match"}, "source_exact_match needs"),
+        ({"modes": "patch", "source": "counterfactuals"}, "the task qa_ood has no counterfactuals"),
+    ):
+        with pytest.raises(CircuitsError, match=sentence):
+            run_sweep(plan_of(**options), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_means_are_taken_over_the_reference_that_is_named(plan_of, tmp_path):
