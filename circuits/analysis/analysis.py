@@ -220,6 +220,9 @@ def analysed(
     if pre is not None and check_start:
         require_start(model, pre)
     check_place(model, case.executor)
+    for one in chosen:
+        if one.name in (only or ()) and (reason := one.lacking(case)):
+            raise CircuitsError(f"the step {one.name} was asked for, but {reason}")
     facts: dict[str, Any] = {
         "model": {"source": str(checkpoint_of(model).source), **facts_of(model)},
         "pre": None if pre is None else {"source": str(checkpoint_of(pre).source), "model": identity(pre)},

@@ -107,6 +107,8 @@ def run_steps(
         reason = one.lacking(case) or (f"{missing[0]} is not there" if missing else None)
         if reason is not None:
             left_out[one.name] = reason
+            if say is not None:
+                say(f"{one.name} is left out: {reason}")
             continue
         if say is not None:
             say(f"{one.name}: {one.does}")

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import yaml
 from pydantic import (
@@ -91,6 +91,11 @@ def in_one_sentence(settings: type[Made]) -> type[Made]:
             raise CircuitsError(_sentence(refused, list(signature(settings).parameters))) from None
 
     settings.__init__ = make  # type: ignore[method-assign,assignment]
+    # what Jupyter shows: the types, without what checks them
+    plain, types = signature(settings), get_type_hints(settings)
+    settings.__signature__ = plain.replace(  # type: ignore[attr-defined]
+        parameters=[one.replace(annotation=types[one.name]) for one in plain.parameters.values()]
+    )
     return settings
 
 

@@ -77,6 +77,7 @@ def test_planted_units_come_out_of_the_command(planted):
 def test_the_command_says_how_long_it_takes_what_it_finds_and_where(planted):
     found, _, output = planted
     assert re.search("about [0-9]+ (seconds|minutes) on this machine", output)
+    assert "patch is left out: no task has counterfactuals, and no two have groups in common" in output
     assert "the heads that matter most" in output
     assert str(found.report) in output.replace("\n", "")
     page = found.report.read_text()

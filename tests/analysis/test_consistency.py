@@ -15,6 +15,7 @@ from circuits.consistency import (
     representation_consistency,
     signature_means,
 )
+from circuits.errors import CircuitsError
 from circuits.facts import DatasetSettings, make_dataset
 from circuits.statistics import paired
 from circuits.tasks import pair_facts
@@ -180,11 +181,13 @@ def test_what_is_lacking_is_said(tasks, tmp_path):
     bio, qa = tasks["bio"].select(range(8)), tasks["qa_id"].select(range(8))
     apart = replace(qa, answers=qa.answers.assign(group=qa.answers["group"] + 1000))
     blind = [replace(task, spans={}) for task in (bio, apart)]
-    left = analyse(loaded("llama"), blind, out=tmp_path / "a", settings=SETTINGS, only=STEPS).summary["left_out"]
-    assert left == {
-        "consistency": "no two tasks tell three facts of the same groups",
-        "signature": "no task has spans",
-    }
+    model = loaded("llama")
+    for step, reason in zip(
+        STEPS, ("no two tasks tell three facts of the same groups", "no task has spans"), strict=True
+    ):
+        with pytest.raises(CircuitsError, match=f"the step {step} was asked for, but {reason}"):
+            analyse(model, blind, out=tmp_path / "a", settings=SETTINGS, only=[step])
+    assert not (tmp_path / "a").exists()
     # one fact alone has nobody to lend it tokens
     single = replace(qa.select([0]), name="single")
     found = analyse(loaded("llama"), single, out=tmp_path / "b", settings=SETTINGS, only=["signature"])

@@ -11,6 +11,7 @@ from circuits.analysis import AnalysisSettings, analyse
 from circuits.analysis.compared_consistency import consistency_differences, sections_of_both
 from circuits.analysis.localisation import MEASURES, localisation_means, localisation_tests, measured
 from circuits.consistency import representation_consistency
+from circuits.errors import CircuitsError
 from circuits.figures import localisation_figure
 from circuits.masks import covered_parameters
 from circuits.models import load_huggingface, load_model, save_model
@@ -154,10 +155,10 @@ def test_what_random_parameters_do_to_two_models_stands_beside_what_the_shared_o
     assert f"{means['tensor', 'revert'] / 2:.2f}" in set(shown)
 
 
-def test_without_a_start_or_facts_in_common_it_is_left_out(chosen, tmp_path):
-    settings = AnalysisSettings(**SETTINGS)
-    out = analyse(loaded("llama"), chosen, out=tmp_path / "a", settings=settings, only=["localise"])
-    assert out.summary["left_out"] == {"localise": "there is no model before fine-tuning (pre)"}
+def test_without_a_start_it_is_refused(chosen, tmp_path):
+    sentence = r"the step localise was asked for, but there is no model before fine-tuning \(pre\)"
+    with pytest.raises(CircuitsError, match=sentence):
+        analyse(loaded("llama"), chosen, out=tmp_path / "a", settings=AnalysisSettings(**SETTINGS), only=["localise"])
 
 
 def test_the_figure_has_a_dot_for_each_mean(found):
