@@ -54,7 +54,8 @@ def write_comparison_page(
     tables = {name: named_tasks(table) for name, table in tables.items()}
     sections = []
     if "accuracy" in tables:
-        text = f"Means over the same answers; the difference is that of {other} less {one}, with its 95% interval. {ABOUT_Q}"
+        text = f"Means over the same answers; the difference is that of {other} less {one}, with its 95% interval. "
+        text += ABOUT_Q
         sections.append(Section("What both say", [text], shown_differences(tables["accuracy"], ["task"], names)))
     if "masks" in tables:
         text = (
@@ -99,8 +100,9 @@ def write_comparison_page(
             told = int((table[f"{metric}_q"] < 0.05).sum())
             what = "logit difference" if metric.startswith("logit") else "answer's log-probability (nats)"
             text = (
-                f"How each head changes the {what} in {one} and in {other}, and the difference: the {min(12, len(table))} "
-                f"largest of {len(table)}. {told} of these differ from zero (q below 0.05, Benjamini–Hochberg)."
+                f"How each head changes the {what} in {one} and in {other}, and the difference: the "
+                f"{min(12, len(table))} largest of {len(table)}. {told} of these differ from zero (q below 0.05, "
+                "Benjamini–Hochberg)."
             )
             shown = shown_differences(
                 by_mode(table.head(12)), ["task", "unit"], names, ending="_effect", metrics=[metric]

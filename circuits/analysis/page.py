@@ -101,8 +101,8 @@ def _lead(summary: Mapping[str, Any]) -> str:
     row = shared["global"]
     return (
         f"The tasks share {row['size']:,} of {row['total']:,} parameters: {row['share']:.0%} of the top "
-        f"{row['influenced'] / row['total']:.2%} of each. With one task's gradients shuffled within each tensor it would "
-        f"be {row['permuted_share']:.0%}."
+        f"{row['influenced'] / row['total']:.2%} of each. With one task's gradients shuffled within each tensor it "
+        f"would be {row['permuted_share']:.0%}."
     )
 
 
@@ -253,8 +253,8 @@ def _heads(tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figu
 
 def _patched(figures: Mapping[str, go.Figure]) -> Sequence[Section]:
     text = (
-        "Change of the answer's log-probability (nats), or of its logit less the foil's, when one head's output is taken "
-        "from the run on the changed prompt: below zero where the head carries what was changed."
+        "Change of the answer's log-probability (nats), or of its logit less the foil's, when one head's output is "
+        "taken from the run on the changed prompt: below zero where the head carries what was changed."
     )
     return (
         [Section("Which heads carry what was changed", [text], None, figures["patches"], _SEE["sweep"])]
@@ -295,9 +295,10 @@ def consistency_sections(tables: Mapping[str, pandas.DataFrame], figures: Mappin
         last = tests[tests["measure"].isin(["representation", "retrieval"]) & (tests["span"] == "last")]
         last = last[last["layer"] == last["layer"].max()]
         text = (
-            f"Pairs of answers of {label(task)} and {label(other)} that tell the same fact, beside pairs that do not: the cosines of "
-            "the gradients of their losses, of their activations (centred) at the token that predicts the answer, "
-            "linear CKA, and how often a fact's activation is nearest to its own in the other task. The table has "
+            f"Pairs of answers of {label(task)} and {label(other)} that tell the same fact, beside pairs that do not: "
+            "the cosines of the gradients of their losses, of their activations (centred) at the token that predicts "
+            "the answer, linear CKA, and how often a fact's activation is nearest to its own in the other task. The "
+            "table has "
             "activations of the last layer. Intervals and tests are paired, by group; q is corrected for all "
             "comparisons of this step (Benjamini–Hochberg)."
         )
@@ -334,9 +335,9 @@ def localisation_sections(
         return found
     for (task, other), _ in tables["localisation"].groupby(["task", "other"], sort=False):
         text = (
-            f"Facts of {label(task)} and {label(other)} after the shared parameters went back to their values before fine-tuning, "
-            "and with these alone as after it, beside as many random parameters outside them: how alike the "
-            "activations of both tasks are at the token that predicts the answer, how many facts are nearest to "
+            f"Facts of {label(task)} and {label(other)} after the shared parameters went back to their values before "
+            "fine-tuning, and with these alone as after it, beside as many random parameters outside them: how alike "
+            "the activations of both tasks are at the token that predicts the answer, how many facts are nearest to "
             f"themselves in the other task, and how many answers of both are right. If the agreement hangs on the "
             "shared parameters, it falls without them and stays with them alone."
         )

@@ -113,7 +113,7 @@ def test_what_random_masks_cost_each_model_stands_beside(found):
         )
         alike = means.get("shared_thinned", means["shared"]).fillna(means["shared"])
         assert table[f"exact_match_thinned_drop_{side}"].to_dict() == pytest.approx((means["none"] - alike).to_dict())
-    assert "drop of exact match, random" in found.report.read_text()
+    assert "exact match, without random ones" in found.report.read_text()
 
 
 def test_the_same_model_twice_differs_in_nothing(models, chosen, tmp_path):
