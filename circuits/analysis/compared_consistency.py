@@ -145,8 +145,8 @@ def sections_of_both(tables: Frames, figures: "Mapping[str, go.Figure]", names: 
                 f"Facts of {label(task)} and {label(other)} after the shared parameters went back to their values "
                 "before fine-tuning (reverted), and with these alone as after it: how alike the activations of both "
                 "tasks are at the token that predicts the answer, how many facts are retrieved, and how many answers "
-                f"of {label(other)} are right. Below the cosine: the same with as many random parameters outside them in "
-                "their place (fewer where there is too little room)."
+                f"of {label(other)} are right. Below the cosine: the same with as many random parameters outside them "
+                "in their place (fewer where there is too little room)."
             )
             keys, metrics = ["the top", "parameters"], ["cosine", *RECALLED[:2]]
             shown = shown_differences(_in_words(part), keys, names, metrics=metrics, controls=controls)

@@ -298,9 +298,8 @@ def consistency_sections(tables: Mapping[str, pandas.DataFrame], figures: Mappin
             f"Pairs of answers of {label(task)} and {label(other)} that tell the same fact, beside pairs that do not: "
             "the cosines of the gradients of their losses, of their activations (centred) at the token that predicts "
             "the answer, linear CKA, and how often a fact's activation is nearest to its own in the other task. The "
-            "table has "
-            "activations of the last layer. Intervals and tests are paired, by group; q is corrected for all "
-            "comparisons of this step (Benjamini–Hochberg)."
+            "table has activations of the last layer. Intervals and tests are paired, by group; q is corrected for "
+            "all comparisons of this step (Benjamini–Hochberg)."
         )
         figure = figures.get(f"consistency_{task}_{other}")
         found.append(
