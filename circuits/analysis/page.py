@@ -114,8 +114,13 @@ def _two(value: float | None) -> str:
     return "–" if value is None or value != value else f"{value:.2f}"
 
 
-def _signed(value: float | None, written: Callable[[float | None], str]) -> str:
-    return f"{'+' * (value is not None and value >= 0)}{written(value)}"
+def _signed(written: Callable[[float | None], str]) -> Callable[[float | None], str]:
+    """The same with a plus sign where there is no minus."""
+
+    def signed(value: float | None) -> str:
+        return f"{'+' * (value is not None and value >= 0)}{written(value)}"
+
+    return signed
 
 
 def _interval(row: Mapping[str, Any], name: str, written: Callable[[float | None], str]) -> str:
@@ -370,7 +375,7 @@ def _localisation(tests: pandas.DataFrame, task: str, other: str) -> pandas.Data
                 "measure": name.format(task=label(task), other=label(other)),
                 "shared": written(row.shared),
                 "random": written(row.random),
-                "difference": _interval(ends, "difference", lambda value, written=written: _signed(value, written)),
+                "difference": _interval(ends, "difference", _signed(written)),
                 "q": f"{row.q:.2g}",
             }
         )
@@ -397,7 +402,7 @@ def _tests(tests: pandas.DataFrame) -> pandas.DataFrame:
                 "same fact": written(row.value),
                 "against": than.get(row.than, row.than.replace("_", " ")),
                 "there": written(row.control),
-                "difference": _interval(ends, "difference", lambda value, written=written: _signed(value, written)),
+                "difference": _interval(ends, "difference", _signed(written)),
                 "q": f"{row.q:.2g}",
             }
         )
