@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 import pandas
 
 from circuits.analysis.consistency import PARTS
-from circuits.analysis.differences import SIDES, paired_differences, shown_differences
+from circuits.analysis.differences import ABOUT_Q, SIDES, paired_differences, shown_differences
 from circuits.analysis.figures import consistency_figures
-from circuits.analysis.page import SCOPE_WORDS, SEE_ALIKE, SEE_SIGNATURE
+from circuits.analysis.page import SCOPE_WORDS, SEE_ALIKE, SEE_SIGNATURE, named_tasks
 from circuits.consistency import mismatched_kind
 from circuits.figures import Section
 from circuits.figures.consistency import ACT_WORDS
+from circuits.figures.style import label
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -34,6 +35,8 @@ _COMPARED = {
     "localisation": ("localisation_facts", ("task", "other", "scope", "act", "condition"), ("cosine", *RECALLED)),
     "signature": ("signature_answers", ("task", "span"), ("effect", "share")),
 }
+#: Where gradients are compared, for a reader.
+_PLACES = {"all": "all parameters", "random": "random ones", "rest": "all outside"}
 #: Matched less mismatched, fact by fact.
 EXCESS = "matched_less_mismatched"
 
@@ -112,47 +115,56 @@ def sections_of_both(tables: Frames, figures: "Mapping[str, go.Figure]", names: 
         table = tables["gradient_consistency"]
         rows = table[table["by"].isin(["all", "mask"]) & table["kind"].isin(["matched", EXCESS])]
         for (task, other), part in rows.groupby(["task", "other"], sort=False):
+            one, two = label(task), label(other)
             text = (
-                f"Cosines of the gradients of {task} and {other}, fact by fact: of matched pairs, and how far these "
-                f"lie above mismatched ones. The difference is that of {names[1]} less {names[0]}."
+                f"Cosines of the gradients of {one} and {two}, fact by fact: of matched pairs, and how far these "
+                "lie above mismatched ones; over all parameters, over the shared ones, over as many random ones "
+                "outside them (fewer where there is too little room), and over all that lie outside. The difference "
+                f"is that of {names[1]} less {names[0]}. {ABOUT_Q}"
             )
             part = _in_words(part)
             shown = shown_differences(part, ["the top", "where", "kind"], names, metrics=["cosine"], digits=3)
             figure = figures.get(f"consistency_{task}_{other}")
-            found.append(Section(f"Where are {task} and {other} alike?", [text], shown, figure, SEE_ALIKE))
+            found.append(Section(f"Where are {one} and {two} alike?", [text], shown, figure, SEE_ALIKE))
     if "representation_consistency" in tables:
         table = tables["representation_consistency"]
         last = table[(table["span"] == "last") & (table["layer"] == table["layer"].max())]
-        last = _in_words(last[last["kind"].isin(["matched", EXCESS])])
-        text = "Activations of the last layer at the token that predicts the answer, and facts that are retrieved."
-        shown = shown_differences(last, ["task", "other", "kind"], names, metrics=["cosine", "retrieved"])
-        found.append(Section("Are facts in the same place?", [text], shown))
+        last = last[last["kind"].isin(["matched", EXCESS])]
+        for (task, other), part in last.groupby(["task", "other"], sort=False):
+            text = (
+                f"Cosines of the activations of {label(task)} and {label(other)}, of the last layer at the token that "
+                "predicts the answer, and how many facts are nearest to themselves in the other task (retrieved)."
+            )
+            shown = shown_differences(_in_words(part), ["kind"], names, metrics=["cosine", "retrieved"])
+            found.append(Section("Are facts in the same place?", [text], shown))
     if "localisation" in tables:
-        text = (
-            "Facts after the shared parameters went back to their values before fine-tuning, and with these alone as "
-            "after it: activations at the token that predicts the answer, facts that are retrieved, and recalled. "
-            "Random: the same with as many random parameters outside them (with fewer where there was no room)."
-        )
-        table = tables["localisation"].replace({"act": ACT_WORDS})
-        shown = _in_words(table).rename(columns={"act": "parameters"})
-        keys = ["task", "other", "the top", "parameters"]
-        random = {
-            f"cosine, random, {name}": [
-                "–" if value != value else f"{value:.2f}" for value in table[f"cosine_random_{side}"]
-            ]
-            for side, name in zip(SIDES, names, strict=True)
-        }
-        shown = shown_differences(shown, keys, names, metrics=["cosine", *RECALLED[:2]]).assign(**random)
-        found.append(Section("Does the agreement hang on the shared parameters?", [text], shown))
+        table = tables["localisation"].replace({"act": ACT_WORDS}).rename(columns={"act": "parameters"})
+        controls = {"cosine": {"random ones": "cosine_random"}}
+        for (task, other), part in table.groupby(["task", "other"], sort=False):
+            text = (
+                f"Facts of {label(task)} and {label(other)} after the shared parameters went back to their values "
+                "before fine-tuning (reverted), and with these alone as after it: how alike the activations of both "
+                "tasks are at the token that predicts the answer, how many facts are retrieved, and how many answers "
+                f"of {label(other)} are right. Below the cosine: the same with as many random parameters outside them "
+                "in their place (fewer where there is too little room)."
+            )
+            keys, metrics = ["the top", "parameters"], ["cosine", *RECALLED[:2]]
+            shown = shown_differences(_in_words(part), keys, names, metrics=metrics, controls=controls)
+            found.append(Section("Does the agreement hang on the shared parameters?", [text], shown))
     if "signature" in tables:
-        text = "What each span's replacement costs in nats, and its share of what all spans cost."
-        shown = shown_differences(tables["signature"], ["task", "span"], names, metrics=["effect", "share"])
+        text = (
+            "How far an answer's log-probability falls when the tokens of a span are replaced by those of another "
+            "group's prompt, and what share of the falls of all spans that is; context is all other tokens."
+        )
+        shown = shown_differences(
+            named_tasks(tables["signature"]), ["task", "span"], names, metrics=["effect", "share"]
+        )
         found.append(Section("What the answers rest on", [text], shown, figures.get("signature"), SEE_SIGNATURE))
     return found
 
 
 def _in_words(table: pandas.DataFrame) -> pandas.DataFrame:
     """With what a reader calls scopes, places and kinds of pairs."""
-    words = {name: table[name].str.replace("_", " ") for name in ("kind", "unit") if name in table}
-    shown = table.assign(**words).rename(columns={"unit": "where"})
+    words = {name: table[name].str.replace("_", " ").replace(_PLACES) for name in ("kind", "unit") if name in table}
+    shown = named_tasks(table).assign(**words).rename(columns={"unit": "where"})
     return shown.assign(**{"the top": table["scope"].map(SCOPE_WORDS).fillna("–")}) if "scope" in table else shown

@@ -1,7 +1,7 @@
 """Two models' answers side by side: paired differences, and how a person reads them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -16,6 +16,18 @@ _ANSWER = ("task", "example", "group", "start")
 _METRICS = ("exact_match", "log_prob", "logit_diff")
 #: Metrics that are 0 or 1 for each answer.
 _BINARY = ("exact_match", "retrieved")
+#: What ``q`` is, for a reader.
+ABOUT_Q = "q: p-value of a paired test, corrected for the rows of one measure (Benjamini–Hochberg)."
+#: What metrics are called, with their units.
+_WORDS = {
+    "exact_match": "exact match",
+    "log_prob": "log-probability (nats)",
+    "logit_diff": "logit difference",
+    "cosine": "activations: cosine",
+    "retrieved": "facts retrieved",
+    "effect": "fall (nats)",
+    "share": "share of all falls",
+}
 #: In place of an interval that would hold all that is possible.
 UNKNOWN = "too few to tell"
 
@@ -94,13 +106,24 @@ def shown_differences(
     *,
     ending: str = "",
     metrics: Sequence[str] | None = None,
-    label: str = "",
     digits: int = 2,
+    controls: Mapping[str, Mapping[str, str]] | None = None,
 ) -> pandas.DataFrame:
-    """A table of differences as a person reads it."""
-    shown = table[[*keys, "answers"]].copy()
+    """A table of differences as a person reads it: one row for each measure, also of a control.
+
+    Args:
+        table: from `paired_differences`.
+        keys: its columns that make the rows.
+        names: what to call the models.
+        ending: of the metrics' columns.
+        metrics: those that are shown; without them, of answers' metrics those that are there.
+        digits: after the point of what is no share.
+        controls: metric → what a control is called → the columns that hold it, without ``_a`` and ``_b``.
+    """
+    parts = []
     for metric in metrics or [f"{name}{ending}" for name in _METRICS if f"{name}{ending}_difference" in table]:
         share = metric.startswith((*_BINARY, "share"))
+        what = _WORDS.get(metric.removesuffix(ending), metric.removesuffix(ending).replace("_", " "))
 
         def written(value: float, signed: bool = False, share: bool = share) -> str:
             sign = "+" if signed else ""
@@ -112,13 +135,25 @@ def shown_differences(
             known = -most < low or high < most
             return f" ({written(low, True)} to {written(high, True)})" if known else f" ({UNKNOWN})"
 
-        what = label + metric.removesuffix(ending).replace("_", " ")
-        for side, name in zip(SIDES, names, strict=True):
-            shown[f"{what}, {name}"] = [written(value) for value in table[f"{metric}_{side}"]]
         columns = (f"{metric}_difference", f"{metric}_difference_low", f"{metric}_difference_high")
-        shown[f"{what}, difference"] = [
+        compared = [
             written(middle, True) + within(low, high)
             for middle, low, high in zip(*(table[column] for column in columns), strict=True)
         ]
-        shown[f"p of {what}"] = [f"{value:.2g}" for value in table[f"{metric}_q"]]
-    return shown
+        shown = table[[*keys]].assign(measure=what, answers=table["answers"])
+        shown = shown.assign(**_of_both(table, metric, names, written), difference=compared)
+        parts.append(shown.assign(q=[f"{value:.2g}" for value in table[f"{metric}_q"]])[table[columns[0]].notna()])
+        for words, column in (controls or {}).get(metric, {}).items():
+            shown = table[[*keys]].assign(measure=f"{what}, {words}", answers=table["answers"])
+            shown = shown.assign(**_of_both(table, column, names, written), difference="", q="")
+            parts.append(shown[table[[f"{column}_{side}" for side in SIDES]].notna().any(axis=1)])
+    rows = pandas.concat(parts).sort_index(kind="stable").reset_index(drop=True)
+    return rows if rows["measure"].nunique() > 1 else rows.drop(columns="measure")
+
+
+def _of_both(
+    table: pandas.DataFrame, column: str, names: tuple[str, str], written: Callable[[float], str]
+) -> dict[str, list[str]]:
+    return {
+        name: [written(value) for value in table[f"{column}_{side}"]] for side, name in zip(SIDES, names, strict=True)
+    }

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from circuits.analysis.summary import top_table
 from circuits.figures import Number, Section, write_report
 from circuits.figures.consistency import ACT_WORDS
+from circuits.figures.style import label
 
 #: The two ways to take the top parameters, in words.
 SCOPE_WORDS = {"global": "of all parameters", "tensor": "of each tensor"}
@@ -23,13 +24,19 @@ SEE_SIGNATURE = "The longer a part of a bar, the more of the answer is lost when
 _SEE = {
     "sharing": "The wider the gap between the solid line and the dashed control, the more is shared beyond what the "
     "choice of tensors alone explains.",
-    "ablation": "Compare the shared bars with the grey ones of as many random parameters.",
+    "ablation": "Compare the red bars with the grey ones of as many random parameters; where there are light red ones, "
+    "compare these.",
     "sweep": "Red: the answer becomes less likely; blue: more likely.",
     "attention": "The darker a head, the more of its attention goes there.",
     "inside": "Where the shared parameters lie above the random ones, the agreement is theirs.",
     "localisation": "The agreement hangs on the shared parameters if it falls further without them than without as "
     "many random ones.",
 }
+
+
+def named_tasks(table: pandas.DataFrame) -> pandas.DataFrame:
+    """A table with its tasks as figures name them."""
+    return table.assign(**{name: table[name].map(label) for name in ("task", "other") if name in table})
 
 
 def write_page(
@@ -52,7 +59,7 @@ def write_page(
     if summary["left_out"]:
         reasons = [f"{name}: {reason}." for name, reason in summary["left_out"].items()]
         sections.append(Section("What was not done", reasons))
-    tasks = " and ".join(summary["tasks"])
+    tasks = " · ".join(map(label, summary["tasks"]))
     source = Path(summary["model"]["source"]).name
     seconds = sum(summary["seconds"].values())
     write_report(
@@ -78,8 +85,9 @@ def _numbers(summary: Mapping[str, Any], tables: Mapping[str, pandas.DataFrame])
     dropped = [row for row in summary.get("ablation", ()) if row["scope"] == "global"]
     if dropped:
         row = max(dropped, key=lambda row: row["before"] - row["after"])
-        what = f"exact match on {row['task']} without them, from {_percent(row['before'])}"
-        found.append(Number(_percent(row["after"]), what, f"drop without random ones: {_percent(row['random_drop'])}"))
+        what = f"exact match on {label(row['task'])} without them, from {_percent(row['before'])}"
+        control = f"without as many random ones it falls by {_percent(row['random_drop'])}"
+        found.append(Number(_percent(row["after"]), what, control))
     top = top_table(tables, 1)
     if top is not None:
         found.append(Number(str(top["head"][0]), "the head that changes answers most", "of all heads, one at a time"))
@@ -93,8 +101,8 @@ def _lead(summary: Mapping[str, Any]) -> str:
     row = shared["global"]
     return (
         f"The tasks share {row['size']:,} of {row['total']:,} parameters: {row['share']:.0%} of the top "
-        f"{row['influenced'] / row['total']:.2%} of each, where tasks permuted within each tensor share "
-        f"{row['permuted_share']:.0%}."
+        f"{row['influenced'] / row['total']:.2%} of each. With one task's gradients shuffled within each tensor it "
+        f"would be {row['permuted_share']:.0%}."
     )
 
 
@@ -106,23 +114,40 @@ def _two(value: float | None) -> str:
     return "–" if value is None or value != value else f"{value:.2f}"
 
 
+def _signed(written: Callable[[float | None], str]) -> Callable[[float | None], str]:
+    """The same with a plus sign where there is no minus."""
+
+    def signed(value: float | None) -> str:
+        return f"{'+' * (value is not None and value >= 0)}{written(value)}"
+
+    return signed
+
+
 def _interval(row: Mapping[str, Any], name: str, written: Callable[[float | None], str]) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     return written(row[name]) + ("" if low is None or low != low else f" ({written(low)} to {written(high)})")
 
 
 def _tasks(summary: Mapping[str, Any]) -> Sequence[Section]:
+    scored = summary.get("tasks_scored", ())
+    foils = any(row.get("logit_diff") is not None for row in scored)
     rows = [
         {
-            "task": row["task"],
+            "task": label(row["task"]),
             "answers": row["answers"],
             "exact match": _interval(row, "exact_match", _percent),
-            "log-probability": _interval(row, "log_prob", _two),
-            "logit difference": _interval(row, "logit_diff", _two) if row.get("logit_diff") is not None else "",
+            "log-probability (nats)": _interval(row, "log_prob", _two),
+            **(
+                {"logit difference": "" if row.get("logit_diff") is None else _interval(row, "logit_diff", _two)}
+                if foils
+                else {}
+            ),
         }
-        for row in summary.get("tasks_scored", ())
+        for row in scored
     ]
-    text = "Means over answers and their 95 % intervals. The logit difference is that of the answer and its foil."
+    text = "Means over answers and their 95% intervals."
+    if foils:
+        text += " The logit difference is that of the answer and its foil."
     return [Section("What the model says", [text], pandas.DataFrame(rows))] if rows else []
 
 
@@ -172,7 +197,7 @@ def _without(summary: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> Se
     rows = [
         {
             "the top": SCOPE_WORDS[row["scope"]],
-            "task": row["task"],
+            "task": label(row["task"]),
             "parameters": f"{row['parameters']:,}",
             "before": _percent(row["before"]),
             "without them": _percent(row["after"]),
@@ -190,8 +215,8 @@ def _without(summary: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> Se
     what = "go back to what they were before fine-tuning" if summary["pre"] else "become zero"
     text = (
         f"Exact match when the shared parameters {what}, beside as many random ones outside them; where a tensor has "
-        "too little room for these, both are thinned. The mean log-probability of the answers (nats) also tells where "
-        "few answers are right to begin with."
+        "too little room for these, both are thinned, and compared as such. The answers' mean log-probability (nats) "
+        "tells more where few answers are right to begin with."
     )
     return [
         Section(
@@ -203,11 +228,11 @@ def _without(summary: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> Se
 def _grafts(summary: Mapping[str, Any]) -> Sequence[Section]:
     rows = [
         {
-            "task": row["task"],
+            "task": label(row["task"]),
             "parameters": f"{row['size']:,}",
             "of all": _percent(row["fraction"]),
-            "taken by": row["score"].replace("_", " "),
-            **{f"exact match on {task}": _percent(value) for task, value in row["on"].items()},
+            "taken by": row["score"].replace("_x_", " × ").replace("_", " "),
+            **{f"exact match on {label(task)}": _percent(value) for task, value in row["on"].items()},
         }
         for row in summary.get("grafts", ())
     ]
@@ -224,14 +249,18 @@ def _heads(tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figu
         return []
     text = (
         "The heads whose ablation or patching changes most, relative to the largest change of each column: change of "
-        "the logit difference where tasks have foils, else of the log-probability, with its 95 % interval (of each "
-        "head alone, not corrected for their number; the tables have corrected p-values)."
+        "the logit difference where tasks have foils, else of the log-probability (nats), with its 95% interval (of "
+        "each head alone, not corrected for their number; the tables have corrected p-values)."
     )
-    return [Section("Which heads", [text], top, figures.get("sweep"), _SEE["sweep"])]
+    shown = top.rename(columns=lambda name: ": ".join(map(label, name.split(": "))) if ": " in name else name)
+    return [Section("Which heads", [text], shown, figures.get("sweep"), _SEE["sweep"])]
 
 
 def _patched(figures: Mapping[str, go.Figure]) -> Sequence[Section]:
-    text = "Each head's output taken from the changed run: what moves the answer is below zero."
+    text = (
+        "Change of the answer's log-probability (nats), or of its logit less the foil's, when one head's output is "
+        "taken from the run on the changed prompt: below zero where the head carries what was changed."
+    )
     return (
         [Section("Which heads carry what was changed", [text], None, figures["patches"], _SEE["sweep"])]
         if "patches" in figures
@@ -271,23 +300,28 @@ def consistency_sections(tables: Mapping[str, pandas.DataFrame], figures: Mappin
         last = tests[tests["measure"].isin(["representation", "retrieval"]) & (tests["span"] == "last")]
         last = last[last["layer"] == last["layer"].max()]
         text = (
-            f"Pairs of answers of {task} and {other} that tell the same fact, beside pairs that do not: the cosines of "
-            "the gradients of their losses, of their activations (centred) at the token that predicts the answer, "
-            "linear CKA, and how often a fact's activation is nearest to its own in the other task. The table has "
-            "activations of the last layer. Intervals and tests are paired, by group; q is corrected for all "
-            "comparisons of this step (Benjamini–Hochberg)."
+            f"Pairs of answers of {label(task)} and {label(other)} that tell the same fact, beside pairs that do not: "
+            "the cosines of the gradients of their losses, of their activations (centred) at the token that predicts "
+            "the answer, linear CKA, and how often a fact's activation is nearest to its own in the other task. The "
+            "table has activations of the last layer. Intervals and tests are paired, by group; q is corrected for "
+            "all comparisons of this step (Benjamini–Hochberg)."
         )
         figure = figures.get(f"consistency_{task}_{other}")
         found.append(
             Section(
-                f"Are {task} and {other} alike inside?", [text], _tests(pandas.concat([whole, last])), figure, SEE_ALIKE
+                f"Are {label(task)} and {label(other)} alike inside?",
+                [text],
+                _tests(pandas.concat([whole, last])),
+                figure,
+                SEE_ALIKE,
             )
         )
         inside = tests[tests["measure"] == "inside"]
         if len(inside):
             text = (
-                "Cosines of the gradients of matched pairs over the shared parameters alone, and over as many random "
-                "ones outside them in each tensor; where a tensor has too little room for these, both are thinned."
+                "Cosines of the gradients of matched pairs over the shared parameters alone, beside those over as many "
+                "random ones outside them in each tensor (where a tensor has too little room for these, both are "
+                "thinned), and over all that lie outside."
             )
             figure = figures.get(f"inside_{task}_{other}")
             found.append(
@@ -305,9 +339,9 @@ def localisation_sections(
         return found
     for (task, other), _ in tables["localisation"].groupby(["task", "other"], sort=False):
         text = (
-            f"Facts of {task} and {other} after the shared parameters went back to their values before fine-tuning, "
-            "and with these alone as after it, beside as many random parameters outside them: how alike the "
-            "activations of both tasks are at the token that predicts the answer, how many facts are nearest to "
+            f"Facts of {label(task)} and {label(other)} after the shared parameters went back to their values before "
+            "fine-tuning, and with these alone as after it, beside as many random parameters outside them: how alike "
+            "the activations of both tasks are at the token that predicts the answer, how many facts are nearest to "
             f"themselves in the other task, and how many answers of both are right. If the agreement hangs on the "
             "shared parameters, it falls without them and stays with them alone."
         )
@@ -321,8 +355,8 @@ def localisation_sections(
 
 
 _MEASURED = {
-    "cosine": ("activations", _two),
-    "retrieved": ("retrieved", _percent),
+    "cosine": ("activations: cosine", _two),
+    "retrieved": ("facts retrieved", _percent),
     "exact_match": ("{other}: right", _percent),
     "task_exact_match": ("{task}: right", _percent),
 }
@@ -338,10 +372,10 @@ def _localisation(tests: pandas.DataFrame, task: str, other: str) -> pandas.Data
             {
                 "top of": SCOPE_WORDS[row.scope],
                 "parameters": ACT_WORDS[row.act],
-                "measure": name.format(task=task, other=other),
+                "measure": name.format(task=label(task), other=label(other)),
                 "shared": written(row.shared),
                 "random": written(row.random),
-                "difference": _interval(ends, "difference", written),
+                "difference": _interval(ends, "difference", _signed(written)),
                 "q": f"{row.q:.2g}",
             }
         )
@@ -349,25 +383,30 @@ def _localisation(tests: pandas.DataFrame, task: str, other: str) -> pandas.Data
 
 
 def _tests(tests: pandas.DataFrame) -> pandas.DataFrame:
-    measures = {"representation": "activations", "gradient": "gradients", "inside": "inside", "retrieval": "retrieved"}
-    return pandas.DataFrame(
-        {
-            "measure": tests["measure"].map(measures),
-            "where": [SCOPE_WORDS.get(row.scope, row.unit.replace(".resid_post", "")) for row in tests.itertuples()],
-            "facts": tests["facts"],
-            "value": tests["value"].map(_two),
-            "less": [f"{row.than.replace('_', ' ')} {_two(row.control)}" for row in tests.itertuples()],
-            "difference": [
-                _interval(
-                    {"difference_low": row.low, "difference_high": row.high, "difference": row.difference},
-                    "difference",
-                    _two,
-                )
-                for row in tests.itertuples()
-            ],
-            "q": tests["q"].map("{:.2g}".format),
-        }
-    )
+    measures = {
+        "representation": "activations: cosine",
+        "gradient": "gradients: cosine",
+        "inside": "gradients: cosine",
+        "retrieval": "facts retrieved",
+    }
+    than = {"rest": "all outside", "random": "random ones"}
+    shown = []
+    for row in tests.itertuples():
+        written = _percent if row.measure == "retrieval" else _two
+        ends = {"difference_low": row.low, "difference_high": row.high, "difference": row.difference}
+        shown.append(
+            {
+                "measure": measures[str(row.measure)],
+                "where": SCOPE_WORDS.get(row.scope, row.unit.replace(".resid_post", "")),
+                "facts": row.facts,
+                "same fact": written(row.value),
+                "against": than.get(row.than, row.than.replace("_", " ")),
+                "there": written(row.control),
+                "difference": _interval(ends, "difference", _signed(written)),
+                "q": f"{row.q:.2g}",
+            }
+        )
+    return pandas.DataFrame(shown)
 
 
 def _signature(tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figure]) -> Sequence[Section]:
@@ -384,7 +423,8 @@ def _signature(tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.
         text = (
             "Integrated gradients from a prompt of mean embeddings to the prompt itself: what each span adds to an "
             "answer's log-probability. They are no experiment, as replacing tokens is: where the two disagree, "
-            "trust the replacement. Delta is what they miss of adding up, mean over answers."
+            "trust the replacement. Missed is how far they are from adding up to the whole change, mean over "
+            "answers."
         )
         rows = _of_spans(tables["integrated_signature"], "adds, nats")
         found.append(Section("What integrated gradients say the answers rest on", [text], rows))
@@ -393,11 +433,15 @@ def _signature(tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.
 
 def _of_spans(table: pandas.DataFrame, effect: str) -> pandas.DataFrame:
     shown = {
-        "task": table["task"],
+        "task": table["task"].map(label),
         "span": table["span"],
         effect: [_interval(row, "effect", _two) for row in table.to_dict("records")],
         "share": [_interval(row, "share", _percent) for row in table.to_dict("records")],
         "answers": table["answers"],
     }
-    last = {"left out": table["left_out"]} if "delta" not in table else {"delta": table["delta"].map("{:.2g}".format)}
+    last = (
+        {"left out": table["left_out"]}
+        if "delta" not in table
+        else {"missed, nats": table["delta"].map("{:.2g}".format)}
+    )
     return pandas.DataFrame(shown | last)

@@ -204,13 +204,16 @@ def localisation_figure(table: DataFrame) -> go.Figure:
     tasks = {side: label(table[side].iloc[0]) for side in ("task", "other")}
     wanted = [title.format(**tasks) for title in _MEASURED.values()]
     titles = [f"{title}<br>{SCOPE_TITLES.get(scope, scope)}" for scope in scopes for title in wanted]
+    # between rows there is room for the numbers of one and the titles of the next
+    top, bottom, between, panel = 120, 50, 90, 190
+    inside = max(1, len(scopes)) * (panel + between) - between
     figure = make_subplots(
         rows=max(1, len(scopes)),
         cols=len(_MEASURED),
         shared_yaxes=True,
         subplot_titles=titles,
         horizontal_spacing=0.03,
-        vertical_spacing=0.2 / max(1, len(scopes)),
+        vertical_spacing=between / inside,
     )
     for place, model in enumerate(models):
         colour = COLOURS.get(model, _SPANS[place % len(_SPANS)])
@@ -240,9 +243,9 @@ def localisation_figure(table: DataFrame) -> go.Figure:
     figure.update_layout(
         template="plotly_white",
         width=PAGE,
-        height=120 + 250 * max(1, len(scopes)),
-        margin={"t": 100, "b": 50},
-        legend={"orientation": "h", "y": 1.06, "yanchor": "bottom"},
+        height=top + inside + bottom,
+        margin={"t": top, "b": bottom, "r": 40},
+        legend={"orientation": "h", "y": 1 + 50 / inside, "yanchor": "bottom"},
         scattermode="group",
     )
     figure.update_annotations(font_size=13)
@@ -251,7 +254,7 @@ def localisation_figure(table: DataFrame) -> go.Figure:
     figure.update_yaxes(categoryorder="array", categoryarray=shown[::-1])
     for column, measure in enumerate(_MEASURED, start=1):
         share = measure != "cosine"
-        figure.update_xaxes(range=[-0.05, 1.05], tickformat=".0%" if share else ".1f", col=column)
+        figure.update_xaxes(range=[-0.05, 1.05], dtick=0.5, tickformat=".0%" if share else ".1f", col=column)
     return figure
 
 

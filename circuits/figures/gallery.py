@@ -70,7 +70,7 @@ def write_gallery(
     }
     lead = (
         f"{layers * heads} heads. Attention is the mean over examples of what falls into a behaviour's cells; excess "
-        f"is that minus what uniform attention would give. The patterns are those of {patterns.title}."
+        f"is attention less what uniform attention would give. The patterns are those of {patterns.title}."
     )
     write_page(
         path,

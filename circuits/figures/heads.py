@@ -1,5 +1,7 @@
 """A figure of a number for every head: a map of layers × heads."""
 
+from textwrap import wrap
+
 import plotly.graph_objects as go
 from pandas import DataFrame
 from plotly.subplots import make_subplots
@@ -67,7 +69,7 @@ def heads_figure(
                 xgap=1,
                 ygap=1,
                 showscale=place == len(panels) - 1,
-                colorbar={"title": title or label(value).replace("_", " "), "thickness": 14},
+                colorbar={"title": _broken(title or label(value).replace("_", " ")), "thickness": 14},
                 text=[[number(one, digits) for one in row] for row in grid.to_numpy(dtype=float)],
                 texttemplate="%{text}" if readable else None,
                 customdata=[[f"L{layer}H{head}" for head in grid.columns] for layer in grid.index],
@@ -87,3 +89,8 @@ def heads_figure(
         margin={"l": left, "r": right, "t": top, "b": bottom},
     )
     return figure
+
+
+def _broken(title: str) -> str:
+    """In lines that the margin beside the maps has room for."""
+    return "<br>".join(line for part in title.split("<br>") for line in wrap(part, 16))

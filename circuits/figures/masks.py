@@ -35,7 +35,7 @@ def ablation_figure(table: DataFrame) -> go.Figure:
         cols=len(models),
         shared_yaxes=True,
         horizontal_spacing=0.03,
-        subplot_titles=[label(model) for model in models],
+        subplot_titles=[label(model) for model in models] if len(models) > 1 else None,
     )
     conditions = [name for name in ("none", "shared", "shared_thinned", "random") if name in set(table["condition"])]
     named: set[str] = set()
@@ -62,7 +62,7 @@ def ablation_figure(table: DataFrame) -> go.Figure:
                 text=[f"{value:.0%}" for value in by_task["mean"]],
                 textposition="auto",
                 insidetextanchor="start",
-                textangle=0 if room > 25 else -90,
+                textangle=0 if room > 37 else -90,
                 marker_color=COLOURS[condition],
                 row=1,
                 col=column,

@@ -8,7 +8,7 @@ from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
 from circuits.errors import CircuitsError
-from circuits.figures.style import LABELS, need, number
+from circuits.figures.style import label, need, number
 from circuits.statistics import mean_interval
 
 #: What rankings are called in figures.
@@ -23,6 +23,21 @@ RANKING_LABELS = {
     "ablation": "ablation one at a time",
     "random": "random",
 }
+
+
+def ranking_label(metric: str) -> str:
+    """What a ranking is called in figures and tables; that by a task's trace has the task's name.
+
+    Example:
+        >>> ranking_label("shared_size"), ranking_label("qa_id_trace"), ranking_label("ioi_trace")
+        ('Shared Size', 'QA-ID trace', 'ioi trace')
+    """
+    if metric in RANKING_LABELS:
+        return RANKING_LABELS[metric]
+    task = metric.removesuffix("_trace")
+    return f"{label(task)} trace" if task != metric else metric.replace("_", " ")
+
+
 _COLOURS = {
     "shared_size": "#d62728",
     "shared_size_per_tensor": "#e377c2",
@@ -72,7 +87,7 @@ def ranking_curves_figure(curves: DataFrame, facet: str = "task", units: str = "
         cols=len(panels),
         shared_yaxes=True,
         horizontal_spacing=0.03,
-        subplot_titles=[LABELS.get(str(panel), str(panel)) for panel in panels],
+        subplot_titles=[label(str(panel)) for panel in panels],
     )
     for column, panel in enumerate(panels, start=1):
         rows = curves[curves[facet] == panel]
@@ -138,7 +153,7 @@ def _draw_curve(figure: go.Figure, rows: DataFrame, metric: str, column: int) ->
         y=[mean for _, mean, _, _ in points],
         hovertemplate="n = %{x:,d}: %{y:.1%}",
         mode="lines+markers",
-        name=RANKING_LABELS.get(metric, metric),
+        name=ranking_label(metric),
         legendgroup=metric,
         showlegend=column == 1,
         line={
@@ -167,7 +182,7 @@ def agreement_figure(agreement: DataFrame, title: str = "") -> go.Figure:
     """
     if agreement.empty or list(agreement.index) != list(agreement.columns):
         raise CircuitsError("agreement is a table with the same rankings as rows and columns: make it with agreement")
-    labels = [RANKING_LABELS.get(name, name) for name in agreement.columns]
+    labels = [ranking_label(name) for name in agreement.columns]
     values = agreement.to_numpy(dtype=float)
     figure = go.Figure(
         go.Heatmap(

@@ -106,21 +106,38 @@ def write_report(
 
 
 def _table(table: DataFrame, title: str) -> dict[str, Any]:
-    """Cells as text, by row; numbers stand to the right, sentences to the left."""
+    """Cells as text, by row; columns of numbers stand to the right, those of words to the left."""
     columns = [str(name) for name in table.columns]
     rows = [[_cell(cell) for cell in row] for row in table.itertuples(index=False, name=None)]
+    words = [not all(map(_NUMBER.match, column)) for column in zip(*rows, strict=True)] or [True] * len(columns)
     return {
         "title": title,
-        "columns": columns,
-        "rows": [list(zip(columns, row, strict=True)) for row in rows],
-        "wordy": any(len(cell) > 40 for row in rows for cell in row),
+        "columns": list(zip(columns, words, strict=True)),
+        "rows": [
+            [
+                (name, cell, "words short" if wordy and len(cell) <= _SHORT else "words" * wordy)
+                for name, cell, wordy in zip(columns, row, words, strict=True)
+            ]
+            for row in rows
+        ],
+        "claims": "verdict" in columns,
     }
 
 
+#: How a cell of numbers begins; one without a number is empty or a dash.
+_NUMBER = re.compile(r"[+−<]?\.?\d|–?$")
+#: Letters of a cell that is not broken into lines.
+_SHORT = 20
+
+
 def _cell(cell: Any) -> str:
+    """With true minus signs, none before zero, and an interval that is not broken in two."""
     if isna(cell):
         return ""
-    return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+    text = f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+    text = re.sub(r"(?<![\w.,-])-(?=\.?\d)", "−", text)
+    text = re.sub(r"−(0(?:\.0+)?%?)(?![\d.,])", r"\1", text)
+    return re.sub(r"\([^()]{1,14} to [^()]{1,14}\)", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 
 
 def _drawn(figure: go.Figure, name: str) -> str:

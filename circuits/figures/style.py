@@ -64,8 +64,18 @@ def printed_pixels(width: str) -> int:
 
 
 def label(name: str) -> str:
-    """The name of what is compared, for a reader; as it is if it has no other."""
-    return LABELS.get(name, name)
+    """The name of what is compared, for a reader; as it is if it has no other.
+
+    Example:
+        >>> label("qa_ood"), label("qa_ood from bio"), label("ioi, zero")
+        ('QA-OOD', 'QA-OOD from BIO', 'ioi, zero')
+    """
+    if name in LABELS:
+        return LABELS[name]
+    for between in (", ", " from "):
+        if between in name:
+            return between.join(LABELS.get(part, part) for part in name.split(between))
+    return name
 
 
 def number(value: float, digits: int) -> str:

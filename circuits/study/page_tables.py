@@ -91,11 +91,18 @@ def recall_table(accuracy: pandas.DataFrame) -> pandas.DataFrame:
 
 def controls_table(shared: pandas.DataFrame) -> pandas.DataFrame:
     """Size and centralisation of the shared parameters, with the permuted control."""
-    columns = ["scope", "model", "size", "influenced", "total", "share", "jaccard", "lift", "permuted_lift", "gini"]
-    columns += ["random_gini", "permuted_gini", "top_tenth"]
-    table = shared[columns].assign(model=shared["model"].map(LABELS), scope=shared["scope"].map(SCOPE_LABELS))
-    table = table.rename(columns=lambda name: name.replace("_", " "))
-    return table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
+    forms = {
+        "size": ("shared", "{:,.0f}"),
+        "share": ("of the top", "{:.1%}"),
+        "lift": ("lift", "{:.1f}"),
+        "permuted_lift": ("permuted lift", "{:.1f}"),
+        "gini": ("Gini", "{:.2f}"),
+        "random_gini": ("random Gini", "{:.2f}"),
+        "permuted_gini": ("permuted Gini", "{:.2f}"),
+        "top_tenth": ("top tenth", "{:.1%}"),
+    }
+    named = {"scope": shared["scope"].map(SCOPE_LABELS), "model": shared["model"].map(LABELS)}
+    return pandas.DataFrame(named | {words: shared[name].map(form.format) for name, (words, form) in forms.items()})
 
 
 def heads_in_words(heads: pandas.DataFrame) -> str:
@@ -211,7 +218,7 @@ def mechanism_rows(
             arms = [one if measure is None else one.get(measure, {}) for one in parts]
             row[column] = written([one.get(arm, {}).get(name) for one in arms], form)
         rows.append(row)
-    return pandas.DataFrame(rows).set_index("model").T.rename_axis("").reset_index()
+    return pandas.DataFrame(rows).set_index("model").T.rename_axis("measure").reset_index()
 
 
 ABOUT_RATES = (

@@ -94,7 +94,7 @@ def seeds_tables(
 def over_seeds_in_words(seeds: Sequence[int]) -> str:
     """What numbers over seeds are."""
     return (
-        f"Means over the seeds {', '.join(map(str, seeds))}, with the 95 % interval of the mean (Student's t; of "
+        f"Means over the seeds {', '.join(map(str, seeds))}, with the 95% interval of the mean (Student's t; of "
         "a share within 0 and 1)."
     )
 

@@ -301,7 +301,7 @@ def write_study_report(
             [
                 "Only the top n heads of a ranking have their trained weights, the other heads those before training. "
                 f"{everything_else(settings)} Area: under exact match on QA-ID against n, from 0 to 1; larger is "
-                "better. n: the smallest number that reaches 95 % of the whole model. The figure is of the mixed "
+                "better. n: the smallest number that reaches 95% of the whole model. The figure is of the mixed "
                 "model; those of the two-stage model and of neurons lie in the folder figures.",
             ],
             rankings_table(tables["ranking_summary"], "sufficient", "n95"),

@@ -71,7 +71,7 @@ def test_activations_and_signatures_are_compared_too(found):
 
 def test_the_page_and_the_figures_show_both(found):
     page = found.report.read_text()
-    for title in ("Where are bio and qa_id alike?", "Are facts in the same place?", "What the answers rest on"):
+    for title in ("Where are BIO and QA-ID alike?", "Are facts in the same place?", "What the answers rest on"):
         assert f"<h2>{title}</h2>" in page
     assert {"consistency_bio_qa_id", "inside_bio_qa_id", "signature"} <= set(found.figures)
     assert {"gradient_consistency", "representation_consistency", "signature"} <= set(found.summary)

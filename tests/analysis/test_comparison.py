@@ -113,7 +113,7 @@ def test_what_random_masks_cost_each_model_stands_beside(found):
         )
         alike = means.get("shared_thinned", means["shared"]).fillna(means["shared"])
         assert table[f"exact_match_thinned_drop_{side}"].to_dict() == pytest.approx((means["none"] - alike).to_dict())
-    assert "drop of exact match, random" in found.report.read_text()
+    assert "exact match, without random ones" in found.report.read_text()
 
 
 def test_the_same_model_twice_differs_in_nothing(models, chosen, tmp_path):
@@ -174,12 +174,13 @@ def test_the_command_compares_two_checkpoints(models, tmp_path):
 
 def test_the_page_names_models_and_rankings_as_a_person_does(found):
     page = found.report.read_text()
-    assert "<th>ranking</th>" in page
-    assert "shared size per tensor" in page
+    assert '<th class="words">ranking</th>' in page
+    assert "Shared Size, per tensor" in page
     for raw in ("auc_a<", "n50_b<", "size_a<", "score_a<", ">global<"):
         assert raw not in page
     row = found.tables["areas"].query("kind == 'head' and condition == 'sufficient' and metric == 'shared_size'")
-    assert f"<td>sufficient</td>\n      <td>shared size</td>\n      <td>{row['auc_a'].mean():.2f}</td>" in page
+    cells = "".join(f'<td class="words short">{name}</td>\n      ' for name in ("sufficient", "Shared Size"))
+    assert f"{cells}<td>{row['auc_a'].mean():.2f}</td>" in page
 
 
 def test_an_interval_that_holds_everything_possible_is_not_shown():
@@ -187,8 +188,28 @@ def test_an_interval_that_holds_everything_possible_is_not_shown():
     table = table.assign(exact_match_effect_b=0.85, exact_match_effect_difference=0.85, exact_match_effect_q=1.0)
     table["exact_match_effect_difference_low"] = [-10.0, 0.5]
     table["exact_match_effect_difference_high"] = [11.7, 1.2]
-    shown = shown_differences(table, ["task"], ("one", "two"), ending="_effect")["exact match, difference"].tolist()
+    shown = shown_differences(table, ["task"], ("one", "two"), ending="_effect")["difference"].tolist()
     assert shown == ["+85.0% (too few to tell)", "+85.0% (+50.0% to +120.0%)"]
+
+
+def test_measures_and_their_controls_are_rows():
+    table = pandas.DataFrame({"task": ["a", "b"], "answers": 2})
+    for name, value in {"exact_match": 0.5, "log_prob": -1.0}.items():
+        for ending in ("a", "b", "difference", "difference_low", "difference_high", "q"):
+            table[f"{name}_{ending}"] = value
+    table["log_prob_difference"] = [float("nan"), -1.0]  # a task without this metric
+    table["random_a"], table["random_b"] = 0.25, [0.75, float("nan")]
+    controls = {"exact_match": {"random ones": "random"}}
+    shown = shown_differences(table, ["task"], ("one", "two"), controls=controls)
+    assert list(shown) == ["task", "measure", "answers", "one", "two", "difference", "q"]
+    assert shown[["task", "measure", "one", "two"]].to_numpy().tolist() == [
+        ["a", "exact match", "50.0%", "50.0%"],
+        ["a", "exact match, random ones", "25.0%", "75.0%"],
+        ["b", "exact match", "50.0%", "50.0%"],
+        ["b", "exact match, random ones", "25.0%", "–"],
+        ["b", "log-probability (nats)", "-1.00", "-1.00"],
+    ]
+    assert "measure" not in shown_differences(table, ["task"], ("one", "two"), metrics=["log_prob"])
 
 
 @pytest.mark.parametrize("command", ["analyse", "compare"])

@@ -173,7 +173,7 @@ def test_what_is_found_is_summed_up_drawn_and_shown(found):
     )
     assert {"consistency_bio_qa_id", "inside_bio_qa_id", "signature"} <= set(found.figures)
     page = found.report.read_text()
-    for title in ("Are bio and qa_id alike inside?", "Is it the shared parameters", "What the answers rest on"):
+    for title in ("Are BIO and QA-ID alike inside?", "Is it the shared parameters", "What the answers rest on"):
         assert title in page
 
 

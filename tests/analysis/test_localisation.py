@@ -151,8 +151,10 @@ def test_what_random_parameters_do_to_two_models_stands_beside_what_the_shared_o
     for side, share in (("a", 1), ("b", 0.5)):
         assert acted[f"cosine_random_{side}"].to_dict() == pytest.approx((share * means).to_dict())
     (section,) = sections_of_both({"localisation": table}, {}, ("mixed", "two-stage"))
-    shown = section.table.set_index(["the top", "parameters"])["cosine, random, two-stage"]
-    assert f"{means['tensor', 'revert'] / 2:.2f}" in set(shown)
+    shown = section.table[section.table["measure"] == "activations: cosine, random ones"]
+    shown = shown.set_index(["the top", "parameters"])["two-stage"]
+    assert shown["of each tensor", "reverted"] == f"{means['tensor', 'revert'] / 2:.2f}"
+    assert len(shown) == len(means)
 
 
 def test_without_a_start_it_is_refused(chosen, tmp_path):

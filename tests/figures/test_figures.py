@@ -322,6 +322,36 @@ def test_the_report_opens_offline_and_escapes_text(tmp_path):
     assert page.count("<div class='figure'") == 1
 
 
+def test_numbers_stand_to_the_right_with_true_minus_signs_and_whole_intervals(tmp_path):
+    table = pandas.DataFrame(
+        {
+            "task": ["QA-OOD", "2026-11-27"],
+            "difference": ["-0.30 (-0.50 to -0.10)", "-0.00"],
+            "q": ["5e-05", "–"],
+            "written": ["three of -1 and four more words", ""],
+        }
+    )
+    write_report(tmp_path / "report.html", "title", "lead", sections=[Section("One", (), table)])
+    page = (tmp_path / "report.html").read_text().split("<tbody>")[1]
+    cells = [line.strip() for line in page.splitlines() if "<td" in line]
+    assert cells == [
+        '<td class="words short">QA-OOD</td>',
+        "<td>−0.30 (−0.50\xa0to\xa0−0.10)</td>",
+        "<td>5e-05</td>",
+        '<td class="words">three of −1 and four more words</td>',
+        '<td class="words short">2026-11-27</td>',
+        "<td>0.00</td>",
+        "<td>–</td>",
+        '<td class="words short"></td>',
+    ]
+
+
+def test_a_long_title_of_colours_is_broken_into_lines():
+    table = pandas.DataFrame({"layer": [0], "index": [0], "size": [1.0], "model": ["x"]})
+    figure = heads_figure(table, "size", title="two-stage, small second rate less<br>mixed")
+    assert figure.data[0].colorbar.title.text == "two-stage, small<br>second rate less<br>mixed"
+
+
 def test_any_table_of_heads_is_drawn_without_a_facet():
     heads = [{"unit": f"L{layer}H{head}", "layer": layer, "index": head} for layer in range(2) for head in range(2)]
     table = pandas.DataFrame(heads).assign(size=[1.0, 2.0, 3.0, 4.0])
