@@ -6,7 +6,7 @@
 2. Two checkpoints give a row of three maps for each prompt: the one, the other, and the first minus the second, whose
    colours are centred at zero.
 3. Rectangles mark behaviours. Found from spans, a rectangle is solid if the head attends there more than uniform
-   attention would, and dotted if it does not.
+   attention would, and dashed if it does not.
 4. Of a long prompt a window or a span with its surroundings can be shown; a strip above the map, the attention of the
    last token to the whole prompt, says where that is.
 5. Below each map, the head's own reading: its output at the last token through the final norm and the unembedding, as
@@ -51,7 +51,7 @@ class Rectangle:
         queries: first and last query position.
         keys: first and last key position.
         label: what it marks; shown in the legend.
-        shown: whether the head does it (solid) or not (dotted).
+        shown: whether the head does it (solid) or not (dashed).
     """
 
     panel: int
@@ -261,7 +261,7 @@ def _draw_rectangle(
         edges |= {f"{letter}0": inside[0] - 0.5, f"{letter}1": inside[-1] + 0.5}
     solid = rectangle.shown and not thin
     line = {"color": colours.get(rectangle.label, _BY_HAND), "width": 2.5 if solid else 1.5}
-    line["dash"] = "solid" if rectangle.shown or thin else "dot"
+    line["dash"] = "solid" if rectangle.shown or thin else "dash"
     sheet.figure.add_shape(type="rect", line=line, xref=axes[0], yref=axes[1], **edges)
 
 
@@ -306,11 +306,12 @@ def _explanation(
     if others:
         lines.append(f"last to …: attention of the last token to {', '.join(others)}")
     if any(not rectangle.shown for rectangle in rectangles):
-        lines.append("dotted: no more than uniform attention, which is the same for all earlier tokens, would give")
+        lines.append("dashed: no more than uniform attention, which is the same for all earlier tokens, would give")
     if any(len(places) < len(one.tokens) for places, one in zip(kept, prompts, strict=True)):
         lines.append("attention adds up to 1 over the whole prompt, not over the part that is shown")
     if prompts:
-        lines.append("bars: the head's output at the last token through final norm and unembedding; orange: the answer")
+        bars = "bars: the head's output at the last token through final norm and unembedding"
+        lines.append(bars + "; orange: the answer" * any(one.answer[2] <= len(one.top_tokens) for one in prompts))
         lines.append("direct: what the head adds to a logit, the final norm dividing by the whole stream's length")
     else:
         lines.append("attention between spans, mean over examples; hovering shows 95 % intervals and uniform attention")

@@ -45,7 +45,7 @@ def test_two_checkpoints_are_drawn_beside_each_other_with_their_difference():
     # each of the two is judged by its own score
     worse = replace(other, scores={**other.scores, "subject_linking": (0.1, 0.3)})
     dashes = [shape.line.dash for shape in framed(attention_figure([one], against=[worse])) if shape.y0 == 1.5]
-    assert dashes == ["solid", "dot", "solid"]
+    assert dashes == ["solid", "dash", "solid"]
     with pytest.raises(CircuitsError, match="these are others, or other tokens"):
         attention_figure([one], against=[asked(7)])
 
