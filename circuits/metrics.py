@@ -34,6 +34,7 @@ class AnswerTokens:
             it.
         foil_places: which of the answer tokens stands at that place.
         alike: the text of an answer that its foil nowhere differs from as far as both go; None if there is none.
+        own_foils: whether the foils are the task's own, and not a source's answers.
         source_tokens: the source's answers token by token, if each has as many tokens as the answer it is paired with.
         clean: log-probabilities without intervention, that `kl` compares with.
     """
@@ -47,6 +48,7 @@ class AnswerTokens:
     alike: str | None = None
     source_tokens: Int[Tensor, " answer_token"] | None = None
     clean: Float[Tensor, "answer_token d_vocab"] | None = None
+    own_foils: bool = False
 
     @classmethod
     def of(cls, task: Task, source: Task | None = None, device: torch.device | str = "cpu") -> "AnswerTokens":
@@ -72,6 +74,7 @@ class AnswerTokens:
             places,
             alike,
             source_tokens,
+            own_foils=task.foils is not None,
         )
 
     def check_foils(self) -> None:
@@ -82,9 +85,12 @@ class AnswerTokens:
                 "answers"
             )
         if self.alike is not None:
+            mend = "give a source with another answer"
+            if self.own_foils:
+                mend = "give it another foil, and look whether the tokenizer knows both words"
             raise CircuitsError(
                 f"logit_diff cannot tell the answer {self.alike!r} from its foil, which has the same tokens as far as "
-                "both go: give a source with another answer"
+                f"both go: {mend}"
             )
 
     def check_source(self) -> None:
@@ -288,7 +294,7 @@ def evaluate(model: nn.Module, task: Task, batch_size: int = 256) -> pandas.Data
         the task has foils ``logit_diff``.
 
     Raises:
-        CircuitsError: a foil has the tokens of its answer.
+        CircuitsError: a foil has the tokens of its answer, or the task was made with another tokenizer.
 
     Example:
         >>> from circuits.facts import DatasetSettings, make_dataset, word_tokenizer

@@ -71,13 +71,29 @@ class _Unit:
         return f"L{self.layer}{self.LETTER}{self.index}"
 
     @classmethod
+    def of(cls: type[Unit], unit: Any, shape: ModelShape) -> Unit:
+        """A unit of the model, given as itself or by its name.
+
+        Raises:
+            CircuitsError: it is neither, or the model has no such unit.
+
+        Example:
+            >>> Head.of("L1H0", ModelShape(2, 2, 2, 8)), Head.of(Head(1, 0), ModelShape(2, 2, 2, 8))
+            (Head(layer=1, index=0), Head(layer=1, index=0))
+        """
+        if not isinstance(unit, cls):
+            return cls.parse(unit, shape)
+        unit.check(shape)
+        return unit
+
+    @classmethod
     def parse(cls: type[Unit], text: str, shape: ModelShape | None = None) -> Unit:
         """Read a unit's name; with ``shape``, also check that the model has it.
 
         Raises:
             CircuitsError: the text is not such a name, or the model has no such unit.
         """
-        match = re.fullmatch(rf"L(\d+){cls.LETTER}(\d+)", text.strip(), re.IGNORECASE)
+        match = re.fullmatch(rf"L(\d+){cls.LETTER}(\d+)", str(text).strip(), re.IGNORECASE)
         if match is None:
             raise CircuitsError(f"{text!r} is not a {cls.NOUN}: write layer and {cls.NOUN} as in {cls(21, 17)}")
         unit = cls(int(match[1]), int(match[2]))

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from circuits.errors import CircuitsError
 from circuits.metrics import evaluate
 from circuits.tasks import Task
 from tests.fixtures import lively
@@ -67,3 +68,10 @@ def test_several_answers_in_one_example_are_scored_apart(tmp_path, tokenizer):
     expected = by_hand(huggingface, task.select([0, 4]))
     scores = evaluate(huggingface, task.select([0, 4]))
     assert scores["log_prob"].tolist() == pytest.approx([value for _, _, value in expected], abs=1e-3)
+
+
+def test_a_foil_that_the_tokenizer_cannot_tell_from_the_answer_is_refused(untouched, tokenizer):
+    task = Task.from_prompts(["Priscilla Oakley was born in"], [" Alice"], tokenizer, foils=[" Bob"])
+    message = "cannot tell the answer 'Alice' from its foil, .*: give it another foil, and look whether the tokenizer"
+    with pytest.raises(CircuitsError, match=message):
+        evaluate(untouched, task)

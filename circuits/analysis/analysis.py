@@ -236,6 +236,7 @@ def analysed(
                 f"{', '.join(case.named('trace'))}: give one of each"
             )
         facts["traces"] = {name: _made(case, name, trace) for name, trace in traces.items()}
+    _check_tasks(case)
     claim(case.folder / "analysis.json", facts, "an analysis", free=("model.source", "pre.source"))
     missing = [one for one in chosen if not done(case.folder, one) and one.lacking(case) is None]
     if say is not None and missing:
@@ -279,6 +280,17 @@ def _check_names(case: Case) -> None:
         for name in names:
             if name not in case.tasks:
                 raise CircuitsError(f"the step {step} is to be done on {name!r}: choose from {', '.join(case.tasks)}")
+
+
+def _check_tasks(case: Case) -> None:
+    """Refuse a folder that holds an analysis of tasks of other names."""
+    file = case.folder / "analysis.json"
+    found = list(read_json(file).get("tasks", case.tasks)) if file.is_file() else list(case.tasks)
+    if set(found) != set(case.tasks):
+        raise CircuitsError(
+            f"{case.folder} holds an analysis of {' and '.join(found)}, not of {' and '.join(case.tasks)}: "
+            "give the same tasks, or choose another folder"
+        )
 
 
 def _by_name(tasks: Task | Sequence[Task]) -> dict[str, Task]:

@@ -64,7 +64,8 @@ def check(
         if not bad:
             raise
         _list(bad)
-        raise CircuitsError(f"none of the {counted(len(bad), 'line')} of {file} can be used") from None
+        none = "the one line" if len(bad) == 1 else f"none of the {counted(len(bad), 'line')}"
+        raise CircuitsError(f"{none} of {file} {'cannot' if len(bad) == 1 else 'can'} be used") from None
     _list(bad)
     if bad and not drop_bad:
         raise CircuitsError(

@@ -21,7 +21,8 @@ from circuits.consistency.passes import sides_by_layer
 from circuits.consistency.products import Block, products, products_inside
 from circuits.errors import CircuitsError
 from circuits.masks import ParameterMask
-from circuits.models import LeanModel, Model, checkpoint_of, facts_of, lean_model, load_model, refuse_hooks
+from circuits.masks.mask import check_mask
+from circuits.models import LeanModel, Model, check_task, checkpoint_of, facts_of, lean_model, load_model, refuse_hooks
 from circuits.storage import provenance
 from circuits.tasks import Task
 from circuits.units import Head, KVGroup, Neuron
@@ -107,6 +108,8 @@ def gradient_consistency(
         ['matched', 'same_attribute', 'same_group', 'unrelated']
     """
     refuse_hooks(model)
+    for asked in (task, other):
+        check_task(model, asked)
     kinds, task, other = pair_kinds(task, other), task.right_padded(), other.right_padded()
     masks = by_name(mask)
     if projection is not None and (masks or projection < 1):
@@ -142,7 +145,7 @@ def by_name(mask: ParameterMask | Mapping[str, ParameterMask] | None) -> dict[st
     """Masks by what is added to the names of their parts."""
     if mask is None:
         return {}
-    return {"": mask} if isinstance(mask, ParameterMask) else {f" {name}": one for name, one in mask.items()}
+    return {f" {name}": one for name, one in mask.items()} if isinstance(mask, Mapping) else {"": mask}
 
 
 def wanted_parts(by: Sequence[str], masks: Mapping[str, ParameterMask]) -> list[str]:
@@ -161,7 +164,7 @@ def wanted_parts(by: Sequence[str], masks: Mapping[str, ParameterMask]) -> list[
 
 
 def _check_mask(mask: ParameterMask, model: Model) -> None:
-    mask.check(model)
+    check_mask(mask, model)
     compared = {row.name for row in checkpoint_of(model).rows if row.component in ("attention", "mlp")}
     for name, packed in mask.packed.items():
         if packed.count and name not in compared:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from circuits.consistency.pairs import KINDS
 from circuits.errors import CircuitsError
-from circuits.models import Model, capture, shape_of
+from circuits.models import Model, capture, check_task, shape_of
 from circuits.statistics import intervals
 from circuits.tasks import Task, facts_in_common
 from circuits.units import Component, Head, KVGroup, ModelShape
@@ -226,6 +226,7 @@ def _read(
     n_layers: int,
 ) -> dict[tuple[str, int, str], Float[Tensor, "pair unit width"]]:
     """Activations at each pair's place; those of whole activations have one unit."""
+    check_task(model, task)
     wanted = [(layer, site) for site in sites for layer in range(n_layers)]
     parts: dict[tuple[str, int, str], list[Tensor]] = {}
     order = examples.to_numpy()

@@ -93,11 +93,11 @@ def _colours(readings: Sequence[HeadReading]) -> dict[str, str]:
 
 
 def attention_figure(
-    readings: Sequence[HeadReading | HeadAverage],
+    readings: HeadReading | HeadAverage | Sequence[HeadReading | HeadAverage],
     rectangles: Sequence[Rectangle] | None = None,
     subtitle: str = "",
     *,
-    against: Sequence[HeadReading | HeadAverage] | None = None,
+    against: HeadReading | HeadAverage | Sequence[HeadReading | HeadAverage] | None = None,
     models: tuple[str, str] = ("model", "other"),
     weighted: bool = False,
     window: tuple[int, int] | None = None,
@@ -107,8 +107,8 @@ def attention_figure(
     """Draw what one head attends to.
 
     Args:
-        readings: of the same head, one for each prompt, from `circuits.read_head`; or one for each task, from
-            `circuits.rankings.average_head`.
+        readings: one or several of the same head: for each prompt one, from `circuits.read_head`; or for each task one,
+            from `circuits.rankings.average_head`.
         rectangles: by hand; found from the prompts' spans if not given.
         subtitle: a line under the title, such as the model's name.
         against: the same of another checkpoint, in the same order.
@@ -125,6 +125,8 @@ def attention_figure(
     Source:
         arXiv 2505.16178, Fig. 5; Kobayashi et al. 2020 (arXiv 2004.10102) for the value-weighted pattern.
     """
+    readings = [readings] if isinstance(readings, HeadReading | HeadAverage) else readings
+    against = [against] if isinstance(against, HeadReading | HeadAverage) else against
     _check(readings, against, weighted, window, span)
     if against is not None and width == "column":
         raise CircuitsError("a column has no room for the maps of two checkpoints: draw them for a page")

@@ -90,7 +90,7 @@ def _inside(sites: Sequence[tuple[Site, AnyUnit]], heads_of_group: int) -> tuple
 def screen_interventions(
     model: Model,
     task: Task,
-    interventions: Sequence[Intervention],
+    interventions: Intervention | Sequence[Intervention],
     *,
     source: Task | None = None,
     reference: Task | None = None,
@@ -132,6 +132,7 @@ def screen_interventions(
         >>> screen_interventions(model, task, [Intervention((Head(2, 1),))]).columns.tolist()
         ['unit', 'layer', 'index', 'mode', 'site', 'positions', 'task', 'answers', 'estimate']
     """
+    interventions = [interventions] if isinstance(interventions, Intervention) else interventions
     for one in interventions:
         if one.mode == "revert" or one.site == "pattern":
             raise CircuitsError(f"attribution cannot estimate {one}: run it exactly")

@@ -32,7 +32,7 @@ _MEASURED, _TESTED = ("", "_effect", "_effect_low", "_effect_high"), ("_effect_p
 def run_interventions(
     model: Model,
     task: Task,
-    interventions: Sequence[Intervention],
+    interventions: Intervention | Sequence[Intervention],
     *,
     source: Task | None = None,
     reference: Task | None = None,

@@ -32,6 +32,7 @@ from circuits.metrics import NAMED_METRICS, AnswerTokens, Metric, kl, metric_of
 from circuits.models import (
     Model,
     Site,
+    check_task,
     checkpoint_of,
     lean_model,
     refuse_hooks,
@@ -108,7 +109,7 @@ class Engine:
     Args:
         model: loaded with `circuits.load_model`.
         task: the prompts.
-        interventions: what to run.
+        interventions: what to run, one or several.
         source: the run to patch from, paired with the task; its counterfactuals if not given.
         reference: the set that means and resampled values come from; the task itself if not given.
         pre: the model before fine-tuning, to revert to.
@@ -126,7 +127,7 @@ class Engine:
         self,
         model: Model,
         task: Task,
-        interventions: Sequence[Intervention],
+        interventions: Intervention | Sequence[Intervention],
         *,
         source: Task | None = None,
         reference: Task | None = None,
@@ -136,11 +137,11 @@ class Engine:
         tokens: int | None = None,
         check_start: bool = True,
     ) -> None:
-        if not interventions:
+        self.interventions = [interventions] if isinstance(interventions, Intervention) else list(interventions)
+        if not self.interventions:
             raise CircuitsError("there is nothing to run: no interventions were given")
         if tokens is not None and tokens < 1:
             raise CircuitsError(f"{tokens} tokens cannot be computed at once: give one or more")
-        self.interventions = list(interventions)
         several = [metrics] if isinstance(metrics, str) or callable(metrics) else metrics
         named = [metric_of(metric) for metric in several]
         self.metrics = dict(named)
@@ -152,13 +153,16 @@ class Engine:
         for each in (model, pre):
             if each is not None:
                 refuse_hooks(each)
+        for one in (task, source, reference):
+            if one is not None:
+                check_task(model, one)
         dtype = arithmetic(model)
         self.lean = lean_model(model, dtype)
         self.tokens = token_budget(self.lean) if tokens is None else tokens
         self.grouped = self.lean.n_groups != self.lean.n_heads
         self.task = task.right_padded()
         self.length = self.task.tokens.shape[1]
-        modes = {intervention.mode for intervention in interventions}
+        modes = {intervention.mode for intervention in self.interventions}
         if source is None and "patch" in modes:
             source = self.task.counterfactuals
         self.source = None if source is None else source.right_padded()

@@ -18,7 +18,7 @@ from torch import Tensor
 from circuits.errors import CircuitsError
 from circuits.masks.acting import new_value, replaced
 from circuits.masks.at_positions import ablate_at
-from circuits.masks.mask import ParameterMask
+from circuits.masks.mask import ParameterMask, check_mask
 from circuits.metrics import evaluate
 from circuits.models import Model, editing
 from circuits.progress import track
@@ -29,7 +29,7 @@ from circuits.tasks import Task
 def ablate_mask(
     model: Model,
     mask: ParameterMask,
-    tasks: Sequence[Task],
+    tasks: Task | Sequence[Task],
     *,
     pre: Model | None = None,
     mode: str = "revert",
@@ -44,7 +44,7 @@ def ablate_mask(
     Args:
         model: θ_ft.
         mask: made for ``model``.
-        tasks: what to evaluate.
+        tasks: what to evaluate, one or several.
         pre: θ_pre, needed to revert.
         mode: ``revert``, ``zero`` or ``mean``.
         draws: random masks.
@@ -68,10 +68,10 @@ def ablate_mask(
     Source:
         arXiv 2505.16178, Fig. 2b.
     """
-    mask.check(model)
+    check_mask(mask, model)
     value = new_value(model, mode, pre, check_start=check_start)
     # a span that is not there is refused before anything runs
-    tasks = [task.right_padded() for task in tasks]
+    tasks = [task.right_padded() for task in ([tasks] if isinstance(tasks, Task) else tasks)]
     where = [task.span(span) for task in tasks]
 
     def without(chosen: ParameterMask | None, task: Task, positions: Tensor) -> AbstractContextManager[None]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.masks.mask import ParameterMask
+from circuits.masks.mask import ParameterMask, check_mask
 from circuits.models import (
     Model,
     checkpoint_of,
@@ -105,7 +105,7 @@ def revert(model: Model, mask: ParameterMask, pre: Model, *, check_start: bool =
     Source:
         arXiv 2505.16178, Fig. 2b.
     """
-    mask.check(model)
+    check_mask(mask, model)
     return replaced(model, mask, new_value(model, "revert", pre, check_start=check_start))
 
 
@@ -115,7 +115,7 @@ def zero(model: Model, mask: ParameterMask) -> AbstractContextManager[None]:
     Raises:
         CircuitsError: the mask was made for another model.
     """
-    mask.check(model)
+    check_mask(mask, model)
     return replaced(model, mask, new_value(model, "zero", None))
 
 
@@ -125,7 +125,7 @@ def mean(model: Model, mask: ParameterMask) -> AbstractContextManager[None]:
     Raises:
         CircuitsError: the mask was made for another model.
     """
-    mask.check(model)
+    check_mask(mask, model)
     return replaced(model, mask, new_value(model, "mean", None))
 
 
@@ -146,7 +146,7 @@ def graft(
     Source:
         arXiv 2505.16178, Fig. 3; Panigrahi et al. 2023 (arXiv 2302.06600).
     """
-    mask.check(fine_tuned)
+    check_mask(mask, fine_tuned)
     others = same_parameters(fine_tuned, pre, values_of=fine_tuned)
     if check_start:
         require_start(fine_tuned, pre)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from circuits.errors import CircuitsError
 from circuits.masks.acting import NewValue, new_value
-from circuits.masks.mask import ParameterMask
+from circuits.masks.mask import ParameterMask, check_mask
 from circuits.models import Model, parameters_of, positional_weights, require_start, same_parameters
 from circuits.tasks import Task
 
@@ -68,7 +68,7 @@ def graft_at(
         >>> with graft_at(pre, heads, fine_tuned, task=task, positions=task.span("subject")):
         ...     scores = evaluate(pre, task)
     """
-    mask.check(fine_tuned)
+    check_mask(mask, fine_tuned)
     new = same_parameters(fine_tuned, pre, values_of=fine_tuned)
     if check_start:
         require_start(fine_tuned, pre)
@@ -118,7 +118,7 @@ def ablate_at(
         >>> with ablate_at(model, unit_mask(model, [Head(2, 1)]), task, positions=task.span("subject")):
         ...     scores = evaluate(model, task)
     """
-    mask.check(model)
+    check_mask(mask, model)
     return _at(model, mask, task, positions, new_value(model, mode, pre, check_start=check_start))
 
 

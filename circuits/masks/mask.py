@@ -284,6 +284,19 @@ class ParameterMask:
         return cls(PackedTensors(packed), metadata["model"], metadata["provenance"])
 
 
+def check_mask(mask: Any, model: Model | None = None) -> None:
+    """Raise a `CircuitsError` unless this is a mask and, if one is given, was made for the model."""
+    if not isinstance(mask, ParameterMask):
+        if isinstance(mask, str | Path):
+            raise CircuitsError(f"{str(mask)!r} is no mask: load it with ParameterMask.load({str(mask)!r})")
+        raise CircuitsError(
+            f"a mask is needed, and this is a {type(mask).__name__}: load one with ParameterMask.load, or make one, as "
+            "with shared_parameters or unit_mask"
+        )
+    if model is not None:
+        mask.check(model)
+
+
 def _generator(seed: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int(digest(str(seed)), 16) >> 1)
 

@@ -73,7 +73,7 @@ def influenced_parameters(
         raise CircuitsError("a threshold takes the place of fraction and scope: give one or the other")
     fraction = 0.01 if fraction is None else fraction
     if threshold is None and not 0 < fraction < 1:
-        raise CircuitsError(f"the fraction is {fraction}: it must lie between 0 and 1")
+        raise CircuitsError(f"the fraction is {fraction}: it must lie between 0 and 1, and 0.01 is one percent")
     if threshold is not None and not 0 <= threshold < math.inf:
         raise CircuitsError(f"the threshold is {threshold}: it must be zero or more, and finite")
     if "model" not in trace.provenance:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.masks.mask import ParameterMask
+from circuits.masks.mask import ParameterMask, check_mask
 from circuits.units import Head, KVGroup, Neuron, Unit, layer_of, layout_of
 
 
@@ -109,6 +109,7 @@ def owned_counts(
     mask: ParameterMask, kind: type[Head] | type[KVGroup] | type[Neuron]
 ) -> dict[int, tuple[Float[Tensor, " unit"], Float[Tensor, " unit"]]]:
     """Layer → entries of each unit in the mask, and entries it owns."""
+    check_mask(mask)
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for name in mask.masks:
         layer, layout = layer_of(name), layout_of(name)

@@ -31,7 +31,7 @@ from circuits.models.fingerprints import (
     same_parameters,
 )
 from circuits.models.folder import checksums
-from circuits.models.forward import answer_logits, capture, logits_at, refuse_hooks
+from circuits.models.forward import answer_logits, capture, check_task, logits_at, refuse_hooks
 from circuits.models.hookable import hook_name, hook_points, hooked, user_hooks
 from circuits.models.huggingface import load_config, load_huggingface, load_tokenizer, same_tokenizer
 from circuits.models.layer import LeanLayer, Linear, Norm, Taps, Use
@@ -74,6 +74,7 @@ __all__ = [
     "Visits",
     "answer_logits",
     "capture",
+    "check_task",
     "checkpoint_of",
     "checksums",
     "describe",

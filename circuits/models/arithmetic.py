@@ -43,6 +43,23 @@ Angles = tuple[Tensor, Tensor] | None
 _NOWHERE: Visits = {}
 
 
+def check_tokens(tokens: Tensor, d_vocab: int) -> None:
+    """Refuse tokens that a model does not embed.
+
+    Example:
+        >>> check_tokens(torch.tensor([[5, 300]]), 256)
+        Traceback (most recent call last):
+        circuits.errors.CircuitsError: there is a token 300, but the model embeds tokens 0 to 255: make the task with \
+the model's own tokenizer
+    """
+    for token in (int(end) for end in tokens.aminmax()) if tokens.numel() else ():
+        if not 0 <= token < d_vocab:
+            raise CircuitsError(
+                f"there is a token {token}, but the model embeds tokens 0 to {d_vocab - 1}: make the task with the "
+                "model's own tokenizer"
+            )
+
+
 class LeanModel:
     """A model's arithmetic.
 
@@ -100,8 +117,10 @@ class LeanModel:
             taps: uses of checkpoint tensors that are wanted. If there are any, the graph starts here.
 
         Raises:
-            CircuitsError: the model's positions are learned, and the prompts are longer.
+            CircuitsError: there is no such token, or the model's positions are learned, and the prompts are longer.
         """
+        if tokens.device.type == "cpu":  # a GPU would have to be waited for; `needed` has seen what is there already
+            check_tokens(tokens, self.d_vocab)
         tokens = tokens.to(self.device)
         stream = self._looked_up("embed.W_E", self.embedding, tokens, taps)
         factor, offset = self._embedding_factor, self._rows["embed.W_E"].offset
@@ -298,6 +317,7 @@ class LeanModel:
 
     def needed(self, tokens: Int[Tensor, "batch pos"], length: int) -> Int[Tensor, "batch shorter"]:
         """The tokens that activations of the first ones depend on: these, or all if angles depend on the length."""
+        check_tokens(tokens, self.d_vocab)
         by_length = any(rotary is not None and rotary.by_length for rotary in self.layout.rotary)
         return tokens if by_length else tokens[:, :length]
 

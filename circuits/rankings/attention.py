@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.models import Model, capture, checkpoint_of, shape_of
+from circuits.models import Model, capture, check_task, checkpoint_of, shape_of
 from circuits.tasks import RESERVED, Task
 from circuits.units import ModelShape
 
@@ -146,6 +146,7 @@ def attention_scores(
     sites = [(layer, "pattern") for layer in range(shape.n_layers)]
     columns: dict[str, Tensor] = {}
     for kind, task in tasks.items():
+        check_task(model, task)
         sums = {behaviour: torch.zeros(shape.n_layers, shape.n_heads) for behaviour in behaviours}
         uniform_sums, counts = dict.fromkeys(behaviours, 0.0), dict.fromkeys(behaviours, 0)
         for batch in task.batches(batch_size):

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.models import Model, capture, shape_of
+from circuits.models import Model, capture, check_task, shape_of
 from circuits.rankings.attention import prompt_length, prompt_spans, uniform
 from circuits.tasks import Task
 from circuits.units import Head
@@ -72,8 +72,8 @@ def average_head(model: Model, head: Head | str, task: Task, *, title: str = "",
     Raises:
         CircuitsError: the model has no such head, or the task no spans.
     """
-    head = Head.parse(head) if isinstance(head, str) else head
-    head.check(shape_of(model))
+    check_task(model, task)
+    head = Head.of(head, shape_of(model))
     if not task.spans:
         raise CircuitsError(f"{task.name} has no spans: an average over prompts needs some to align them by")
     names = _in_order(task)

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.models import Model, capture, shape_of
+from circuits.models import Model, capture, check_task, shape_of
 from circuits.rankings.attention import Behaviour, prompt_length, prompt_spans, uniform
 from circuits.rankings.reading import token_texts
 from circuits.statistics import intervals
@@ -116,6 +116,7 @@ def behaviour_scores(
     Source:
         docs/method.md, section 7; Olsson et al. 2022 (arXiv 2209.11895).
     """
+    check_task(model, task)
     pairs = span_pairs(task) if behaviours is None else tuple(behaviours)
     names = [*TOKEN_BEHAVIOURS, *(pair.name for pair in pairs)]
     shape = shape_of(model)
@@ -219,6 +220,7 @@ def head_patterns(model: Model, task: Task, *, example: int = 0) -> HeadPatterns
     """
     if model.tokenizer is None:
         raise CircuitsError("the names of tokens need a tokenizer: load the model from a folder that has one")
+    check_task(model, task)
     length = prompt_length(task, example)
     one = task.select([example])
     sites = [(layer, "pattern") for layer in range(shape_of(model).n_layers)]

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.models import LeanModel, Model, capture, lean_model, shape_of, user_hooks
+from circuits.models import LeanModel, Model, capture, check_task, lean_model, shape_of, user_hooks
 from circuits.rankings.attention import prompt_length
 from circuits.rankings.reading import head_output, token_texts
 from circuits.statistics import intervals
@@ -61,6 +61,7 @@ def logit_lens(model: Model, task: Task, *, example: int = 0) -> pandas.DataFram
     """
     if model.tokenizer is None:
         raise CircuitsError("the names of tokens need a tokenizer: load the model from a folder that has one")
+    check_task(model, task)
     _refuse(model, r"blocks\.\d+\..+", "the logit lens reads the stream past it")
     length = prompt_length(task, example)
     tokens, layers = task.select([example]).tokens[:, : length + 1], shape_of(model).n_layers
@@ -125,6 +126,7 @@ def direct_logits(model: Model, task: Task, *, neurons: bool = False) -> pandas.
         r"blocks\.\d+\.(attn\.hook_(q|k|v|z|pattern)|mlp\.hook_(pre|post))",
         "what parts add would no longer add up to the logit",
     )
+    check_task(model, task)
     lean, layers = lean_model(model), shape_of(model).n_layers
     sites = [(layer, name) for layer in range(layers) for name in ("z", "post", "attn_out", "mlp_out")]
     sites += [(0, "resid_pre"), (layers - 1, "resid_post")]

@@ -24,6 +24,7 @@ from torch import Tensor
 from circuits.errors import CircuitsError
 from circuits.interventions import run_interventions, single
 from circuits.masks import ParameterMask
+from circuits.masks.mask import check_mask
 from circuits.models import (
     Model,
     checkpoint_of,
@@ -101,7 +102,7 @@ def _size(evidence: Evidence, kind: Kind, name: str, metric: str) -> Float[Tenso
     mask = getattr(evidence, name)
     if mask is None:
         raise _missing(metric, f"a mask of parameters as {name}")
-    mask.check(evidence.fine_tuned)
+    check_mask(mask, evidence.fine_tuned)
     return unit_sums(evidence.fine_tuned, kind, mask.masks.get)
 
 

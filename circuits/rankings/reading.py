@@ -17,7 +17,7 @@ from torch import Tensor
 
 from circuits.errors import CircuitsError
 from circuits.html import html_table
-from circuits.models import LeanModel, Model, capture, lean_model, shape_of, user_hooks
+from circuits.models import LeanModel, Model, capture, check_task, lean_model, shape_of, user_hooks
 from circuits.rankings.attention import Behaviour, behaviours_of, pattern_score, prompt_length, prompt_spans, uniform
 from circuits.tasks import Task
 from circuits.units import Head
@@ -83,9 +83,9 @@ def read_head(
     Source:
         arXiv 2505.16178, Fig. 5; docs/method.md, section 7.
     """
-    head = Head.parse(head) if isinstance(head, str) else head
-    head.check(shape_of(model))
+    head = Head.of(head, shape_of(model))
     refuse_later(model, head)
+    check_task(model, task)
     length = prompt_length(task, example)
     # its own prompt alone, without what pads it
     title, task, example = title or task.name, task.select([example]), 0

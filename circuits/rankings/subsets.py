@@ -26,6 +26,7 @@ from circuits.models import (
     Model,
     Row,
     Visits,
+    check_task,
     editing,
     lean_model,
     parameters_of,
@@ -250,6 +251,8 @@ def score_subsets(
         CircuitsError: functions are hooked into the model.
     """
     refuse_hooks(model)
+    for task in tasks:
+        check_task(model, task)
     lean = lean_model(model)
     distinct, which = subsets.flatten(1).unique(dim=0, return_inverse=True)
     distinct = distinct.view(-1, *subsets.shape[1:])

@@ -18,7 +18,7 @@ import torch
 
 from circuits.errors import CircuitsError
 from circuits.storage import digest
-from circuits.tasks.examples import Example, Place, TokenisedExample, as_chat, tokenise
+from circuits.tasks.examples import Example, Place, TokenisedExample, as_chat, check_fast, tokenise
 from circuits.tasks.prompts import Prompt, character_spans
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def tokenise_prompts(
     Raises:
         CircuitsError: a prompt cannot be used and there is no list, or none can be used.
     """
+    check_fast(tokenizer)
     tokenised = []
     for prompt in prompts:
         try:

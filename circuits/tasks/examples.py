@@ -58,6 +58,16 @@ class TokenisedExample:
     answers: list[Place]
 
 
+def check_fast(tokenizer: Any) -> None:
+    """Refuse what is no tokenizer, or not a fast one."""
+    if not hasattr(tokenizer, "is_fast"):
+        own = hasattr(tokenizer, "tokenizer")
+        mend = "give model.tokenizer, and not the model" if own else "give the model's, as in model.tokenizer"
+        raise CircuitsError(f"a task needs a tokenizer, and this is a {type(tokenizer).__name__}: {mend}")
+    if not tokenizer.is_fast:
+        raise CircuitsError(f"{type(tokenizer).__name__} is no fast tokenizer: spans need its offset mapping")
+
+
 def as_chat(example: Example, tokenizer: "PreTrainedTokenizerBase") -> Example:
     """An example in the tokenizer's chat template: what stands before its answer is what the user says.
 
@@ -99,8 +109,7 @@ def tokenise(
         CircuitsError: the tokenizer is not a fast one, or glues an answer to its neighbour; answers overlap; nothing
             stands before an answer.
     """
-    if not tokenizer.is_fast:
-        raise CircuitsError(f"{type(tokenizer).__name__} is no fast tokenizer: spans need its offset mapping")
+    check_fast(tokenizer)
     texts = [example.text for example in examples]
     encoding = tokenizer(texts, return_offsets_mapping=True, add_special_tokens=special_tokens)
     return [

@@ -18,6 +18,7 @@ from circuits.errors import CircuitsError
 from circuits.executors import Executor, Serial, choose_executor
 from circuits.models import (
     Model,
+    check_task,
     checkpoint_of,
     facts_of,
     fingerprint,
@@ -92,6 +93,7 @@ def trace_gradients(
     """
     settings = TraceSettings(statistic, loss, batch_size, per, tuple(components))
     checkpoint_of(model)
+    check_task(model, task)
     facts = facts_of(model)
     identity = {name: facts[name] for name in ("model", "dtype")}
     chosen = choose_executor(executor)
@@ -219,6 +221,7 @@ def _trace(
         if begun >= len(task) and number < len(visits) - 1:
             continue
         model = visit()
+        check_task(model, task)
         rows, hooked = checkpoint_of(model).rows, bool(user_hooks(model))
         rest = range(max(begun, 0), len(task))
         batches = [rest[first : first + settings.batch_size] for first in range(0, len(rest), settings.batch_size)]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.errors import CircuitsError
-from circuits.models import LeanModel, Model, Row, checkpoint_of, lean_model, logits_at, refuse_hooks
+from circuits.models import LeanModel, Model, Row, check_task, checkpoint_of, lean_model, logits_at, refuse_hooks
 from circuits.tasks import Task
 from circuits.units import COMPONENTS
 
@@ -70,6 +70,7 @@ def loss_gradients(model: Model, task: Task, loss: str = "answer") -> dict[str, 
         (4, 128, 32)
     """
     refuse_hooks(model)
+    check_task(model, task)
     checkpoint = checkpoint_of(model)
     lean_model(model)  # refuses a model whose parameters were replaced
     tensors = {name: tensor.detach().requires_grad_() for name, tensor in checkpoint.tensors.items()}

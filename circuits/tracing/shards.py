@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from circuits.errors import CircuitsError
 from circuits.executors import Executor, cut, on_threads
-from circuits.models import Model, Place, Row, checkpoint_of, facts_of, lean_model
+from circuits.models import Model, Place, Row, check_task, checkpoint_of, facts_of, lean_model
 from circuits.progress import bar
 from circuits.storage import claim, stamp
 from circuits.tasks import Task
@@ -90,7 +90,9 @@ class TraceWork:
         seen = job.where is not None and stamp(self.folder / _CLAIM) == job.where
         if seen and self.file(job).exists():
             return None
-        running, lean = RunningTrace(self.settings), lean_model(self._model(job.checkpoint))
+        model = self._model(job.checkpoint)
+        check_task(model, self.task)
+        running, lean = RunningTrace(self.settings), lean_model(model)
         size = self.settings.batch_size
         with on_threads(1):
             for first in range(job.start, job.stop, size):

@@ -108,6 +108,10 @@ def test_what_is_there_is_not_done_again(planted):
     pandas.testing.assert_frame_equal(found.tables["sweep"], sweep)
     with pytest.raises(CircuitsError, match=r"holds an analysis with settings\.seed 0, not 1"):
         run(*command, "--seed", 1)
+    # of other tasks
+    first = command.index("--task")
+    with pytest.raises(CircuitsError, match="holds an analysis of A and B, not of B: give the same tasks"):
+        run(*command[:first], *command[first + 2 :])
 
 
 @pytest.fixture(scope="module")

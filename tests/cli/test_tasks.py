@@ -198,6 +198,9 @@ def test_check_needs_no_weights_and_lists_files_without_any_good_line(place, bir
     checked = call("tasks", "check", "none.jsonl", "--model", bare, "--drop-bad")
     assert checked.returncode == 2
     assert checked.stderr == "circuits: none of the 2 lines of none.jsonl can be used\n"
+    (tmp_path / "one.jsonl").write_text('{"prompt": "Who"}\n')
+    alone = call("tasks", "check", "one.jsonl", "--model", bare)
+    assert alone.stderr == "circuits: the one line of one.jsonl cannot be used\n"
     assert "line 1 of none.jsonl has no" in checked.stdout
     assert "line 2 of none.jsonl: the prompt is 3" in checked.stdout
     refused(call("tasks", "check", "qa_ood", "--model", bare), "is a split of the people")

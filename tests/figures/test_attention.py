@@ -151,3 +151,8 @@ def test_a_window_and_a_rectangle_by_hand_agree():
     figure = attention_figure([asked(60)], [Rectangle(0, (30, 40), (2, 25), "copying")], window=(20, 59))
     (shape,) = (shape for shape in framed(figure) if shape.line.width == 2.5)
     assert (shape.x0, shape.x1, shape.y0, shape.y1) == (-0.5, 5.5, 9.5, 20.5)
+
+
+def test_one_reading_is_drawn_as_a_list_of_it_is():
+    one, other = asked(6), asked(6, {})
+    assert attention_figure(one, against=other) == attention_figure([one], against=[other])

@@ -695,7 +695,8 @@ def test_the_logit_difference_is_taken_where_the_answers_first_differ(model, tas
     # one is the beginning of the other: nothing tells them apart
     ends = source.answers["start"] + 1
     shorter = replace(alike, answers=source.answers.assign(end=ends))
-    with pytest.raises(CircuitsError, match=f"cannot tell the answer {target.answers['value'][0]!r} from its"):
+    message = f"cannot tell the answer {target.answers['value'][0]!r} from its .*: give a source with another answer"
+    with pytest.raises(CircuitsError, match=message):
         run_interventions(model, target, [head], source=shorter, metrics="logit_diff")
 
 
@@ -707,3 +708,9 @@ def test_functions_hooked_into_a_model_are_refused(model, pre, questions, which)
         pytest.raises(CircuitsError, match=r"a function is hooked into the model at blocks\.1\.attn\.hook_z"),
     ):
         run_interventions(model, questions, [Intervention((Head(1, 2),), "revert")], pre=pre)
+
+
+def test_one_intervention_is_run_as_a_list_of_it_is(model, questions):
+    head = Intervention((Head(1, 2),))
+    for run in (run_interventions, screen_interventions):
+        pandas.testing.assert_frame_equal(run(model, questions, head), run(model, questions, [head]))

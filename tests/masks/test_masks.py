@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy
 import pandas
@@ -11,6 +12,7 @@ from circuits.errors import CircuitsError
 from circuits.masks import (
     FRACTIONS,
     ParameterMask,
+    ablate_at,
     ablate_mask,
     ablation_means,
     ablation_summary,
@@ -26,6 +28,7 @@ from circuits.masks import (
     sharing_curve,
     top_share,
     unit_mask,
+    units_of,
     zero,
 )
 from circuits.masks.packing import PackedTensor, combine, invert, pack
@@ -741,7 +744,7 @@ def test_a_mask_of_another_shape_is_refused(mask, family, tokenizer):
 
 
 def test_bad_numbers_are_refused(traces, mask, model):
-    with pytest.raises(CircuitsError, match="the fraction is 1.5"):
+    with pytest.raises(CircuitsError, match="the fraction is 1.5: it must .* and 1, and 0.01 is one percent"):
         shared_parameters(traces, 1.5)
     with pytest.raises(CircuitsError, match="sharing takes two tasks"):
         shared_parameters(traces[:1])
@@ -779,3 +782,32 @@ def test_bad_numbers_are_refused(traces, mask, model):
         ablate_mask(model, mask, [], mode="invert")
     with pytest.raises(CircuitsError, match="reverting needs the model before fine-tuning"):
         ablate_mask(model, mask, [])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("mask.safetensors", r"'mask.safetensors' is no mask: load it with ParameterMask.load\('mask.safetensors'\)"),
+        (Path("mask.safetensors"), r"load it with ParameterMask.load\('mask.safetensors'\)"),
+        ({}, "a mask is needed, and this is a dict: load one with ParameterMask.load, or make one"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_mask_is_refused(model, pre, tasks, given, message):
+    positions = tasks["bio"].span("subject")
+    for act in (
+        lambda: ablate_mask(model, given, tasks["bio"]),
+        lambda: zero(model, given),
+        lambda: graft(pre, given, model),
+        lambda: ablate_at(model, given, tasks["bio"], positions=positions),
+        lambda: units_of(given),
+        lambda: shared_size(given, Neuron),
+    ):
+        with pytest.raises(CircuitsError, match=message):
+            act()
+
+
+def test_a_mask_is_ablated_on_one_task_as_on_a_list_of_it(model, mask, tasks):
+    task = tasks["bio"].select(range(4))
+    one, several = (ablate_mask(model, mask, given, mode="zero", draws=1) for given in (task, [task]))
+    pandas.testing.assert_frame_equal(one, several)

@@ -1,6 +1,8 @@
 import copy
 import importlib
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +17,15 @@ from transformers import (
     OPTForCausalLM,
 )
 
+from circuits.consistency import gradient_consistency, representation_consistency
 from circuits.errors import CircuitsError
+from circuits.facts import DatasetSettings, make_dataset, word_tokenizer
+from circuits.interventions import Intervention, run_interventions
+from circuits.metrics import evaluate
 from circuits.models import (
     LeanModel,
     capture,
+    check_task,
     describe,
     fingerprint,
     lean_model,
@@ -28,7 +35,18 @@ from circuits.models import (
     save_model,
 )
 from circuits.models.hookable import backends, hookable
+from circuits.rankings import (
+    attention_scores,
+    average_head,
+    behaviour_scores,
+    direct_logits,
+    head_patterns,
+    logit_lens,
+    read_head,
+)
+from circuits.tracing import trace_checkpoints, trace_gradients
 from circuits.training import new_model
+from circuits.units import Head
 from tests.fixtures import lively
 from tests.models.test_families import random_model
 
@@ -349,3 +367,58 @@ def test_a_window_that_the_probe_does_not_leave_is_told(tmp_path, window, tokens
     assert (parity.tokens, parity.window) == (tokens, unread)
     said = describe(tmp_path / "mistral")["parity probe"]
     assert ("; too short to leave the sliding window of 2,000" in said) == (unread is not None)
+
+
+#: What a model and a task meet in.
+MEETINGS = {
+    "evaluate": evaluate,
+    "trace": trace_gradients,
+    "trace_checkpoints": lambda model, task: trace_checkpoints([model], task),
+    "interventions": lambda model, task: run_interventions(model, task, Intervention((Head(0, 0),))),
+    "read_head": lambda model, task: read_head(model, "L0H0", task, example=0),
+    "average_head": lambda model, task: average_head(model, "L0H0", task),
+    "attention_scores": attention_scores,
+    "behaviour_scores": behaviour_scores,
+    "head_patterns": head_patterns,
+    "logit_lens": logit_lens,
+    "direct_logits": direct_logits,
+    "gradient_consistency": lambda model, task: gradient_consistency(model, task, task),
+    "representation_consistency": lambda model, task: representation_consistency(model, task, task),
+}
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """Questions in the tokens of another tokenizer."""
+    people = make_dataset(tmp_path_factory.mktemp("people"), DatasetSettings(people=4, pools="familiar"))
+    return people.task("qa_id", word_tokenizer("familiar"))
+
+
+@pytest.mark.parametrize("meet", MEETINGS.values(), ids=MEETINGS)
+def test_a_task_of_another_tokenizer_is_refused(untouched, foreign, meet):
+    with pytest.raises(CircuitsError, match="the task qa_id was made with another tokenizer than the model's: its tok"):
+        meet(untouched, foreign)
+
+
+def test_a_tokenizer_of_the_same_content_is_the_same(tasks):
+    more = word_tokenizer()
+    more.add_special_tokens({"sep_token": "<sep>"})
+    for tokenizer in (more, None):
+        check_task(SimpleNamespace(tokenizer=tokenizer), tasks["qa_id"])
+    made_up = replace(tasks["qa_id"], token_texts={})
+    check_task(SimpleNamespace(tokenizer=word_tokenizer("familiar")), made_up)
+
+
+@pytest.mark.parametrize("token", [100_000, -1])
+def test_tokens_that_a_model_does_not_embed_are_refused(untouched, tasks, token):
+    tokens = tasks["qa_id"].tokens.clone()
+    tokens[0, 1] = token
+    task = replace(tasks["qa_id"], tokens=tokens, token_texts={})
+    for meet in (evaluate, trace_gradients, MEETINGS["interventions"], MEETINGS["gradient_consistency"]):
+        with pytest.raises(CircuitsError, match=f"there is a token {token}, but the model embeds tokens 0 to "):
+            meet(untouched, task)
+    with (
+        untouched.hooks(fwd_hooks=[("blocks.0.attn.hook_z", lambda z, hook: z)]),  # noqa: ARG005
+        pytest.raises(CircuitsError, match=f"there is a token {token}, but"),
+    ):
+        evaluate(untouched, task)

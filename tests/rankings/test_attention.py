@@ -3,7 +3,7 @@ import torch
 
 from circuits.errors import CircuitsError
 from circuits.models import load_model
-from circuits.rankings import BEHAVIOURS, Behaviour, attention_scores, induction_scores, read_head
+from circuits.rankings import BEHAVIOURS, Behaviour, attention_scores, average_head, induction_scores, read_head
 from circuits.units import Head
 
 
@@ -75,6 +75,13 @@ def test_bad_input_is_refused(model, tasks, huggingface):
         read_head(model, Head(0, 0), tasks["bio"].select(range(9)), example=99)
     with pytest.raises(CircuitsError, match="'banana' is not a head"):
         read_head(model, "banana", tasks["bio"], example=0)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_head_is_refused(model, tasks):
+    for read, options in ((read_head, {"example": 0}), (average_head, {})):
+        with pytest.raises(CircuitsError, match=r"^\(23, 3\) is not a head: write layer and head as in L21H17"):
+            read(model, (23, 3), tasks["bio"], **options)
 
 
 def test_a_head_may_be_named(model, tasks):

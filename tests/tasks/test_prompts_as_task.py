@@ -1,6 +1,7 @@
 """Tasks of a reader's own prompts: tokens, spans, foils and counterfactuals, and what is refused."""
 
 import json
+from types import SimpleNamespace
 
 import pandas
 import pytest
@@ -12,6 +13,7 @@ from circuits.errors import CircuitsError
 from circuits.interventions import Intervention, pair_people, run_interventions
 from circuits.metrics import evaluate
 from circuits.tasks import Task
+from circuits.tasks.examples import Example
 from circuits.units import Head
 from tests.fixtures import lively
 from tests.tasks.test_task import CHATML
@@ -172,6 +174,26 @@ def test_what_makes_no_task_is_refused(words, changes, message):
     given = {"prompts": [CLEAN], "answers": [" Mary"], **changes}
     with pytest.raises(CircuitsError, match=message):
         Task.from_prompts(given.pop("prompts"), given.pop("answers"), words, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            SimpleNamespace(tokenizer=None),
+            "a task needs a tokenizer, and this is a .*: give model.tokenizer, and",
+        ),
+        (None, "a task needs a tokenizer, and this is a NoneType: give the model's, as in model.tokenizer"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_tokenizer_is_refused(given, message):
+    for make in (
+        lambda: Task.from_prompts([CLEAN], [" Mary"], given),
+        lambda: Task.from_examples("task", [Example("I am Mary", [(5, 9)], [{}], {})], given),
+    ):
+        with pytest.raises(CircuitsError, match=message):
+            make()
 
 
 def test_a_span_that_is_not_there_is_refused(words, task):
