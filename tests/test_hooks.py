@@ -86,7 +86,16 @@ HEAD, OTHER = Head(1, 2), Head(3, 1)
 
 #: These do not run a model: they read its parameters, its settings or its tokenizer.
 NEVER_RUN = {
-    *("checkpoint_of", "covered_parameters", "editing", "facts_of", "fingerprint", "identity", "lean_model"),
+    *(
+        "check_task",
+        "checkpoint_of",
+        "covered_parameters",
+        "editing",
+        "facts_of",
+        "fingerprint",
+        "identity",
+        "lean_model",
+    ),
     *(
         "parameters_of",
         "positional_parameters",

@@ -166,7 +166,7 @@ def test_the_page_of_a_difference_names_what_changed_most(pair, tmp_path):
     page = (tmp_path / "page.html").read_text()
     for kind in ("head", "neuron"):
         units = table[table["kind"] == kind].sort_values("relative", ascending=False, kind="stable")["unit"].tolist()
-        assert all(f"<td>{unit}</td>" in page for unit in units[:3])
-        assert not any(f"<td>{unit}</td>" in page for unit in units[3:])
-    assert "<td>L1</td>" in page
-    assert "<td>embeddings</td>" in page
+        assert all(f">{unit}</td>" in page for unit in units[:3])
+        assert not any(f">{unit}</td>" in page for unit in units[3:])
+    assert ">L1</td>" in page
+    assert ">embeddings</td>" in page
