@@ -29,7 +29,7 @@ $(READY_TL4): pyproject.toml constraints-tl4.txt
 study: $(READY)
 	@$(BIN)/circuits study --family $(FAMILY) --out $(OUT)
 
-# The same on a real pretrained model, SmolLM2-135M-Instruct from PyPI: hours, and docs/results.md.
+# The same on a real pretrained model, SmolLM2-135M-Instruct from PyPI: two hours and more, and docs/results.md.
 study-real: $(READY)
 	@$(BIN)/python -m benchmarks.smollm2
 	@$(BIN)/circuits study --model runs/models/smollm2-135m-instruct --out runs/study-real

@@ -27,8 +27,8 @@ from circuits.models.quiet import quiet
 
 #: How far logits may lie apart, as a share of the largest one. In float32 the small models of `make parity` are at most
 #: 3e-6 apart; Gemma 3 270M, whose stream is large, 1.04e-5 on one processor and less on others. In half precision the
-#: libraries round attention scores at different places: 6 % apart in bfloat16 after the 30 layers of SmolLM2-135M; wrong
-#: weights are 100 % apart.
+#: libraries round attention scores at different places: 6 % apart in bfloat16 after the 30 layers of SmolLM2-135M.
+#: Wrong weights are 100 % apart.
 _TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 
 #: The shortest probe, which is also how many positions have their logits compared (those of all positions of a long
