@@ -196,7 +196,7 @@ def graft_figure(table: DataFrame, keep: float | None = None) -> go.Figure:
             )
             for size, fraction in zip(chosen["size"], chosen["fraction"], strict=True):
                 figure.add_annotation(
-                    text=f"{label(model)}: {size:,} ({fraction:.1%})",
+                    text=f"{size:,} ({fraction:.1%})",  # the colour says whose
                     xref=f"x{column if column > 1 else ''} domain",
                     yref="y domain",
                     x=0.04,

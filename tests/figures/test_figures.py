@@ -277,7 +277,7 @@ def test_grafts_are_drawn_with_the_chosen_ones_marked():
     assert (list(curve.x), list(curve.y)) == ([10, 100], [0.5, 1.0])
     assert (list(star.x), list(star.y), list(other_star.x)) == ([100], [1.0], [10])
     assert list(other.y) == [0.96, 1.0]
-    assert {"mixed: 100 (100.0%)", "two-stage: 10 (10.0%)"} <= {note.text for note in figure.layout.annotations}
+    assert {"100 (100.0%)", "10 (10.0%)"} <= {note.text for note in figure.layout.annotations}
     assert "95%" in figure.layout.title.text
 
 
