@@ -7,8 +7,9 @@ import pandas
 
 from circuits.analysis.consistency import PARTS
 from circuits.analysis.differences import ABOUT_Q, SIDES, paired_differences, shown_differences
+from circuits.analysis.fact_sections import SEE_ALIKE, SEE_SIGNATURE
 from circuits.analysis.figures import consistency_figures
-from circuits.analysis.page import SCOPE_WORDS, SEE_ALIKE, SEE_SIGNATURE, named_tasks
+from circuits.analysis.words import SCOPE_WORDS, named_tasks
 from circuits.consistency import mismatched_kind
 from circuits.figures import Section
 from circuits.figures.consistency import ACT_WORDS

@@ -9,7 +9,7 @@ import pandas
 from circuits.analysis.compared_consistency import sections_of_both
 from circuits.analysis.differences import ABOUT_Q, SIDES, UNKNOWN, shown_differences
 from circuits.analysis.figures import by_mode
-from circuits.analysis.page import SCOPE_WORDS, named_tasks
+from circuits.analysis.words import SCOPE_WORDS, named_tasks
 from circuits.figures import Number, Section, heads_figure, write_report
 from circuits.figures.rankings import ranking_label
 from circuits.figures.style import label

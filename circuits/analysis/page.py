@@ -1,25 +1,18 @@
 """The page of an analysis: what was found, in the order in which one asks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas
 import plotly.graph_objects as go
 
+from circuits.analysis.fact_sections import consistency_sections, localisation_sections, signature_sections
 from circuits.analysis.summary import top_table
+from circuits.analysis.words import SCOPE_WORDS, interval, percent, two
 from circuits.figures import Number, Section, write_report
-from circuits.figures.consistency import ACT_WORDS
 from circuits.figures.style import label
 
-#: The two ways to take the top parameters, in words.
-SCOPE_WORDS = {"global": "of all parameters", "tensor": "of each tensor"}
-
-SEE_ALIKE = (
-    "Layer by layer: solid lines are pairs that tell the same fact, dashed ones pairs that do not; the wider the gap, "
-    "the more alike the tasks are."
-)
-SEE_SIGNATURE = "The longer a part of a bar, the more of the answer is lost when those tokens are somebody else's."
 #: Figure → what there is to see in it.
 _SEE = {
     "sharing": "The wider the gap between the solid line and the dashed control, the more is shared beyond what the "
@@ -28,15 +21,7 @@ _SEE = {
     "compare these.",
     "sweep": "Red: the answer becomes less likely; blue: more likely.",
     "attention": "The darker a head, the more of its attention goes there.",
-    "inside": "Where the shared parameters lie above the random ones, the agreement is theirs.",
-    "localisation": "The agreement hangs on the shared parameters if it falls further without them than without as "
-    "many random ones.",
 }
-
-
-def named_tasks(table: pandas.DataFrame) -> pandas.DataFrame:
-    """A table with its tasks as figures name them."""
-    return table.assign(**{name: table[name].map(label) for name in ("task", "other") if name in table})
 
 
 def write_page(
@@ -54,7 +39,7 @@ def write_page(
         *_attention(figures),
         *consistency_sections(tables, figures),
         *localisation_sections(tables, figures),
-        *_signature(tables, figures),
+        *signature_sections(tables, figures),
     ]
     if summary["left_out"]:
         reasons = [f"{name}: {reason}." for name, reason in summary["left_out"].items()]
@@ -81,13 +66,13 @@ def _numbers(summary: Mapping[str, Any], tables: Mapping[str, pandas.DataFrame])
     shared = next((row for row in summary.get("shared", ()) if row["scope"] == "global"), None)
     if shared is not None:
         what = f"parameters that the tasks share, of {shared['total']:,}"
-        found.append(Number(f"{shared['size']:,}", what, f"permuted: {_percent(shared['permuted_share'])} of the top"))
+        found.append(Number(f"{shared['size']:,}", what, f"permuted: {percent(shared['permuted_share'])} of the top"))
     dropped = [row for row in summary.get("ablation", ()) if row["scope"] == "global"]
     if dropped:
         row = max(dropped, key=lambda row: row["before"] - row["after"])
-        what = f"exact match on {label(row['task'])} without them, from {_percent(row['before'])}"
-        control = f"without as many random ones it falls by {_percent(row['random_drop'])}"
-        found.append(Number(_percent(row["after"]), what, control))
+        what = f"exact match on {label(row['task'])} without them, from {percent(row['before'])}"
+        control = f"without as many random ones it falls by {percent(row['random_drop'])}"
+        found.append(Number(percent(row["after"]), what, control))
     top = top_table(tables, 1)
     if top is not None:
         found.append(Number(str(top["head"][0]), "the head that changes answers most", "of all heads, one at a time"))
@@ -106,28 +91,6 @@ def _lead(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None or value != value else f"{value:.1%}"
-
-
-def _two(value: float | None) -> str:
-    return "–" if value is None or value != value else f"{value:.2f}"
-
-
-def _signed(written: Callable[[float | None], str]) -> Callable[[float | None], str]:
-    """The same with a plus sign where there is no minus."""
-
-    def signed(value: float | None) -> str:
-        return f"{'+' * (value is not None and value >= 0)}{written(value)}"
-
-    return signed
-
-
-def _interval(row: Mapping[str, Any], name: str, written: Callable[[float | None], str]) -> str:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return written(row[name]) + ("" if low is None or low != low else f" ({written(low)} to {written(high)})")
-
-
 def _tasks(summary: Mapping[str, Any]) -> Sequence[Section]:
     scored = summary.get("tasks_scored", ())
     foils = any(row.get("logit_diff") is not None for row in scored)
@@ -135,10 +98,10 @@ def _tasks(summary: Mapping[str, Any]) -> Sequence[Section]:
         {
             "task": label(row["task"]),
             "answers": row["answers"],
-            "exact match": _interval(row, "exact_match", _percent),
-            "log-probability (nats)": _interval(row, "log_prob", _two),
+            "exact match": interval(row, "exact_match", percent),
+            "log-probability (nats)": interval(row, "log_prob", two),
             **(
-                {"logit difference": "" if row.get("logit_diff") is None else _interval(row, "logit_diff", _two)}
+                {"logit difference": "" if row.get("logit_diff") is None else interval(row, "logit_diff", two)}
                 if foils
                 else {}
             ),
@@ -156,8 +119,8 @@ def _shared(summary: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> Seq
         {
             "the top": SCOPE_WORDS[row["scope"]],
             "shared": f"{row['size']:,}",
-            "share": _percent(row["share"]),
-            "permuted": _percent(row["permuted_share"]),
+            "share": percent(row["share"]),
+            "permuted": percent(row["permuted_share"]),
             "lift over chance": f"{row['lift']:.1f}",
             "permuted lift": f"{row['permuted_lift']:.1f}",
             "Gini over heads": "–" if row["gini"] is None else f"{row['gini']:.2f}",
@@ -189,8 +152,8 @@ def _random_drop(row: Mapping[str, Any]) -> str:
     """With its interval, unless that holds every drop that there can be."""
     low, high = row["random_drop_low"], row["random_drop_high"]
     if low is not None and low <= row["before"] - 1 and high >= row["before"]:
-        return f"{_percent(row['random_drop'])} (too few draws to tell)"
-    return _interval(row, "random_drop", _percent)
+        return f"{percent(row['random_drop'])} (too few draws to tell)"
+    return interval(row, "random_drop", percent)
 
 
 def _without(summary: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> Sequence[Section]:
@@ -199,9 +162,9 @@ def _without(summary: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> Se
             "the top": SCOPE_WORDS[row["scope"]],
             "task": label(row["task"]),
             "parameters": f"{row['parameters']:,}",
-            "before": _percent(row["before"]),
-            "without them": _percent(row["after"]),
-            "drop, thinned": _percent(row["thinned_drop"]),
+            "before": percent(row["before"]),
+            "without them": percent(row["after"]),
+            "drop, thinned": percent(row["thinned_drop"]),
             "drop, random": _random_drop(row),
             **{
                 f"log-prob, {words}": f"{row[f'log_prob_{name}']:.2f}"
@@ -230,9 +193,9 @@ def _grafts(summary: Mapping[str, Any]) -> Sequence[Section]:
         {
             "task": label(row["task"]),
             "parameters": f"{row['size']:,}",
-            "of all": _percent(row["fraction"]),
+            "of all": percent(row["fraction"]),
             "taken by": row["score"].replace("_x_", " × ").replace("_", " "),
-            **{f"exact match on {label(task)}": _percent(value) for task, value in row["on"].items()},
+            **{f"exact match on {label(task)}": percent(value) for task, value in row["on"].items()},
         }
         for row in summary.get("grafts", ())
     ]
@@ -288,160 +251,3 @@ def _attention(figures: Mapping[str, go.Figure]) -> Sequence[Section]:
     text = "Mean attention to each span of a task. The heads that stand out are drawn in the folder figures."
     title = "What heads attend to"
     return [Section(title, [text], None, figures["attention"], _SEE["attention"])] if "attention" in figures else []
-
-
-def consistency_sections(tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figure]) -> Sequence[Section]:
-    """The sections of the step ``consistency``, two for each pair of tasks."""
-    found: list[Section] = []
-    if "consistency_tests" not in tables:
-        return found
-    for (task, other), tests in tables["consistency_tests"].groupby(["task", "other"], sort=False):
-        whole = tests[(tests["measure"] == "gradient") & (tests["unit"] == "all")]
-        last = tests[tests["measure"].isin(["representation", "retrieval"]) & (tests["span"] == "last")]
-        last = last[last["layer"] == last["layer"].max()]
-        text = (
-            f"Pairs of answers of {label(task)} and {label(other)} that tell the same fact, beside pairs that do not: "
-            "the cosines of the gradients of their losses, of their activations (centred) at the token that predicts "
-            "the answer, linear CKA, and how often a fact's activation is nearest to its own in the other task. The "
-            "table has activations of the last layer. Intervals and tests are paired, by group; q is corrected for "
-            "all comparisons of this step (Benjamini–Hochberg)."
-        )
-        figure = figures.get(f"consistency_{task}_{other}")
-        found.append(
-            Section(
-                f"Are {label(task)} and {label(other)} alike inside?",
-                [text],
-                _tests(pandas.concat([whole, last])),
-                figure,
-                SEE_ALIKE,
-            )
-        )
-        inside = tests[tests["measure"] == "inside"]
-        if len(inside):
-            text = (
-                "Cosines of the gradients of matched pairs over the shared parameters alone, beside those over as many "
-                "random ones outside them in each tensor (where a tensor has too little room for these, both are "
-                "thinned), and over all that lie outside."
-            )
-            figure = figures.get(f"inside_{task}_{other}")
-            found.append(
-                Section("Is it the shared parameters where they agree?", [text], _tests(inside), figure, _SEE["inside"])
-            )
-    return found
-
-
-def localisation_sections(
-    tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figure]
-) -> Sequence[Section]:
-    """The section of the step ``localise``, for each pair of tasks."""
-    found: list[Section] = []
-    if "localisation" not in tables:
-        return found
-    for (task, other), _ in tables["localisation"].groupby(["task", "other"], sort=False):
-        text = (
-            f"Facts of {label(task)} and {label(other)} after the shared parameters went back to their values before "
-            "fine-tuning, and with these alone as after it, beside as many random parameters outside them: how alike "
-            "the activations of both tasks are at the token that predicts the answer, how many facts are nearest to "
-            f"themselves in the other task, and how many answers of both are right. If the agreement hangs on the "
-            "shared parameters, it falls without them and stays with them alone."
-        )
-        tests = tables.get("localisation_tests")
-        shown = None if tests is None or tests.empty else _localisation(tests, task, other)
-        figure = figures.get(f"localisation_{task}_{other}")
-        found.append(
-            Section("Does their agreement hang on the shared parameters?", [text], shown, figure, _SEE["localisation"])
-        )
-    return found
-
-
-_MEASURED = {
-    "cosine": ("activations: cosine", _two),
-    "retrieved": ("facts retrieved", _percent),
-    "exact_match": ("{other}: right", _percent),
-    "task_exact_match": ("{task}: right", _percent),
-}
-
-
-def _localisation(tests: pandas.DataFrame, task: str, other: str) -> pandas.DataFrame:
-    rows = tests[(tests["task"] == task) & (tests["other"] == other) & tests["measure"].isin(_MEASURED)]
-    shown = []
-    for row in rows.itertuples():
-        name, written = _MEASURED[str(row.measure)]
-        ends = {"difference": row.difference, "difference_low": row.low, "difference_high": row.high}
-        shown.append(
-            {
-                "top of": SCOPE_WORDS[row.scope],
-                "parameters": ACT_WORDS[row.act],
-                "measure": name.format(task=label(task), other=label(other)),
-                "shared": written(row.shared),
-                "random": written(row.random),
-                "difference": _interval(ends, "difference", _signed(written)),
-                "q": f"{row.q:.2g}",
-            }
-        )
-    return pandas.DataFrame(shown)
-
-
-def _tests(tests: pandas.DataFrame) -> pandas.DataFrame:
-    measures = {
-        "representation": "activations: cosine",
-        "gradient": "gradients: cosine",
-        "inside": "gradients: cosine",
-        "retrieval": "facts retrieved",
-    }
-    than = {"rest": "all outside", "random": "random ones"}
-    shown = []
-    for row in tests.itertuples():
-        written = _percent if row.measure == "retrieval" else _two
-        ends = {"difference_low": row.low, "difference_high": row.high, "difference": row.difference}
-        shown.append(
-            {
-                "measure": measures[str(row.measure)],
-                "where": SCOPE_WORDS.get(row.scope, row.unit.replace(".resid_post", "")),
-                "facts": row.facts,
-                "same fact": written(row.value),
-                "against": than.get(row.than, row.than.replace("_", " ")),
-                "there": written(row.control),
-                "difference": _interval(ends, "difference", _signed(written)),
-                "q": f"{row.q:.2g}",
-            }
-        )
-    return pandas.DataFrame(shown)
-
-
-def _signature(tables: Mapping[str, pandas.DataFrame], figures: Mapping[str, go.Figure]) -> Sequence[Section]:
-    found = []
-    if "signature" in figures:
-        text = (
-            "How far an answer's log-probability falls when the tokens of a span are replaced by those of another "
-            "group's prompt; context is all other tokens before the answer. Answers for which a span has no such donor "
-            "are left out."
-        )
-        rows = _of_spans(tables["signature"], "fall, nats")
-        found.append(Section("What the answers rest on", [text], rows, figures["signature"], SEE_SIGNATURE))
-    if "integrated_signature" in tables:
-        text = (
-            "Integrated gradients from a prompt of mean embeddings to the prompt itself: what each span adds to an "
-            "answer's log-probability. They are no experiment, as replacing tokens is: where the two disagree, "
-            "trust the replacement. Missed is how far they are from adding up to the whole change, mean over "
-            "answers."
-        )
-        rows = _of_spans(tables["integrated_signature"], "adds, nats")
-        found.append(Section("What integrated gradients say the answers rest on", [text], rows))
-    return found
-
-
-def _of_spans(table: pandas.DataFrame, effect: str) -> pandas.DataFrame:
-    shown = {
-        "task": table["task"].map(label),
-        "span": table["span"],
-        effect: [_interval(row, "effect", _two) for row in table.to_dict("records")],
-        "share": [_interval(row, "share", _percent) for row in table.to_dict("records")],
-        "answers": table["answers"],
-    }
-    last = (
-        {"left out": table["left_out"]}
-        if "delta" not in table
-        else {"missed, nats": table["delta"].map("{:.2g}".format)}
-    )
-    return pandas.DataFrame(shown | last)
