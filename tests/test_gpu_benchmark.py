@@ -25,6 +25,7 @@ def test_it_runs_to_the_end_with_tiny_models(unchecked):
         assert exact["deviations"]["log_prob"] < 1e-4
         assert exact["deviations"]["trace_over_largest_entry"] < 1e-4
         # interventions compute in float32 with bfloat16 weights where the processor has no products of these
-        assert half["deviations"]["log_prob"] < 2e-2
+        products = any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
+        assert half["deviations"]["log_prob"] < (2e-2 if products else 1e-4)
         assert 1e-4 < half["deviations"]["trace_over_largest_entry"] < 0.1
         assert min(exact["share_of_peak"], exact["heads_ratio"], exact["trace_ratio"]) > 0

@@ -39,7 +39,8 @@ class Parity:
 
     Attributes:
         tokens: the length of the probe.
-        allowed: the largest difference of a logit that is let through.
+        allowed: the largest difference of a logit that is let through; in float32 of the lean model's, the hookable
+            one's may be twice as large.
         differences: the largest difference of a logit from the Hugging Face model's, for each way.
         window: the shortest sliding window that the probe is too short to leave; None if it leaves them all.
     """
